@@ -1,0 +1,1 @@
+"""Brain CT to MRI translation with Brownian-bridge diffusion; the package that the configs name."""
