@@ -1,0 +1,5 @@
+"""Networks, and the parts that MONAI's own networks can take from them."""
+
+from .bridge_unet import BridgeUNet, FiLMResnetBlock, StyleEmbedding, space_to_depth_stem, use_film
+
+__all__ = ["BridgeUNet", "FiLMResnetBlock", "StyleEmbedding", "space_to_depth_stem", "use_film"]

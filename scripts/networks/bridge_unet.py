@@ -1,0 +1,230 @@
+"""The bridge U-Net: MONAI's DiffusionModelUNet with FiLM residual blocks, source concatenation and style tokens.
+
+The parts (`FiLMResnetBlock`, `use_film`, `space_to_depth_stem`, `StyleEmbedding`) are modules and functions of their
+own, because MONAI's `ControlNet` has the same encoder, under the same names, and can take the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, DiffusionUNetResnetBlock
+from torch import nn
+
+__all__ = ["BridgeUNet", "FiLMResnetBlock", "StyleEmbedding", "space_to_depth_stem", "use_film"]
+
+
+class FiLMResnetBlock(DiffusionUNetResnetBlock):
+    """Residual block whose embedding scales and shifts the normalised features instead of being added to them.
+
+    `h = norm2(conv1(...)) * (1 + scale) + shift` with `scale, shift = time_emb_proj(silu(emb)).chunk(2)`: the
+    "scale-shift" time embedding of Dhariwal and Nichol (2021), which CT2MRI's network has. Arguments are those of MONAI's
+    `DiffusionUNetResnetBlock`; only `time_emb_proj` has another shape, (2 out_channels, temb_channels).
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        temb_channels: int,
+        out_channels: int | None = None,
+        up: bool = False,
+        down: bool = False,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(
+            spatial_dims, in_channels, temb_channels, out_channels, up, down, norm_num_groups, norm_eps=norm_eps
+        )
+        self.time_emb_proj = nn.Linear(temb_channels, 2 * self.out_channels)
+
+    @classmethod
+    def like(cls, block: DiffusionUNetResnetBlock) -> FiLMResnetBlock:
+        """A freshly initialised FiLM block of the same sizes as `block`."""
+        return cls(
+            spatial_dims=block.spatial_dims,
+            in_channels=block.channels,
+            temb_channels=block.emb_channels,
+            out_channels=block.out_channels,
+            up=block.up,
+            down=block.down,
+            norm_num_groups=block.norm1.num_groups,
+            norm_eps=block.norm1.eps,
+        )
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """Features (B, in_channels, H, W) and embedding (B, temb_channels) -> (B, out_channels, H', W')."""
+        h = self.nonlinearity(self.norm1(x))
+        resample = self.upsample if self.upsample is not None else self.downsample
+        if resample is not None:
+            x, h = resample(x), resample(h)
+        h = self.norm2(self.conv1(h))
+
+        film = self.time_emb_proj(self.nonlinearity(emb))
+        scale, shift = film.reshape(*film.shape, *(1,) * self.spatial_dims).chunk(2, dim=1)
+        h = torch.addcmul(shift, h, 1 + scale)
+        return self.skip_connection(x) + self.conv2(self.nonlinearity(h))
+
+
+def use_film(module: nn.Module) -> nn.Module:
+    """Replace every `DiffusionUNetResnetBlock` inside `module` (a U-Net or a ControlNet) by its FiLM form, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, DiffusionUNetResnetBlock):
+            setattr(module, name, FiLMResnetBlock.like(child))
+        else:
+            use_film(child)
+    return module
+
+
+def space_to_depth_stem(first: nn.Module, factor: int) -> nn.Module:
+    """Put a space-to-depth step before a network's first layer: (B, C, H, W) -> `first` on (B, C f^2, H/f, W/f).
+
+    `first` has to take C f^2 channels. For a ControlNet, wrap `conv_in` and the hint's `controlnet_cond_embedding`.
+    With a factor of 1 the layer comes back as it is, so that the keys of the state dict stay MONAI's.
+    """
+    return nn.Sequential(nn.PixelUnshuffle(factor), first) if factor > 1 else first
+
+
+class StyleEmbedding(nn.Sequential):
+    """Style key (B, tokens, token_size) -> (B, embedding_size), to be added to the time embedding.
+
+    It takes the place of MONAI's `class_embedding`: the key is then given as `class_labels`.
+    """
+
+    def __init__(self, tokens: int, token_size: int, embedding_size: int) -> None:
+        super().__init__(
+            nn.Flatten(),
+            nn.Linear(tokens * token_size, embedding_size),
+            nn.SiLU(),
+            nn.Linear(embedding_size, embedding_size),
+        )
+
+
+class BridgeUNet(DiffusionModelUNet):
+    """Predicts, from a noisy slab of the target and the slab of the source, what the bridge's scheduler asks for.
+
+    CT2MRI (section 2.1) with MONAI's topology: time by FiLM, the source concatenated to the input, the style key as
+    three tokens that the transformer in the middle block attends to. With `channels=(128, 512, 1024)` and the other
+    defaults it is the paper's network, 254,149,507 parameters.
+
+    Args:
+        slab_size: slices of a slab, 2N+1.
+        channels: feature channels of each resolution level; each level but the last halves height and width.
+        num_res_blocks: residual blocks a level, one number or one for each level.
+        norm_num_groups: groups of the group normalisation; divides each of `channels`.
+        num_head_channels: channels of an attention head; divides `channels[-1]`.
+        cross_attention_dim: length of a style token, the number of bins of the style key.
+        num_style_tokens: rows of the style key.
+        space_to_depth: factor f by which the input trades height and width for channels (and back at the output).
+        style_embedding: also add an MLP of the flattened style key to the time embedding.
+        resblock_updown: residual blocks that resample, as in the paper, instead of pooling and a convolution.
+        use_flash_attention: PyTorch's fused attention; the same function with less memory.
+
+    Raises:
+        ValueError: `channels` that the groups or the heads do not divide.
+    """
+
+    def __init__(
+        self,
+        slab_size: int = 3,
+        channels: Sequence[int] = (128, 512, 1024),
+        num_res_blocks: Sequence[int] | int = 2,
+        norm_num_groups: int = 32,
+        num_head_channels: int = 64,
+        cross_attention_dim: int = 128,
+        num_style_tokens: int = 3,
+        space_to_depth: int = 1,
+        style_embedding: bool = False,
+        resblock_updown: bool = True,
+        use_flash_attention: bool = True,
+    ) -> None:
+        if channels[-1] % num_head_channels:
+            raise ValueError(f"num_head_channels ({num_head_channels}) must divide the last of channels {channels}.")
+        super().__init__(
+            spatial_dims=2,
+            in_channels=2 * slab_size * space_to_depth**2,
+            out_channels=slab_size * space_to_depth**2,
+            num_res_blocks=num_res_blocks,
+            channels=channels,
+            attention_levels=(False,) * len(channels),
+            norm_num_groups=norm_num_groups,
+            norm_eps=1e-5,
+            resblock_updown=resblock_updown,
+            num_head_channels=num_head_channels,
+            with_conditioning=True,
+            cross_attention_dim=cross_attention_dim,
+            use_flash_attention=use_flash_attention,
+        )
+        self.slab_size = slab_size
+        self.style_shape = (num_style_tokens, cross_attention_dim)
+        self.size_multiple = space_to_depth * 2 ** (len(channels) - 1)
+        """Height and width of a slab must be multiples of this number of pixels."""
+
+        use_film(self)
+        self.middle_block.attention.norm.eps = 1e-6  # the one norm of the authors' network with another eps
+        self.conv_in = space_to_depth_stem(self.conv_in, space_to_depth)
+        if space_to_depth > 1:
+            self.out.append(nn.PixelShuffle(space_to_depth))
+        if style_embedding:
+            self.num_class_embeds = num_style_tokens * cross_attention_dim
+            self.class_embedding = StyleEmbedding(num_style_tokens, cross_attention_dim, 4 * channels[0])
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
+        source: torch.Tensor | None = None,
+        down_block_additional_residuals: Sequence[torch.Tensor] | None = None,
+        mid_block_additional_residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One evaluation for a batch of slabs.
+
+        Args:
+            x: noisy target slabs x_t, (B, 2N+1, H, W), [-1, 1] and noise; without `source`, (B, 2(2N+1), H, W), first
+                x_t, then the source.
+            timesteps: indices of the training schedule, (B,), or one for all; None is index 0, the bridge's clean end.
+            context: style keys, (B, 3, 128), or one for all; None is no style, tokens of zeros.
+            source: source slabs, (B, 2N+1, H, W), [-1, 1].
+            down_block_additional_residuals: what a ControlNet adds to the skip connections.
+            mid_block_additional_residual: what a ControlNet adds to the middle block.
+
+        Returns:
+            The prediction, (B, 2N+1, H, W), of the scheduler's `prediction_type`.
+
+        Raises:
+            ValueError: channels, style tokens or sizes that the network cannot take.
+        """
+        if source is not None:
+            x = torch.cat([x, source], dim=1)
+        self._check_input(x)
+        batch = x.shape[0]
+        if timesteps is None:
+            timesteps = torch.zeros(1, dtype=torch.long, device=x.device)
+        context = x.new_zeros(self.style_shape) if context is None else context.to(x)
+        if context.shape[-2:] != self.style_shape:
+            raise ValueError(
+                f"Style tokens of shape {tuple(context.shape)} were given; the network takes {self.style_shape}."
+            )
+        context = context.expand(batch, *self.style_shape)
+        return super().forward(
+            x,
+            timesteps.to(x.device).expand(batch),
+            context=context,
+            class_labels=context,
+            down_block_additional_residuals=down_block_additional_residuals,
+            mid_block_additional_residual=mid_block_additional_residual,
+        )
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        if x.shape[1] != 2 * self.slab_size:
+            raise ValueError(
+                f"The network got {x.shape[1]} channels; it takes {2 * self.slab_size}: {self.slab_size} slices of the "
+                "target, then as many of the source."
+            )
+        height, width = x.shape[-2:]
+        if height % self.size_multiple or width % self.size_multiple:
+            raise ValueError(
+                f"The slab is {height} x {width}, but this network needs multiples of {self.size_multiple}: pad it."
+            )
