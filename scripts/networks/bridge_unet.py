@@ -19,7 +19,7 @@ class FiLMResnetBlock(DiffusionUNetResnetBlock):
     """Residual block whose embedding scales and shifts the normalised features instead of being added to them.
 
     `h = norm2(conv1(...)) * (1 + scale) + shift` with `scale, shift = time_emb_proj(silu(emb)).chunk(2)`: the
-    "scale-shift" time embedding of Dhariwal and Nichol (2021), which CT2MRI's network has. Arguments are those of MONAI's
+    "scale-shift" time embedding of Dhariwal and Nichol (2021), which CT2MRI has. Arguments are those of MONAI's
     `DiffusionUNetResnetBlock`; only `time_emb_proj` has another shape, (2 out_channels, temb_channels).
     """
 
