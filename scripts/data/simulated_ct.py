@@ -1,12 +1,13 @@
 """Simulated brain CT from the tissue fractions of a T1 volume.
 
-A CT is drawn from what is known of CT (HU of tissues, shading, noise, resolution, slice thickness, the skull's edge), with
-broad priors, so that a network trained on (simulated CT, real T1) meets real CT as one more draw. `SimulatedCTParameters.draw`
-draws, `simulate_ct` is deterministic given the parameters.
+A CT is drawn from what is known of CT (HU of tissues, shading, noise, resolution, slice thickness, the skull's edge),
+with broad priors, so that a network trained on (simulated CT, real T1) meets real CT as one more draw.
+`SimulatedCTParameters.draw` draws, `simulate_ct` is deterministic given the parameters.
 
-Lesions: the T1 of the pair shows none of the lesions that are simulated here, so each teaches the network to erase what it
-should keep. They are therefore rare, small and faint: enough that one does not throw the network off around it. Lesions
-that the T1 does show are in its tissue fractions (dark white matter counts as part fluid) and are dark on both sides.
+Lesions: the T1 of the pair shows none of the lesions that are simulated here, so each teaches the network to erase what
+it should keep. They are therefore rare, small and faint: enough that one does not throw the network off around it.
+Lesions that the T1 does show are in its tissue fractions (dark white matter counts as part fluid) and are dark on both
+sides.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -38,12 +39,14 @@ class SimulatedCTParameters:
         blur_in_plane_mm, blur_axial_mm: Gaussian standard deviations.
         slice_thickness_mm: thick slices, interpolated back; 0 keeps the grid.
         slice_phase: where the first thick slice lies, in slices, [0, 1).
+        closing_mm: fissures of the T1's mask up to twice this wide are filled with fluid first.
         mask_growth_mm: how far the CT's own brain mask reaches beyond (or, negative, stays within) the T1's.
         mask_raggedness_mm: standard deviation of that along the edge.
         shell_mm: thickness of the fluid between the T1's mask and the bone.
         shell_raggedness_mm: its variation.
         bone_hu: at the skull's inside; 0 leaves bone out.
         dura_hu, dura_weight: of falx and tentorium; weight 0 leaves them out.
+        dura_thickness_mm: standard deviation across the sheets.
         vessel_hu, vessel_weight: of sinuses and the middle cerebral arteries.
         calcification_hu, num_calcifications: pineal gland, choroid plexus, pallidum.
         num_infarcts, infarct_hu, infarct_radius_mm: hypodense lesions; infarct_hu is added to tissue.
@@ -65,6 +68,7 @@ class SimulatedCTParameters:
     blur_axial_mm: float = 0.0
     slice_thickness_mm: float = 0.0
     slice_phase: float = 0.0
+    closing_mm: float = 0.0
     mask_growth_mm: float = 0.0
     mask_raggedness_mm: float = 0.0
     shell_mm: float = 3.0
@@ -72,6 +76,7 @@ class SimulatedCTParameters:
     bone_hu: float = 0.0
     dura_hu: float = 55.0
     dura_weight: float = 0.0
+    dura_thickness_mm: float = 1.0
     vessel_hu: float = 50.0
     vessel_weight: float = 0.0
     calcification_hu: float = 80.0
@@ -110,6 +115,7 @@ class SimulatedCTParameters:
             blur_axial_mm=axial,
             slice_thickness_mm=rng.uniform(2.5, 5.0) if thick else 0.0,
             slice_phase=rng.uniform(),
+            closing_mm=rng.uniform(0, 6),
             mask_growth_mm=rng.uniform(-1.5, 3.0),
             mask_raggedness_mm=rng.uniform(0, 1),
             shell_mm=rng.uniform(1.0, 5.0),
@@ -117,6 +123,7 @@ class SimulatedCTParameters:
             bone_hu=rng.uniform(60, 250),
             dura_hu=rng.uniform(48, 62),
             dura_weight=rng.uniform(0.2, 1.0) if rng.uniform() < 0.85 else 0.0,
+            dura_thickness_mm=rng.uniform(0.7, 2.0),
             vessel_hu=rng.uniform(40, 62),
             vessel_weight=rng.uniform(0.2, 1.0) if rng.uniform() < 0.7 else 0.0,
             calcification_hu=rng.uniform(50, 130),
@@ -134,8 +141,8 @@ class SimulatedCTParameters:
 # every stage has random numbers of its own, so that one left out does not change the others
 _TEXTURE, _SHADING, _NOISE, _MASK, _SHELL, _BONE, _SPOTS, _LESIONS = range(8)
 
-# Top of the cerebellum, where the tentorium lies, in brain coordinates: w = c . (1, |u|, u^2, v, v^2, |u| v), least squares
-# over the 19 people of the NiChart sample data (residual 0.056)
+# Top of the cerebellum, where the tentorium lies, in brain coordinates: w = c . (1, |u|, u^2, v, v^2, |u| v), least
+# squares over the 19 people of the NiChart sample data (residual 0.056)
 _TENTORIUM = (-0.571, -0.378, -0.276, -0.568, -1.891, -0.957)
 # Places (|u|, v, w) where calcium is common: pineal gland, choroid plexus of the atrium (both sides), pallidum (both)
 _CALCIFIED_PLACES = (
@@ -147,8 +154,10 @@ _CALCIFIED_PLACES = (
 )
 
 
-def smooth_field(rng: np.random.Generator, shape: Sequence[int], spacing_mm: Sequence[float], scale_mm: float):
-    """Random field (float32, mean about 0, standard deviation 1) that is smooth on ``scale_mm``, made on a coarse grid."""
+def smooth_field(
+    rng: np.random.Generator, shape: Sequence[int], spacing_mm: Sequence[float], scale_mm: float
+) -> np.ndarray:
+    """Random field, smooth on ``scale_mm``, made on a coarse grid: float32, mean about 0, standard deviation 1."""
     step = [max(1.0, scale_mm / s) for s in spacing_mm]
     coarse = [max(2, int(np.ceil(n / k)) + 1) for n, k in zip(shape, step, strict=True)]
     values = torch.from_numpy(rng.standard_normal(coarse, dtype=np.float32))
@@ -235,13 +244,24 @@ def _stamp(
     weight[box] = np.maximum(weight[box], ball)
 
 
+def _closed(mask: np.ndarray, num_voxels: int) -> np.ndarray:
+    """Morphological closing that the volume's border does not disturb."""
+    if num_voxels < 1:
+        return mask
+    inner = (slice(num_voxels, -num_voxels),) * 3
+    return ndimage.binary_closing(np.pad(mask, num_voxels), iterations=num_voxels)[inner]
+
+
 class _Anatomy:
     """Places that the simulation needs, found from mask and fluid."""
 
-    def __init__(self, tissue: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float]) -> None:
+    def __init__(
+        self, tissue: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float], closing_mm: float = 0.0
+    ) -> None:
         self.tissue, self.mask, self.spacing_mm = tissue, mask, spacing_mm
         self.coordinates = brain_coordinates(mask, spacing_mm)
-        self.depth = edge_depth(mask, spacing_mm)
+        self.envelope = _closed(mask > 0, round(closing_mm / min(spacing_mm)))
+        self.depth = edge_depth(self.envelope, spacing_mm)
         u, v, _ = self.coordinates
         self.width_mm = spacing_mm[0] / max(float(u[1, 0, 0] - u[0, 0, 0]), 1e-6)
         self.length_mm = spacing_mm[1] / max(float(v[0, 1, 0] - v[0, 0, 0]), 1e-6)
@@ -253,27 +273,40 @@ class _Anatomy:
         return millimetres / np.asarray(self.spacing_mm)
 
     def above_tentorium_mm(self) -> np.ndarray:
-        """Height (mm) above the tentorium's usual place."""
+        """Height (mm) above the tentorium: its usual place, moved and tilted to the fluid found nearby."""
         u, v, w = self.coordinates
-        a = np.abs(u)
-        c = _TENTORIUM
-        return (w - (c[0] + c[1] * a + c[2] * a**2 + c[3] * v + c[4] * v**2 + c[5] * a * v)) * self.length_mm
+        a, c = np.abs(u), _TENTORIUM
+        above = (w - (c[0] + c[1] * a + c[2] * a**2 + c[3] * v + c[4] * v**2 + c[5] * a * v)) * self.length_mm
+        eligible = (self.tissue[CSF] > 0.5) & (self.depth > 5) & (a > 0.04) & (v < -0.15) & (np.abs(above) < 15)
+        if eligible.sum() < 100:
+            return above
+        # few columns, weights that narrow towards the sheet
+        design = np.stack([np.ones(int(eligible.sum())), a[eligible], v[eligible], u[eligible]], 1)
+        height = above[eligible]
+        plane = np.zeros(4)
+        for width_mm in (8.0, 5.0, 3.0):
+            weight = np.exp(-0.25 * ((height - design @ plane) / width_mm) ** 2)
+            damped = np.vstack([design * weight[:, None], 3 * np.eye(4)])
+            plane = np.linalg.lstsq(damped, np.concatenate([height * weight, np.zeros(4)]), rcond=None)[0]
+        return above - (plane[0] + plane[1] * a + plane[2] * v + plane[3] * u)
 
-    def dura(self) -> np.ndarray:
-        """(H, W, Z) share of falx and tentorium in each voxel: sheets of about 2 mm, most where there is fluid."""
+    def dura(self, thickness_mm: float) -> np.ndarray:
+        """(H, W, Z) share of falx and tentorium in each voxel: thin sheets, most where there is fluid."""
         u, v, w = self.coordinates
         csf = self.tissue[CSF] + (1 - self.mask)
-        near_fluid = np.clip(3 * apply_along_axes(csf, [gaussian_matrix(n, 0.8) for n in csf.shape]), 0, 1)
+        sigmas = [1.2 / s for s in self.spacing_mm]
+        near_fluid = apply_along_axes(csf, [gaussian_matrix(n, s) for n, s in zip(csf.shape, sigmas, strict=True)])
+        near_fluid = np.clip(3 * near_fluid, 0, 1)
         side = midsagittal_distance(self.tissue[CSF], self.coordinates, self.width_mm)
         above = self.above_tentorium_mm()
         # the falx hangs from the vault towards the corpus callosum, deeper at the back
         radius = np.sqrt((v / 0.5) ** 2 + ((w + 0.42) / 0.42) ** 2)
         inner = 0.72 - 0.12 * np.clip(-v / 0.4, -1, 1)
         hangs = np.clip((radius - inner) / 0.08, 0, 1) * np.clip((w + 0.5) / 0.06, 0, 1) * (above > -3)
-        falx = np.exp(-0.5 * (side / 1.0) ** 2) * hangs
+        falx = np.exp(-0.5 * (side / thickness_mm) ** 2) * hangs
         covers = np.clip((-0.12 - v + 0.35 * np.abs(u)) / 0.06, 0, 1)
-        tentorium = np.exp(-0.5 * (above / 1.8) ** 2) * covers
-        return np.maximum(falx, 0.7 * tentorium) * near_fluid
+        tentorium = np.exp(-0.5 * (above / (0.5 + thickness_mm)) ** 2) * covers
+        return np.maximum(falx, tentorium) * near_fluid
 
     def vessels(self) -> np.ndarray:
         """(H, W, Z) share of the venous sinuses at the edge and of the middle cerebral arteries' stems."""
@@ -336,7 +369,7 @@ def _add_skull(hu: np.ndarray, anatomy: _Anatomy, p: SimulatedCTParameters) -> n
         thickness += p.shell_raggedness_mm * smooth_field(rng, hu.shape, anatomy.spacing_mm, 12.0)
     strength = 1 + 0.4 * smooth_field(np.random.default_rng((p.seed, _BONE)), hu.shape, anatomy.spacing_mm, 15.0)
     beyond = np.clip((-anatomy.depth - np.maximum(thickness, 0.3)) / min(anatomy.spacing_mm) + 0.5, 0, 1)
-    return _mix(hu, beyond * (1 - anatomy.mask), p.bone_hu * np.clip(strength, 0.2, 2))
+    return _mix(hu, beyond * (1 - anatomy.envelope), p.bone_hu * np.clip(strength, 0.2, 2))
 
 
 def cupping_field(mask: np.ndarray, spacing_mm: Sequence[float], cupping_hu: Sequence[float]) -> np.ndarray:
@@ -379,13 +412,13 @@ def noise_field(shape: Sequence[int], spacing_mm: Sequence[float], p: SimulatedC
 def _ct_mask(anatomy: _Anatomy, p: SimulatedCTParameters) -> np.ndarray:
     """The mask that a skull strip of this CT would give: the T1's, grown or shrunk unevenly."""
     if not p.mask_growth_mm and not p.mask_raggedness_mm:
-        return anatomy.mask > 0
+        return anatomy.envelope
     rng = np.random.default_rng((p.seed, _MASK))
     ragged = smooth_field(rng, anatomy.mask.shape, anatomy.spacing_mm, 10.0)
     growth = p.mask_growth_mm + p.mask_raggedness_mm * ragged
     # growing and shrinking never rounds off what the T1's mask has: only the smooth surface's neighbourhood changes
-    grown = (anatomy.mask > 0) | (anatomy.depth > -growth)
-    return np.where(growth > 0, grown, (anatomy.mask > 0) & (anatomy.depth > -growth))
+    outside = anatomy.depth > -growth
+    return np.where(growth > 0, anatomy.envelope | outside, anatomy.envelope & outside)
 
 
 def simulate_ct(
@@ -406,10 +439,11 @@ def simulate_ct(
         ValueError: the mask is empty.
     """
     p = parameters
-    anatomy = _Anatomy(np.asarray(tissue, np.float32), np.squeeze(np.asarray(mask) > 0).astype(np.float32), spacing_mm)
+    brain = np.squeeze(np.asarray(mask) > 0).astype(np.float32)
+    anatomy = _Anatomy(np.asarray(tissue, np.float32), brain, spacing_mm, p.closing_mm)
     hu = _add_lesions(_tissue_hu(anatomy, p), anatomy, p)
     if p.dura_weight:
-        hu = _mix(hu, p.dura_weight * anatomy.dura(), p.dura_hu)
+        hu = _mix(hu, p.dura_weight * anatomy.dura(p.dura_thickness_mm), p.dura_hu)
     if p.vessel_weight:
         hu = _mix(hu, p.vessel_weight * anatomy.vessels(), p.vessel_hu)
     if p.num_calcifications:
@@ -418,7 +452,7 @@ def simulate_ct(
         hu = _add_skull(hu, anatomy, p)
     hu = apply_along_axes(hu.astype(np.float32), _resolution_matrices(hu.shape, spacing_mm, p))
     if any(p.cupping_hu):
-        hu = hu + cupping_field(anatomy.mask, spacing_mm, p.cupping_hu)
+        hu = hu + cupping_field(anatomy.envelope, spacing_mm, p.cupping_hu)
     if p.shading_hu:
         rng = np.random.default_rng((p.seed, _SHADING))
         hu = hu + p.shading_hu * smooth_field(rng, hu.shape, spacing_mm, 40.0)

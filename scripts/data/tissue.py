@@ -145,7 +145,9 @@ def _deep_grey_prior(t1: np.ndarray, coordinates: np.ndarray, levels: Sequence[f
     white_likelihood = np.exp(-0.5 * ((signal - 1.05) / 0.15) ** 2)
     for structure in structures:
         squared = structure.squared_distance(coordinates)
-        place = 1 / (1 + np.exp(np.minimum(1.5 * (squared - 5.0), 50)))  # the 5 % of a structure's voxels beyond are lost
+        place = 1 / (
+            1 + np.exp(np.minimum(1.5 * (squared - 5.0), 50))
+        )  # the 5 % of a structure's voxels beyond are lost
         likelihood = np.exp(-0.5 * ((signal - structure.intensity) / 0.25) ** 2)
         likelihood[signal < structure.intensity] = 1
         odds = place * likelihood
@@ -181,7 +183,7 @@ def tissue_fractions(
         structures: the deep nuclei.
 
     Returns:
-        (4, H, W, Z) float32: fractions of CSF, cortical grey, white, deep grey matter; they sum to 1 in the mask, 0 outside.
+        (4, H, W, Z) float32: fractions of CSF, cortical grey, white, deep grey matter; sum 1 in the mask, 0 outside.
 
     Raises:
         ValueError: the mask is empty.
