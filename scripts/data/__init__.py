@@ -1,0 +1,6 @@
+"""Datalists, training volumes and slabs, and simulated CT."""
+
+from .slab_dataset import SlabDataset, build_volumes
+from .training import prepare_pairs, training_datalist, training_style_keys
+
+__all__ = ["SlabDataset", "build_volumes", "prepare_pairs", "training_datalist", "training_style_keys"]

@@ -33,6 +33,10 @@ class PackedVolume:
     slices: np.ndarray
     weight: float = 1.0
 
+    def style_key(self, num_bins: int = 128) -> np.ndarray:
+        """(3, num_bins) float32: the key of the target as it is."""
+        return ContrastCurve(np.array([0.0, 1.0]), np.array([0.0, 1.0])).style_key(self.histogram, num_bins)
+
 
 def _fit(volume: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> np.ndarray:
     """Crop or zero-pad (Z, H, W) in H and W to ``size`` around ``centre``."""
