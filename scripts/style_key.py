@@ -6,13 +6,19 @@ first difference d. It is computed from a skull-stripped volume scaled to [0, 1]
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
 import numpy as np
 import torch
+from monai.transforms import LoadImage
 
 _FOREGROUND = 0.001  # intensities up to here are background and not counted
 _TOTAL = 10.0
 # An 8-bit image has at most 256 levels. With fewer than 16 it is a label map, whose levels are meant as they are.
 _FEW_LEVELS = range(16, 257)
+_LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3
 
 
 def compute_style_key(image: np.ndarray | torch.Tensor, num_bins: int = 128) -> np.ndarray:
@@ -62,3 +68,107 @@ def _histogram(values: np.ndarray, num_bins: int) -> np.ndarray:
     first, last = 2 * levels[0] - middles[0], 2 * levels[-1] - middles[-1]
     borders = np.clip(np.concatenate([[first], middles, [last]]), _FOREGROUND, 1.0)
     return np.diff(np.interp(edges, borders, np.concatenate([[0], np.cumsum(counts)])))
+
+
+def average_style_key(keys: Iterable[np.ndarray]) -> np.ndarray:
+    """Mean of style keys, (3, B) float32, which is the key of the mean histogram. Raises ValueError without any key."""
+    keys = list(keys)
+    if not keys:
+        raise ValueError("There is no style key to average; give at least one.")
+    return np.mean(keys, axis=0, dtype=np.float64).astype(np.float32)
+
+
+def nearest_style_key(key: np.ndarray, keys: Mapping[str, np.ndarray]) -> str:
+    """Name of the key whose histogram is nearest in L1, such as the "best" training subject for a known target.
+
+    Raises:
+        ValueError: when there are no keys.
+    """
+    if not keys:
+        raise ValueError("There is no style key to choose from; give at least one.")
+    return min(keys, key=lambda name: float(np.abs(np.asarray(keys[name][0], np.float64) - key[0]).sum()))
+
+
+def save_style_keys(keys: Mapping[str, np.ndarray], path: str | Path, **notes: object) -> None:
+    """Write keys by name as JSON, {"keys": {name: 3 x B lists}} and any notes beside them; float32 is kept exactly."""
+    listed = {name: [[float(f"{v:.9g}") for v in row] for row in key] for name, key in keys.items()}
+    Path(path).write_text(json.dumps({**notes, "keys": listed}) + "\n", encoding="utf-8")
+
+
+def load_style_keys(path: str | Path) -> dict[str, np.ndarray]:
+    """Read what `save_style_keys` wrote: name to (3, B) float32.
+
+    Raises:
+        ValueError: when the file is missing or holds something else.
+    """
+    try:
+        listed = json.loads(Path(path).read_text(encoding="utf-8"))["keys"]
+        keys = {name: np.asarray(key, dtype=np.float32) for name, key in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as style keys ({error!r}); give a file with names under keys."
+        ) from None
+    for name, key in keys.items():
+        if key.ndim != 2 or key.shape[0] != 3:
+            raise ValueError(f"{path} holds a style key {name} of shape {key.shape}; a key is (3, number of bins).")
+    return keys
+
+
+def resolve_style_key(name_or_path: str | Path, keys_file: str | Path) -> np.ndarray:
+    """Style key that a user asked for.
+
+    Args:
+        name_or_path: name of a key in keys_file, such as "average", or path to a skull-stripped T1 volume (NIfTI, NRRD,
+            MHA, MGZ) of any intensity scale, whose key is computed.
+        keys_file: JSON of `save_style_keys`.
+
+    Returns:
+        (3, B) float32.
+
+    Raises:
+        ValueError: in one sentence, when it is neither, or the volume cannot be read or is no stripped brain.
+    """
+    keys = load_style_keys(keys_file)
+    if str(name_or_path) in keys:
+        return keys[str(name_or_path)]
+    if Path(name_or_path).is_file():
+        return _style_key_of_file(Path(name_or_path))
+    raise ValueError(
+        f"The style key {name_or_path} is neither a known name nor a file; "
+        f"use one of {', '.join(sorted(keys))}, or the path of a skull-stripped T1 volume."
+    )
+
+
+def _style_key_of_file(path: Path) -> np.ndarray:
+    """Style key of a skull-stripped volume on disk, scaled as in training: by its 99.9 percentile, then clipped."""
+    values, voxel_volume = _read_volume(path)
+    levels, counts = np.unique(values, return_counts=True)
+    background = levels[counts.argmax()]
+    if background > 0 or counts.max() < 0.1 * values.size:
+        raise ValueError(f"{path} has no constant background as a skull-stripped T1 has; strip its skull.")
+    foreground = values[values > 0]
+    if foreground.size == 0:
+        raise ValueError(f"{path} is empty, with no voxel above 0; give a skull-stripped T1 volume.")
+    litres = foreground.size * voxel_volume / 1e6
+    if litres > _LARGEST_BRAIN:
+        raise ValueError(
+            f"{path} has {litres:.1f} litres above 0, more than any brain; it may be a whole head: strip its skull."
+        )
+    return compute_style_key(values / np.percentile(foreground, 99.9))
+
+
+def _read_volume(path: Path) -> tuple[np.ndarray, float]:
+    """Voxels of a 3D volume as float64 and the volume of one in mm^3."""
+    # MONAI picks readers by suffix and has none for FreeSurfer's, which nibabel reads.
+    reader = "NibabelReader" if path.suffix in (".mgz", ".mgh") else None
+    try:
+        image = LoadImage(reader=reader, image_only=True, dtype=torch.float64)(path)
+    except Exception as error:  # whatever the readers raise, the user needs the file's name
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a volume ({reason}); give NIfTI, NRRD, MHA or MGZ.") from error
+    values = np.asarray(image.squeeze())
+    if values.ndim != 3 or not np.isfinite(values).all():
+        raise ValueError(
+            f"{path} is not one 3D volume of finite voxels (shape {tuple(image.shape)}); give one T1 volume."
+        )
+    return values, float(abs(np.linalg.det(np.asarray(image.affine)[:3, :3])))

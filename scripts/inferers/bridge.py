@@ -21,10 +21,37 @@ def to_image_range(samples: Tensor) -> Tensor:
     return (samples + 1) / 2
 
 
-def network_autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Context in which the network runs in `dtype` where that is a half precision, and as it is otherwise."""
+def call_network(
+    network: Callable[..., Tensor],
+    sample: Tensor,
+    timesteps: Tensor | int,
+    source: Tensor,
+    context: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Evaluate a network of slabs in a floating type of its own.
+
+    Args:
+        network: called as `network(x_t, timesteps, context=context, source=y)`.
+        sample: x_t, (n, 2N+1, H, W), [-1, 1].
+        timesteps: (n,) timesteps, or one for all.
+        source: y, same shape, [-1, 1].
+        context: style keys, (n or 1, 3, number of bins), or None for no style.
+        dtype: type of the slabs handed over, None for that of sample; torch.bfloat16 and torch.float16 mean autocast on
+            float32 slabs, channels last.
+
+    Returns:
+        the prediction, shape and type of sample.
+    """
     half = dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(device.type, dtype=dtype if half else None, enabled=half)
+    slab_type = torch.float32 if half else dtype or sample.dtype
+    layout = torch.channels_last if half else torch.contiguous_format
+    x, y = (slab.to(dtype=slab_type).contiguous(memory_format=layout) for slab in (sample, source))
+    times = torch.as_tensor(timesteps, device=sample.device).expand(len(sample))
+    keys = None if context is None else context.to(slab_type).expand(len(sample), -1, -1)
+    with torch.autocast(sample.device.type, dtype=dtype if half else None, enabled=half):
+        prediction = network(x, times, context=keys, source=y)
+    return prediction.to(sample.dtype)
 
 
 class BridgeInferer(Inferer):
@@ -32,7 +59,7 @@ class BridgeInferer(Inferer):
 
     Args:
         scheduler: gives x_t, and the target of the loss.
-        dtype: torch.bfloat16 or torch.float16 runs the network under autocast; None runs it as it is.
+        dtype: floating type of the network's call, None for that of the inputs; see `call_network`.
     """
 
     def __init__(self, scheduler: BrownianBridgeScheduler, dtype: torch.dtype | None = None) -> None:
@@ -64,9 +91,7 @@ class BridgeInferer(Inferer):
         """
         y = to_network_range(source)
         noisy = self.scheduler.add_noise(to_network_range(inputs), noise, timesteps, y)
-        with network_autocast(inputs.device, self.dtype):
-            prediction = network(noisy, timesteps, context=context, source=y)
-        return prediction.to(inputs.dtype)
+        return call_network(network, noisy, timesteps, y, context, self.dtype)
 
     def target(self, inputs: Tensor, noise: Tensor, timesteps: Tensor, source: Tensor) -> Tensor:
         """What the network should have predicted in a call with the same arguments, shape of inputs."""

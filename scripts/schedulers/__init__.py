@@ -1,5 +1,11 @@
 """Noise schedules and sampling steps."""
 
-from .brownian_bridge import BridgePredictionType, BrownianBridgeScheduler
+from .brownian_bridge import (
+    BridgePredictionType,
+    BridgeSampler,
+    BridgeSpacing,
+    BrownianBridgeScheduler,
+    StepCoefficients,
+)
 
-__all__ = ["BridgePredictionType", "BrownianBridgeScheduler"]
+__all__ = ["BridgePredictionType", "BridgeSampler", "BridgeSpacing", "BrownianBridgeScheduler", "StepCoefficients"]

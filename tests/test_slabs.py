@@ -1,0 +1,53 @@
+"""Slabs cover a volume and give it back."""
+
+import pytest
+import torch
+
+from scripts.slabs import add_slabs, extract_slabs, pad_slices, slab_weights, slices_to_volume, volume_to_slices
+
+
+def test_volume_and_slices_are_inverse():
+    volume = torch.rand(2, 1, 4, 5, 6)
+    slices = volume_to_slices(volume)
+    assert slices.shape == (2, 6, 4, 5)
+    assert torch.equal(slices[1, 3], volume[1, 0, :, :, 3])
+    assert torch.equal(slices_to_volume(slices), volume)
+
+
+@pytest.mark.parametrize("slab_size", [1, 3, 5])
+@pytest.mark.parametrize("num_slices", [1, 2, 7])
+def test_each_slab_is_centred_on_its_slice(num_slices, slab_size):
+    n = slab_size // 2
+    slices = torch.rand(1, num_slices, 2, 3)
+    padded = pad_slices(slices, slab_size, value=-1.0)[0]
+    assert padded.shape == (num_slices + 2 * n, 2, 3)
+    slabs = extract_slabs(padded, 0, num_slices, slab_size)
+    assert slabs.shape == (num_slices, slab_size, 2, 3)
+    for i in range(num_slices):
+        for k in range(slab_size):
+            j = i + k - n
+            expected = slices[0, j] if 0 <= j < num_slices else torch.full((2, 3), -1.0)
+            assert torch.equal(slabs[i, k], expected)
+
+
+@pytest.mark.parametrize("overlap_average", [True, False])
+@pytest.mark.parametrize("slab_size", [1, 3, 5])
+@pytest.mark.parametrize("num_slices", [1, 2, 7])
+def test_slabs_of_a_volume_give_it_back_in_any_batches(num_slices, slab_size, overlap_average):
+    padded = torch.rand(num_slices + slab_size - 1, 2, 3, dtype=torch.float64)
+    weights = slab_weights(num_slices, slab_size, overlap_average)
+    total = torch.zeros_like(padded)
+    for start in range(0, num_slices, 3):
+        stop = min(start + 3, num_slices)
+        add_slabs(total, extract_slabs(padded, start, stop, slab_size), weights[start:stop], start)
+    torch.testing.assert_close(total, padded)
+
+
+def test_the_average_counts_every_slab_that_holds_a_slice():
+    """Slabs that all carry their own number: a slice gets the mean over the slabs around it."""
+    slabs = torch.arange(5, dtype=torch.float64)[:, None, None, None].expand(5, 3, 1, 1)
+    average, own = torch.zeros(7, 1, 1, dtype=torch.float64), torch.zeros(7, 1, 1, dtype=torch.float64)
+    add_slabs(average, slabs, slab_weights(5, 3), start=0)
+    add_slabs(own, slabs, slab_weights(5, 3, overlap_average=False), start=0)
+    assert average.flatten().tolist() == pytest.approx([0, 0.5, 1, 2, 3, 3.5, 4])
+    assert own.flatten().tolist() == [0, 0, 1, 2, 3, 4, 4]
