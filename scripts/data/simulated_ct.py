@@ -21,7 +21,7 @@ from scipy import ndimage
 from scipy.special import ndtri
 from torch.nn import functional
 
-from scripts.data.tissue import CSF, brain_coordinates, voxel_size
+from scripts.data.tissue import CSF, GREY, brain_coordinates, voxel_size
 
 
 @dataclass(frozen=True)
@@ -272,12 +272,17 @@ class _Anatomy:
         millimetres = (np.asarray(place) - origin) * np.array([self.width_mm, self.length_mm, self.length_mm])
         return millimetres / np.asarray(self.spacing_mm)
 
+    def wide_fluid(self) -> np.ndarray:
+        """(H, W, Z) bool: fluid some 5 mm wide or wider away from the edge: ventricles, no place for dura."""
+        return ndimage.binary_opening(self.tissue[CSF] > 0.5, iterations=2) & (self.depth > 5)
+
     def above_tentorium_mm(self) -> np.ndarray:
         """Height (mm) above the tentorium: its usual place, moved and tilted to the fluid found nearby."""
         u, v, w = self.coordinates
         a, c = np.abs(u), _TENTORIUM
         above = (w - (c[0] + c[1] * a + c[2] * a**2 + c[3] * v + c[4] * v**2 + c[5] * a * v)) * self.length_mm
         eligible = (self.tissue[CSF] > 0.5) & (self.depth > 5) & (a > 0.04) & (v < -0.15) & (np.abs(above) < 15)
+        eligible &= ~self.wide_fluid()
         if eligible.sum() < 100:
             return above
         # few columns, weights that narrow towards the sheet
@@ -294,9 +299,9 @@ class _Anatomy:
         """(H, W, Z) share of falx and tentorium in each voxel: thin sheets, most where there is fluid."""
         u, v, w = self.coordinates
         csf = self.tissue[CSF] + (1 - self.mask)
-        sigmas = [1.2 / s for s in self.spacing_mm]
-        near_fluid = apply_along_axes(csf, [gaussian_matrix(n, s) for n, s in zip(csf.shape, sigmas, strict=True)])
-        near_fluid = np.clip(3 * near_fluid, 0, 1)
+        smooth = [gaussian_matrix(n, 1.2 / s) for n, s in zip(self.mask.shape, self.spacing_mm, strict=True)]
+        # where grey matter touches on both sides the fluid is thinner than a voxel; white matter never touches dura
+        near_fluid = apply_along_axes(3 * csf + self.tissue[GREY], smooth).clip(0, 1)
         side = midsagittal_distance(self.tissue[CSF], self.coordinates, self.width_mm)
         above = self.above_tentorium_mm()
         # the falx hangs from the vault towards the corpus callosum, deeper at the back
@@ -306,6 +311,7 @@ class _Anatomy:
         falx = np.exp(-0.5 * (side / thickness_mm) ** 2) * hangs
         covers = np.clip((-0.12 - v + 0.35 * np.abs(u)) / 0.06, 0, 1)
         tentorium = np.exp(-0.5 * (above / (0.5 + thickness_mm)) ** 2) * covers
+        tentorium *= ~ndimage.binary_dilation(self.wide_fluid())
         return np.maximum(falx, tentorium) * near_fluid
 
     def vessels(self) -> np.ndarray:
