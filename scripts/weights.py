@@ -1,0 +1,82 @@
+"""Weights files: plain state dicts, loaded whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.transforms.checks import CaseError
+
+__all__ = ["load_weights", "sha256_of_file"]
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
+    """Load a state dict into a network, on whatever device and in whatever floating type the network has.
+
+    Args:
+        network: keeps its own floating type: weights in half precision on disk are cast to it.
+        path: file written by `torch.save(network.state_dict(), path)`.
+
+    Returns:
+        the file's SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        CaseError: the file is missing, damaged, not a plain state dict, or does not fit the network in every key and
+            shape; then nothing of it has been loaded.
+    """
+    path = Path(path)
+    state_dict = _read_state_dict(path)
+    misfits = _misfits(network.state_dict(), state_dict)
+    if misfits:
+        raise CaseError(
+            f"The weights in {path.name} do not fit the network ({'; '.join(misfits)}): "
+            "give the weights that were trained with this network_def, or the network_def of these weights."
+        )
+    network.load_state_dict(state_dict, strict=True)
+    return sha256_of_file(path)
+
+
+def sha256_of_file(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CaseError(f"There is no weights file {path}: check the path, or train or download the weights first.")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CaseError(
+            f"The weights file {path.name} is damaged or holds more than tensors: download or export it again."
+        ) from error
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        held = f"a dictionary of {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
+        raise CaseError(f"{path.name} holds {held}, not a plain state dict: export the network's own state_dict().")
+    return dict(content)
+
+
+def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """What does not fit, in words; empty if all does."""
+    missing = [key for key in wanted if key not in given]
+    unknown = [key for key in given if key not in wanted]
+    reshaped = [
+        f"{key} {tuple(given[key].shape)} for {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in given and given[key].shape != tensor.shape
+    ]
+    kinds = {"missing": missing, "not in the network": unknown, "of another shape": reshaped}
+    return [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
+
+
+def _some(names: Iterable[str], at_most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:at_most]) + (", ..." if len(names) > at_most else "")
