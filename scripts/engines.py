@@ -19,16 +19,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from scripts.inferers import BridgeInferer
 
 __all__ = [
+    "AverageWeights",
     "BridgePrepareBatch",
-    "ExponentialMovingAverage",
     "GradientClipper",
+    "KeepBest",
     "OneStepPrepareBatch",
     "ResumableTraining",
     "SeedEpochs",
-    "VolumePrepareBatch",
+    "averaged_model",
+    "checkpoints",
     "cosine_decay",
     "latest_checkpoint",
-    "save_atomically",
+    "prepare_volumes",
+    "save_weights",
 ]
 
 PreparedBatch = tuple[Tensor, Tensor, tuple, dict[str, Tensor]]
@@ -116,54 +119,90 @@ class OneStepPrepareBatch(BridgePrepareBatch):
         return {"inputs": source, "noise": torch.zeros_like(source), "timesteps": timesteps}
 
 
-class ExponentialMovingAverage:
-    """Handler that keeps an exponential moving average of the network's weights and buffers.
-
-    It is part of the checkpoint (`state_dict`, `load_state_dict`), so that a resumed training goes on with its average.
+def averaged_model(network: nn.Module, decay: float = 0.997) -> AveragedModel:
+    """PyTorch's exponential moving average of a network's weights and buffers, called like the network itself.
 
     Args:
-        network: the trained network; of a `DistributedDataParallel` its module.
-        decay: weight of the old average at each iteration.
-        export_path: file to which the average is written after every epoch as a plain state dict; None for no file.
-        export_dtype: floating type of the weights in that file.
+        network: the trained network, on its device; of a `DistributedDataParallel` its module is averaged.
+        decay: weight of the old average at each update; the first update copies.
+    """
+    module = getattr(network, "module", network)
+    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return averaged.requires_grad_(False).eval()
+
+
+def save_weights(averaged: AveragedModel, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
+    """Write averaged weights as a plain state dict under the network's own keys, whole or not at all.
+
+    Args:
+        averaged: from `averaged_model`.
+        path: file to write, by way of a temporary name beside it.
+        dtype: floating type on disk.
+    """
+    weights = averaged.module.state_dict()
+    weights = {k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in weights.items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save({k: v.contiguous() for k, v in weights.items()}, temporary)
+    os.replace(temporary, path)
+
+
+class AverageWeights:
+    """Handler that updates an average after each iteration, and writes it to a file after each epoch.
+
+    Args:
+        network: the trained network.
+        averaged: its `averaged_model`.
+        path: file of the averaged weights; None for no file.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        decay: float = 0.997,
-        export_path: str | os.PathLike | None = None,
-        export_dtype: torch.dtype = torch.float16,
-    ) -> None:
+    def __init__(self, network: nn.Module, averaged: AveragedModel, path: str | os.PathLike | None = None) -> None:
         self.network = getattr(network, "module", network)
-        self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-        self.averaged.requires_grad_(False)
-        self.export_path = export_path
-        self.export_dtype = export_dtype
+        self.averaged = averaged
+        self.path = path
 
     def attach(self, engine: Engine) -> None:
-        """Update after each iteration of the trainer, export after each epoch."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
-        if self.export_path is not None:
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.export)
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self.averaged.update_parameters(self.network))
+        if self.path is not None:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: save_weights(self.averaged, self.path))
 
-    def update(self) -> None:
-        """Take the network's present weights into the average; the first ones become the average."""
-        self.averaged.update_parameters(self.network)
 
-    def export(self) -> None:
-        """Write the averaged weights in the network's own keys."""
-        weights = self.averaged.module.state_dict()
-        weights = {k: v.to(self.export_dtype) if v.is_floating_point() else v for k, v in weights.items()}
-        save_atomically({k: v.cpu().contiguous() for k, v in weights.items()}, self.export_path)
+class KeepBest:
+    """Handler of a validation that writes the averaged weights whenever the key metric (higher is better) rises.
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The average and the number of updates."""
-        return self.averaged.state_dict()
+    The best value so far is its state, so that a resumed training keeps it.
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Go on from a saved average."""
-        self.averaged.load_state_dict(state_dict)
+    Args:
+        averaged: the weights that are validated.
+        path: file to write; None for no file.
+    """
+
+    def __init__(self, averaged: AveragedModel, path: str | os.PathLike | None) -> None:
+        self.averaged = averaged
+        self.path = path
+        self.best = -math.inf
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Compare, and write."""
+        value = engine.state.metrics[engine.state.key_metric_name]
+        if value > self.best:
+            self.best = value
+            if self.path is not None:
+                save_weights(self.averaged, self.path)
+
+    def state_dict(self) -> dict[str, float]:
+        """The best value."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
+        """Take over the best value of an earlier run."""
+        self.best = state_dict["best"]
 
 
 class GradientClipper:
@@ -246,22 +285,31 @@ class ResumableTraining:
         if newest is not None:
             CheckpointLoader(str(newest), state, map_location=self.map_location).attach(engine)
         if self.saves:
-            CheckpointSaver(str(self.folder), state, save_interval=1, n_saved=self.num_saved).attach(engine)
+            CheckpointSaver(str(self.folder), state, save_interval=1).attach(engine)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._remove_old)
+
+    def _remove_old(self) -> None:
+        # MONAI's n_saved counts only what this process saved; a resumed one would leave its forerunner's
+        for path in checkpoints(self.folder)[self.num_saved :]:
+            path.unlink()
 
 
-class VolumePrepareBatch:
-    """Batch of whole volumes -> (source, target), each (B, 1, H, W, Z), [0, 1]."""
+def prepare_volumes(
+    batchdata: Mapping[str, Tensor],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor]:
+    """Batch of whole volumes -> source (B, 1, H, W, Z), and target with mask (B, 2, H, W, Z) as the label.
 
-    def __call__(
-        self,
-        batchdata: Mapping[str, Tensor],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: object,
-    ) -> tuple[Tensor, Tensor]:
-        """Take "source" and "target" to the device."""
-        source, target = (batchdata[k].to(device, non_blocking=non_blocking, **kwargs) for k in ("source", "target"))
-        return source, target
+    Args:
+        batchdata: "source", "target", [0, 1], and "mask", (B, 1, H, W, Z) each.
+        device, non_blocking, kwargs: of `torch.Tensor.to`.
+    """
+    source, target, mask = (
+        batchdata[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("source", "target", "mask")
+    )
+    return source, torch.cat([target, mask.to(target)], dim=1)
 
 
 def cosine_decay(total: int, warmup: int = 0) -> Callable[[int], float]:
@@ -279,20 +327,14 @@ def cosine_decay(total: int, warmup: int = 0) -> Callable[[int], float]:
     return factor
 
 
+def checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """The files `checkpoint_epoch=N.pt` of a folder, newest epoch first."""
+    return sorted(Path(folder).glob("checkpoint_epoch=*.pt"), key=lambda p: -int(p.stem.rpartition("=")[2]))
+
+
 def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The newest whole `checkpoint_epoch=N.pt` of a folder, or None.
+    """The newest whole checkpoint of a folder, or None.
 
     A process that is killed while it saves leaves a file without its end, which is passed over.
     """
-    epochs = {int(p.stem.rpartition("=")[2]): p for p in Path(folder).glob("checkpoint_epoch=*.pt")}
-    whole = (epochs[number] for number in sorted(epochs, reverse=True) if zipfile.is_zipfile(epochs[number]))
-    return next(whole, None)
-
-
-def save_atomically(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """`torch.save` to a temporary name beside `path`, then rename: a killed process leaves no half file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(state_dict, temporary)
-    os.replace(temporary, path)
+    return next((path for path in checkpoints(folder) if zipfile.is_zipfile(path)), None)
