@@ -1,5 +1,177 @@
 """What stops a case before anything is computed, each reason in one sentence."""
 
+from __future__ import annotations
 
-class CaseError(ValueError):
-    """One case cannot be translated; its message is one sentence: the file, what is wrong, what to do."""
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import DtypeLike, KeysCollection
+from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.transforms import LoadImage, LoadImaged, MapTransform
+
+from scripts.files import CaseError
+
+__all__ = ["CaseError", "CheckVolumed", "LoadVolume", "LoadVolumed", "file_name"]
+
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz")
+
+
+def file_name(volume: Any) -> str:
+    """Name, without folders, of the file that a MetaTensor was loaded from; "the volume" where it was not."""
+    path = volume.meta.get("filename_or_obj") if isinstance(volume, MetaTensor) else None
+    return Path(path).name if path else "the volume"
+
+
+class LoadVolume(LoadImage):
+    """MONAI's `LoadImage` with one reader for each format, and every failure as a `CaseError`.
+
+    nibabel reads NIfTI and MGZ, ITK everything else: of MONAI's readers that take an NRRD file only ITK's heeds all
+    values of the header's `space`.
+    """
+
+    def __call__(self, filename: Any, reader: Any = None) -> Any:
+        """Path -> float32 MetaTensor (H, W, Z) or (H, W, Z, C), affine in RAS+ mm; `reader` as in MONAI.
+
+        Raises:
+            CaseError: no such file, not a format that is read, truncated or damaged, colours or vectors.
+        """
+        path = Path(os.fspath(filename)).expanduser()
+        if not path.exists():
+            raise CaseError(f"{path.name} is not there; check the path.")
+        if reader is None and path.is_file():
+            reader = NibabelReader() if path.name.lower().endswith(NIBABEL_SUFFIXES) else ITKReader()
+        try:
+            return super().__call__(str(path), reader)
+        except CaseError:
+            raise
+        except Exception as error:
+            raise CaseError(_unreadable(path.name, error)) from error
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    """The readers' many ways to fail, as a sentence."""
+    text = f"{type(error).__name__}: {error}"
+    if "itk.Vector" in text or "itk.RGB" in text or "('R', " in text:
+        return f"{name} holds colours or vectors, not one value a voxel; give the scan itself, not a rendering of it."
+    if "is not wrapped" in text:
+        return f"{name} has a voxel type that is not read (int8 or 64-bit); save it as int16 or float32."
+    what = " ".join(str(error).split())[:120] or type(error).__name__
+    return f"{name} cannot be read and is damaged, truncated or no image ({what}); copy or export it again."
+
+
+class LoadVolumed(LoadImaged):
+    """Dictionary form of `LoadVolume`; a `LoadImaged`, because servers look for that class.
+
+    Args:
+        keys: keys of the paths, replaced by the volumes.
+        dtype: type of the volumes.
+        image_only: as in MONAI: without it, the header goes to `KEY_meta_dict` as well.
+        allow_missing_keys: no error where a key is missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        dtype: DtypeLike = np.float32,
+        image_only: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, dtype=dtype, image_only=image_only, allow_missing_keys=allow_missing_keys)
+        self._loader = LoadVolume(dtype=dtype, image_only=image_only)
+
+
+class CheckVolumed(MapTransform):
+    """Lets through volumes of one channel, finite and not constant, on a grid that can be resampled.
+
+    Takes channel-first MetaTensors (C, H, W, Z); one without shape errors comes out as (1, H, W, Z), unchanged.
+
+    Args:
+        keys: keys of the volumes.
+        max_shear: how far, in degrees, two axes may be from a right angle (a CT with gantry tilt is not).
+        spacing_limits: smallest and largest voxel edge, mm.
+        extent_limits: smallest and largest edge of the field of view, mm; metres or micrometres in the header fall out.
+        allow_missing_keys: no error where a key is missing.
+
+    Raises:
+        CaseError: any of it is not so; the sentence tells which.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        max_shear: float = 0.5,
+        spacing_limits: tuple[float, float] = (0.05, 20.0),
+        extent_limits: tuple[float, float] = (10.0, 2000.0),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.max_shear = max_shear
+        self.spacing_limits = spacing_limits
+        self.extent_limits = extent_limits
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Check the volume at each key."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            name = file_name(d[key])
+            d[key] = one_volume(d[key], name)
+            self._check_grid(d[key], name)
+            _check_values(d[key], name)
+        return d
+
+    def _check_grid(self, volume: MetaTensor, name: str) -> None:
+        axes = np.asarray(volume.affine, dtype=np.float64)[:3, :3]
+        spacing = np.linalg.norm(axes, axis=0)
+        if not np.isfinite(axes).all() or not (spacing > 0).all() or abs(np.linalg.det(axes / spacing)) < 1e-3:
+            raise CaseError(
+                f"{name} has a singular affine, so its axes span no space; repair the header (sform, qform)."
+            )
+        low, high = self.spacing_limits
+        extent = spacing * np.array(volume.shape[1:])
+        if (spacing < low).any() or (spacing > high).any():
+            raise CaseError(f"{name} has voxels of {_by(spacing)} mm, which no head scan has; repair the header.")
+        if (extent < self.extent_limits[0]).any() or (extent > self.extent_limits[1]).any():
+            raise CaseError(f"{name} spans {_by(extent)} mm, which is no head; repair the voxel size in its header.")
+        directions = axes / spacing
+        cosines = np.abs(np.triu(directions.T @ directions, k=1)).max()
+        shear = np.degrees(np.arcsin(min(cosines, 1.0)))
+        if shear > self.max_shear:
+            raise CaseError(
+                f"{name} has axes that are {shear:.1f} degrees off a right angle (gantry tilt?); resample it to an "
+                "orthogonal grid first (dcm2niix does that)."
+            )
+
+
+def one_volume(volume: MetaTensor, name: str) -> MetaTensor:
+    """(C, H, W, Z[, 1]) -> (1, H, W, Z), or a `CaseError` that tells what the volume is instead."""
+    while volume.ndim > 4 and volume.shape[-1] == 1:
+        volume = volume.squeeze(-1)
+    shape = tuple(volume.shape)
+    if volume.ndim == 3 or (volume.ndim == 4 and min(shape[1:]) == 1):
+        raise CaseError(f"{name} is a single slice ({_by(shape[1:])} voxels); a 3D volume is needed.")
+    if volume.ndim != 4 or shape[0] != 1:
+        raise CaseError(
+            f"{name} is not one 3D volume but several or colours ({shape[0]} of {_by(shape[1:])} voxels); "
+            "give one volume of one value a voxel."
+        )
+    if min(shape[1:]) < 3:
+        raise CaseError(f"{name} has only {min(shape[1:])} slices ({_by(shape[1:])} voxels); at least 3 are needed.")
+    return volume
+
+
+def _check_values(volume: torch.Tensor, name: str) -> None:
+    finite = torch.isfinite(volume)
+    if not finite.all():
+        count = int(finite.numel() - finite.sum())
+        raise CaseError(f"{name} has {count} voxels that are NaN or infinite; replace them (air is -1000 HU).")
+    low, high = float(volume.min()), float(volume.max())
+    if low == high:
+        raise CaseError(f"{name} is empty: every voxel is {low:g}; export it again.")
+
+
+def _by(numbers: Any) -> str:
+    return " x ".join(f"{number:g}" for number in np.round(np.asarray(numbers, dtype=float), 4))

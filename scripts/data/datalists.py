@@ -1,0 +1,77 @@
+"""Which files make a case, a training pair or a subject: one function for each layout on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz")
+
+
+def inference_datalist(dataset_dir: Any, output_dir: Any = None) -> list[dict[str, str]]:
+    """The volumes to translate: one file, or every volume in a folder and the folders below it.
+
+    Args:
+        dataset_dir: an image file or a folder; whatever the command line made of it is read as text.
+        output_dir: folder that is left out of the search, so that earlier results are never taken for inputs.
+
+    Returns:
+        `{"image": path, "case": CASE}` for each volume, sorted by path. CASE is the path below `dataset_dir` without
+        extension, `/` as `_`; for one file it is the file's name without extension.
+
+    Raises:
+        ValueError: nothing there, nothing in it that is a volume, or two files of the same CASE.
+    """
+    root = Path(str(dataset_dir)).expanduser()
+    if root.is_file():
+        if _suffix(root) is None:
+            raise ValueError(f"{root} is no volume this bundle reads; give one of {', '.join(IMAGE_SUFFIXES)}.")
+        return [{"image": str(root), "case": case_name(Path(root.name))}]
+    if not root.is_dir():
+        raise ValueError(f"There is no file or folder {root}; check dataset_dir.")
+    files = [path for path in _walk(root, output_dir) if _suffix(path) is not None]
+    if not files:
+        raise ValueError(
+            f"The folder {root} holds no volume; dataset_dir wants {', '.join(IMAGE_SUFFIXES)} files, "
+            "and DICOM has to be converted first (dcm2niix does it)."
+        )
+    items = [{"image": str(path), "case": case_name(path.relative_to(root))} for path in files]
+    _refuse_clashes(items)
+    return items
+
+
+def case_name(path: Path) -> str:
+    """CASE of a relative path: without extension, folders joined by `_` (`a/b.nii.gz` becomes `a_b`)."""
+    text = path.as_posix()
+    return text[: len(text) - len(_suffix(path) or "")].replace("/", "_")
+
+
+def _suffix(path: Path) -> str | None:
+    """The suffix by which a volume is known, as it stands in the name; None where it is no volume."""
+    name = path.name
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix) and not name.startswith("."):
+            return name[-len(suffix) :]
+    return None
+
+
+def _walk(root: Path, left_out: Any) -> list[Path]:
+    """Every file below `root`, links followed, without hidden folders and the folder `left_out`."""
+    skipped = None if left_out is None else Path(str(left_out)).expanduser().resolve()
+    files = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        subfolders[:] = [s for s in subfolders if not s.startswith(".") and (here / s).resolve() != skipped]
+        files += [here / name for name in names]
+    return sorted(files)
+
+
+def _refuse_clashes(items: list[dict[str, str]]) -> None:
+    first: dict[str, str] = {}
+    for item in items:
+        other = first.setdefault(item["case"], item["image"])
+        if other != item["image"]:
+            raise ValueError(
+                f"{other} and {item['image']} would both be named {item['case']} in output_dir; rename one of them."
+            )

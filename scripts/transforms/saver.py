@@ -1,0 +1,155 @@
+"""What a translated case leaves on disk: the volume, what it was made from, and a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import SaveImaged
+
+from scripts.transforms.picture import three_planes
+
+__all__ = ["SaveSyntheticd", "nifti_like"]
+
+# the fields of a NIfTI header that say where a voxel lies; nothing else is copied, since text fields may hold names
+GEOMETRY_FIELDS = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+
+class SaveSyntheticd(SaveImaged):
+    """Writes `CASE_t1.nii.gz`, `CASE_t1.png` and `CASE_t1.json` into one folder, the JSON last.
+
+    Each is written under a temporary name in that folder and renamed, so that a file under its own name is whole, and
+    a JSON there means that all three are. CASE is the item `case` of the dictionary, else the source's file name.
+
+    The volume is float32 on the source's own grid: a NIfTI source gives its sform, qform and both codes, any other its
+    affine with the code "scanner". No text of the source's header is copied.
+
+    Args:
+        keys: key of the synthetic volume, (1, H, W, Z), [0, 1], on the source's grid.
+        source_key: key of the source volume as loaded, (1, H, W, Z), shown beside it; its file is what the JSON names.
+        output_dir: the folder, made where it is not there.
+        suffix: what follows CASE in the names.
+        source_window: lowest and highest value of the source in the picture, in its unit (HU).
+        record: what every volume of this run was made with; goes into the JSON, and decides what counts as done.
+        source_root: folder below which the JSON names the source file; without it, by the file's name alone.
+        allow_missing_keys: no error where a key is missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        source_key: str = "source",
+        output_dir: Any = "./output",
+        suffix: str = "_t1",
+        source_window: tuple[float, float] = (0.0, 80.0),
+        record: Mapping[str, Any] | None = None,
+        source_root: Any = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(
+            keys,
+            output_dir=str(output_dir),
+            separate_folder=False,
+            print_log=False,
+            allow_missing_keys=allow_missing_keys,
+        )
+        self.source_key = source_key
+        self.output_dir = Path(str(output_dir)).expanduser()
+        self.suffix = suffix
+        self.source_window = source_window
+        self.record = dict(record or {})
+        self.source_root = None if source_root is None else Path(str(source_root)).expanduser()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Save the volume at each key; the dictionary comes back unchanged."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            self._save(d[key], d[self.source_key], d.get("case"))
+        return d
+
+    def _save(self, synthetic: MetaTensor, source: MetaTensor, case: str | None) -> None:
+        source_file = Path(source.meta["filename_or_obj"])
+        stem = (case or source_file.name.split(".")[0]) + self.suffix
+        image = nifti_like(synthetic[0], source_file, np.asarray(source.meta["original_affine"], dtype=np.float64))
+        working = self.output_dir / f".{stem}.partial"
+        shutil.rmtree(working, ignore_errors=True)
+        working.mkdir(parents=True)
+        try:
+            nib.save(image, working / f"{stem}.nii.gz")
+            three_planes(source[0], synthetic[0], source.affine, self.source_window).save(working / f"{stem}.png")
+            record = {**self.record, "source": self._source_record(source_file), "grid": _grid_record(image)}
+            (working / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            # an older JSON must not vouch for newer files
+            (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
+            for suffix in (".nii.gz", ".png", ".json"):
+                os.replace(working / f"{stem}{suffix}", self.output_dir / f"{stem}{suffix}")
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+
+    def is_done(self, item: Mapping[str, str]) -> bool:
+        """Whether the three files of a case (`image`: path, `case`: CASE) are there, made alike from the same file."""
+        stem = item["case"] + self.suffix
+        try:
+            made = json.loads((self.output_dir / f"{stem}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        alike = all(made.get(key) == value for key, value in json.loads(json.dumps(self.record)).items())
+        whole = all((self.output_dir / f"{stem}{suffix}").is_file() for suffix in (".nii.gz", ".png"))
+        return alike and whole and made.get("source") == self._source_record(Path(item["image"]))
+
+    def remove_partial(self) -> None:
+        """Remove what a killed run left under temporary names."""
+        for folder in self.output_dir.glob(f".*{self.suffix}.partial"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def source_name(self, source_file: Path) -> str:
+        """How records name a source file: its path below `source_root`, or its bare name."""
+        if self.source_root is not None and self.source_root in source_file.parents:
+            return source_file.relative_to(self.source_root).as_posix()
+        return source_file.name
+
+    def _source_record(self, source_file: Path) -> dict[str, Any]:
+        with source_file.open("rb") as file:
+            return {"file": self.source_name(source_file), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def nifti_like(volume: torch.Tensor, source_file: Path, affine: np.ndarray) -> nib.Nifti1Image:
+    """A float32 NIfTI of (H, W, Z) voxels that lies exactly where the source lies.
+
+    Args:
+        volume: the voxels, in the order of the source's.
+        source_file: where a NIfTI source's sform, qform and codes are taken from.
+        affine: voxel to RAS+ mm, for a source of another format; written as sform and qform with code 1.
+    """
+    array = np.asarray(torch.as_tensor(volume).detach().cpu(), dtype=np.float32)
+    image = nib.Nifti1Image(array, affine)
+    if source_file.name.lower().endswith((".nii", ".nii.gz")):
+        header = nib.load(source_file).header
+        image = nib.Nifti1Image(array, None)
+        for field in GEOMETRY_FIELDS:
+            image.header[field] = header[field]
+        image.header["pixdim"][:4] = header["pixdim"][:4]
+    else:
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+        image.header.set_xyzt_units("mm")
+    image.header["cal_max"] = 1.0
+    return image
+
+
+def _grid_record(image: nib.Nifti1Image) -> dict[str, Any]:
+    """Voxels and edges (mm) of the written grid."""
+    return {"voxels": list(image.shape), "spacing_mm": [round(float(edge), 6) for edge in image.header.get_zooms()]}

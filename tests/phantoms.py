@@ -1,0 +1,39 @@
+"""Head phantoms for tests: small, analytic, and different on the left and on the right."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+
+def head_ct(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """HU of a head centred on the origin of RAS mm, sampled on a grid; (H, W, Z) float32.
+
+    Air, scalp and skull of an ellipsoid, brain at 34 HU with ventricles at 8 HU, and a bleed of 70 HU on the left (x < 0).
+    """
+    voxels = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
+    x, y, z = np.moveaxis(nib.affines.apply_affine(affine, voxels), -1, 0)
+    radius = np.sqrt((x / 80) ** 2 + (y / 95) ** 2 + (z / 75) ** 2)
+    hu = np.full(shape, -1000.0, dtype=np.float32)
+    hu[radius < 1.0] = 15
+    hu[radius < 0.94] = 1000
+    hu[radius < 0.86] = 34
+    hu[((np.abs(x) - 12) / 9) ** 2 + (y / 35) ** 2 + (z / 14) ** 2 < 1] = 8
+    hu[((x + 40) / 16) ** 2 + (y / 16) ** 2 + (z / 16) ** 2 < 1] = 70
+    return hu
+
+
+def centred_affine(axes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Affine with the given (3, 3) axes in mm whose grid is centred on the origin."""
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def write_head_ct(path: Path, axes: np.ndarray | None = None, shape: tuple[int, int, int] = (34, 40, 32)) -> Path:
+    """A head CT of about 6 mm voxels as NIfTI, int16; RAS axes where none are given."""
+    affine = centred_affine(np.diag([6.0, 6.0, 6.0]) if axes is None else axes, shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.round(head_ct(affine, shape)).astype(np.int16), affine), path)
+    return path
