@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.transforms.checks import CaseError
+from scripts.files import CaseError, sha256_of_file
 
 __all__ = ["load_weights", "sha256_of_file"]
 
@@ -41,12 +40,6 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
         )
     network.load_state_dict(state_dict, strict=True)
     return sha256_of_file(path)
-
-
-def sha256_of_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -215,11 +215,10 @@ class ISTAInferer(Inferer):
     def _correct(self, sample: Tensor, timestep: int, source: Tensor, predict: Predictor) -> None:
         """One correction along the score (eq. 5), in place; the length is set slice by slice."""
         score = self.scheduler.score_from_original_sample(predict(sample, timestep), timestep, sample, source)
-        squared_norm = torch.linalg.vector_norm(score, dim=(-2, -1), keepdim=True).square_()
+        norm = torch.linalg.vector_norm(score, dim=(-2, -1), keepdim=True)
         d = score.shape[-2] * score.shape[-1]
         factor = d if self.correction_norm == CorrectionNorm.PAPER else d**0.5
-        length = self.step_size * float(self.scheduler.transition_variances[timestep]) * factor / squared_norm
-        # A length of delta already reaches the bridge's mean, where the score vanishes. This limit lets a score that is
-        # only rounding (eps of the state) move pixels by 10 sqrt(eps) at most, and is far from any other.
-        limit = 10 * float(self.scheduler.variances[timestep]) / torch.finfo(score.dtype).eps ** 0.5
-        sample.addcmul_(score, length.clamp_(max=limit))
+        length = self.step_size * float(self.scheduler.transition_variances[timestep]) * factor / norm**2
+        # The shorter the score, the longer the step. A score that is only rounding of the state has no direction to go.
+        rounding = 16 * torch.finfo(score.dtype).eps * d**0.5 / float(self.scheduler.variances[timestep])
+        sample.addcmul_(score, torch.where(norm > rounding, length, 0))

@@ -1,0 +1,14 @@
+"""Files as a user knows them: the error that names one, and its digest."""
+
+import hashlib
+import os
+
+
+class CaseError(ValueError):
+    """One case cannot be translated; its message is one sentence: the file, what is wrong, what to do."""
+
+
+def sha256_of_file(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,51 @@
+"""The training call and the network's range."""
+
+import pytest
+import torch
+
+from scripts.inferers import BridgeInferer, to_image_range, to_network_range
+from scripts.schedulers import BrownianBridgeScheduler
+
+
+def test_ranges_are_inverse():
+    images = torch.tensor([0.0, 0.25, 1.0, 1.5])
+    assert to_network_range(images).tolist() == [-1.0, -0.5, 1.0, 2.0]
+    assert torch.equal(to_image_range(to_network_range(images)), images)
+
+
+@pytest.mark.parametrize("prediction_type", ["gradient", "unit_gradient", "sample"])
+def test_a_network_that_hits_its_target_knows_the_image(prediction_type):
+    """The call hands the network x_t and y in [-1, 1]; from them and the target x0 comes back."""
+    inferer = BridgeInferer(BrownianBridgeScheduler(prediction_type=prediction_type))
+    x0, y = torch.rand(2, 2, 3, 8, 6, dtype=torch.float64)
+    noise, timesteps, key = torch.randn_like(x0), torch.tensor([40, 700]), torch.rand(2, 3, 128, dtype=torch.float64)
+    target = inferer.target(x0, noise, timesteps, y)
+
+    def network(x, timesteps, context=None, source=None):
+        assert torch.equal(source, to_network_range(y))
+        assert torch.equal(context, key)
+        for i, t in enumerate(timesteps.tolist()):
+            original = inferer.scheduler.predict_original_sample(target[i : i + 1], t, x[i : i + 1], source[i : i + 1])
+            torch.testing.assert_close(to_image_range(original[0]), x0[i], rtol=0, atol=1e-6)
+        return target
+
+    assert torch.equal(inferer(x0, network, noise, timesteps, y, context=key), target)
+
+
+def test_half_precision_is_autocast_and_trains_float_weights():
+    inferer = BridgeInferer(BrownianBridgeScheduler(), dtype=torch.bfloat16)
+    layer = torch.nn.Conv2d(3, 3, 1)
+    seen = []
+
+    def network(x, timesteps, context=None, source=None):
+        assert context is None
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        seen.append(layer(x))
+        return seen[0]
+
+    x0, y, noise = torch.rand(3, 2, 3, 8, 6)
+    prediction = inferer(x0, network, noise, torch.tensor([3, 4]), y)
+    prediction.square().mean().backward()
+    assert seen[0].dtype == torch.bfloat16
+    assert prediction.dtype == torch.float32
+    assert layer.weight.grad.abs().sum() > 0

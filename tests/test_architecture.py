@@ -1,0 +1,69 @@
+"""Who may import whom, read from the sources without importing them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+# Room (first part of the path below scripts/) -> rooms it may import, beside itself.
+ARROWS = {
+    "files": set(),
+    "schedulers": set(),
+    "slabs": set(),
+    "style_key": set(),
+    "losses": set(),
+    "networks": {"schedulers", "slabs", "style_key", "losses"},
+    "weights": {"files"},
+    "inferers": {"schedulers", "slabs", "style_key"},
+    "engines": {"inferers"},
+    "transforms": {"slabs", "style_key", "files"},
+    "data": {"slabs", "style_key", "files"},
+    "evaluation": {"slabs"},
+}
+# Rooms of plain mathematics: nothing but these.
+PLAIN_ROOMS = ("schedulers", "slabs", "style_key", "losses", "networks")
+PLAIN_PACKAGES = {"torch", "numpy", "monai"}
+STANDARD_LIBRARY = {"__future__", "abc", "collections", "functools", "itertools", "json", "math", "pathlib", "typing"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SCRIPTS).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of the modules that a file imports, relative imports resolved."""
+    package = ["scripts", *path.relative_to(SCRIPTS).parts[:-1]]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from scripts import slabs` names a room by its alias.
+            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "scripts" else {module}
+    return names
+
+
+FILES = sorted(SCRIPTS.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SCRIPTS)))
+def test_rooms_import_only_what_they_may(path):
+    room = room_of(path)
+    rooms = {name.split(".")[1] for name in imports_of(path) if name.startswith("scripts.")}
+    assert "__main__" not in rooms
+    if room in ARROWS:
+        assert rooms <= ARROWS[room] | {room}
+    if room in PLAIN_ROOMS:
+        packages = {name.split(".")[0] for name in imports_of(path)} - {"scripts"}
+        assert packages <= PLAIN_PACKAGES | STANDARD_LIBRARY
+
+
+def test_the_rooms_are_there():
+    """The check above sees every kind of import, and the rooms it speaks of exist."""
+    assert {"schedulers", "slabs", "style_key", "networks", "inferers"} <= {room_of(path) for path in FILES}
+    assert "scripts.slabs" in imports_of(SCRIPTS / "inferers" / "ista.py")
+    assert "scripts.files" in imports_of(SCRIPTS / "weights.py")
+    assert "scripts.schedulers.brownian_bridge" in imports_of(SCRIPTS / "schedulers" / "__init__.py")
