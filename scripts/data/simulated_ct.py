@@ -21,6 +21,7 @@ from scipy import ndimage
 from scipy.special import ndtri
 from torch.nn import functional
 
+from scripts.data.separable import apply_along_axes, gaussian_matrix
 from scripts.data.tissue import CSF, GREY, brain_coordinates, voxel_size
 
 
@@ -166,13 +167,6 @@ def smooth_field(
     return field / max(float(field.std()), 1e-6)
 
 
-def gaussian_matrix(size: int, sigma: float) -> np.ndarray:
-    """(size, size) float32 Gaussian smoothing along an axis, sigma in voxels; rows sum to 1, the edge is continued."""
-    if sigma < 1e-3:
-        return np.eye(size, dtype=np.float32)
-    return ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode="nearest").astype(np.float32)
-
-
 def thick_slice_matrix(size: int, thickness: float, phase: float) -> np.ndarray:
     """(size, size) float32: averages over ``thickness`` voxels, linearly interpolated back; rows sum to 1.
 
@@ -193,15 +187,6 @@ def thick_slice_matrix(size: int, thickness: float, phase: float) -> np.ndarray:
     places = np.arange(size)
     back = np.stack([np.interp(places, centres, unit) for unit in np.eye(len(centres))], axis=1)
     return (back @ average).astype(np.float32)
-
-
-def apply_along_axes(volume: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Apply one square matrix along each axis of (H, W, Z)."""
-    h, w, z = (torch.from_numpy(np.ascontiguousarray(m)) for m in matrices)
-    result = torch.from_numpy(np.ascontiguousarray(volume))
-    result = result @ z.T
-    result = torch.matmul(w, result)
-    return torch.tensordot(h, result, dims=1).numpy()
 
 
 def edge_depth(mask: np.ndarray, spacing_mm: Sequence[float], sigma_mm: float = 3.0) -> np.ndarray:
@@ -228,7 +213,11 @@ def _mix(hu: np.ndarray, weight: np.ndarray, value: float) -> np.ndarray:
 
 
 def _stamp(
-    weight: np.ndarray, centre: Sequence[float], radius_mm: float, spacing_mm: Sequence[float], rng=None
+    weight: np.ndarray,
+    centre: Sequence[float],
+    radius_mm: float,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator | None = None,
 ) -> None:
     """Draw a soft ball (ragged, if a generator is given) into ``weight``, in place, by its maximum."""
     reach = [int(np.ceil(1.6 * radius_mm / s)) + 1 for s in spacing_mm]
@@ -345,15 +334,18 @@ def _add_lesions(hu: np.ndarray, anatomy: _Anatomy, p: SimulatedCTParameters) ->
     rng = np.random.default_rng((p.seed, _LESIONS))
     tissue = anatomy.mask * (1 - anatomy.tissue[CSF])
     candidates = np.flatnonzero(tissue > 0.9)
-    for count, radius in ((p.num_infarcts, p.infarct_radius_mm), (p.num_haemorrhages, p.haemorrhage_radius_mm)):
+
+    def lesions(count: int, radius_mm: float) -> np.ndarray:
         weight = np.zeros_like(hu)
         for _ in range(count if len(candidates) else 0):
             centre = np.unravel_index(rng.choice(candidates), hu.shape)
-            _stamp(weight, centre, radius * rng.uniform(0.6, 1), anatomy.spacing_mm, rng)
-        if radius is p.infarct_radius_mm:
-            hu = hu + p.infarct_hu * weight * tissue
-        else:
-            hu = _mix(hu, weight * tissue, p.haemorrhage_hu)
+            _stamp(weight, centre, radius_mm * rng.uniform(0.6, 1), anatomy.spacing_mm, rng)
+        return weight * tissue
+
+    if p.num_infarcts:
+        hu = hu + p.infarct_hu * lesions(p.num_infarcts, p.infarct_radius_mm)
+    if p.num_haemorrhages:
+        hu = _mix(hu, lesions(p.num_haemorrhages, p.haemorrhage_radius_mm), p.haemorrhage_hu)
     return hu
 
 
