@@ -118,6 +118,9 @@ class ISTAInferer(Inferer):
             )
         if self.sampler.second_order and self.spacing != BridgeSpacing.LAMBDA:
             raise ValueError(f"The sampler {self.sampler} keeps its order on the lambda grid only; use spacing lambda.")
+        # What the scheduler refuses (number of steps, eta), it refuses here and not at the first volume.
+        self._timesteps()
+        self._draws(1, 0)
 
     @torch.no_grad()
     def __call__(

@@ -425,6 +425,8 @@ def test_progress_bar(capsys):
         ({"correction_norm": "l2"}, "l2"),
         ({"sampler": "ddim"}, "ddim"),
         ({"sampler": "implicit_2"}, "lambda grid"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"sampler": "implicit", "eta": 1.5}, "eta is 1.5"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
