@@ -50,7 +50,7 @@ DEEP_GREY_STRUCTURES = (
     DeepGreyStructure("thalamus", (59, 60), (0.102, -0.009, -0.402), (0.042, 0.046, 0.036), (-0.42, -0.18, 0.39), 0.7),
     DeepGreyStructure("caudate", (36, 37), (0.131, 0.141, -0.335), (0.031, 0.064, 0.043), (-0.26, 0.64, -0.60), 0.3),
     DeepGreyStructure("putamen", (57, 58), (0.202, 0.104, -0.400), (0.032, 0.057, 0.036), (-0.65, 0.05, 0.02), 0.5),
-    DeepGreyStructure("pallidum", (55, 56), (0.165, 0.083, -0.415), (0.028, 0.031, 0.026), (-0.67, -0.23, 0.34), 0.85),
+    DeepGreyStructure("pallidum", (55, 56), (0.165, 0.083, -0.415), (0.028, 0.031, 0.026), (-0.67, -0.23, 0.34), 0.95),
     DeepGreyStructure("accumbens", (23, 30), (0.084, 0.181, -0.423), (0.025, 0.021, 0.026), (0.25, -0.30, 0.45), 0.3),
 )
 
@@ -146,21 +146,33 @@ def _dark_white_matter(classes: np.ndarray, coordinates: np.ndarray, max_voxels:
     return island[pieces] | rim
 
 
-def _deep_grey_prior(t1: np.ndarray, coordinates: np.ndarray, levels: Sequence[float], structures) -> np.ndarray:
-    """(H, W, Z) probability of deep grey matter from place and T1 signal, where no labels are given."""
+def _deep_grey_prior(
+    t1: np.ndarray,
+    coordinates: np.ndarray,
+    levels: Sequence[float],
+    structures: Sequence[DeepGreyStructure],
+    reach: float = 4.5,
+    white_prior: float = 0.15,
+) -> np.ndarray:
+    """(H, W, Z) probability of deep grey matter from place and T1 signal, where no labels are given.
+
+    Bayes' rule between a nucleus, white matter and cortex (whose prior falls to 0 inside the nucleus; white matter's to
+    ``white_prior``, as the internal capsule runs between nuclei). ``reach``, the squared distance at which a nucleus is
+    as likely as not, and the widths were chosen on six of the labelled people: Dice 0.73, volume 1.1 times the labels'.
+    """
     _, grey, white = levels
     signal = (t1 - grey) / max(white - grey, 1e-3)
+    like_white = np.exp(-0.5 * ((signal - 1.05) / 0.25) ** 2)
+    like_cortex = np.exp(-0.5 * (np.maximum(signal, 0) / 0.2) ** 2)
     best = np.zeros(t1.shape, np.float32)
-    white_likelihood = np.exp(-0.5 * ((signal - 1.05) / 0.15) ** 2)
     for structure in structures:
-        squared = structure.squared_distance(coordinates)
-        place = 1 / (
-            1 + np.exp(np.minimum(1.5 * (squared - 5.0), 50))
-        )  # the 5 % of a structure's voxels beyond are lost
+        place = 1 / (1 + np.exp(np.minimum(1.5 * (structure.squared_distance(coordinates) - reach), 50)))
         likelihood = np.exp(-0.5 * ((signal - structure.intensity) / 0.25) ** 2)
-        likelihood[signal < structure.intensity] = 1
+        # darker than usual is partial volume with fluid, or iron
+        likelihood = np.maximum(likelihood, 0.3 * (signal < structure.intensity))
         odds = place * likelihood
-        best = np.maximum(best, odds / np.maximum(odds + (1 - place + 0.15) * white_likelihood, 1e-3) * (place > 0.02))
+        others = (1 - place + white_prior) * like_white + (1 - place) * like_cortex
+        best = np.maximum(best, odds / np.maximum(odds + others, 1e-3) * (place > 0.02))
     return best
 
 
