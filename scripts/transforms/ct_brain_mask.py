@@ -1,0 +1,200 @@
+"""The brain in a CT of a head, found by classical image analysis on a coarse grid.
+
+Soft tissue that lies deep inside bone is the core of the brain. Grown back to the skull it fills the cavity without
+passing through the foramina, which are narrower than the core is deep. Lengths are in mm and volumes in mL, so that
+spacing and axes of the scan have no say.
+"""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from scripts.files import CaseError
+
+__all__ = ["ct_brain_mask", "foreground", "is_stripped"]
+
+SOFT_TISSUE = (-15.0, 100.0)  # HU; 0 to 100 with room for noise and the dark bands of the skull base
+AIR = -150.0  # HU; anything lighter is outside the head or in a sinus
+SCALP = 5.0  # mm; no brain lies nearer to the air, also where a piece of skull is missing
+CORE_DEPTH = 10.0  # mm; wider than half a spinal canal, an orbit's apex or a fissure of the skull base
+BRAIN_VOLUME = (500.0, 2200.0)  # mL; a child's brain, a large skull
+
+
+def ct_brain_mask(
+    hu: np.ndarray, affine: np.ndarray, name: str = "the volume", working_spacing: float = 2.0
+) -> np.ndarray:
+    """Mask of the brain, its ventricles and sulci included, down to the foramen magnum.
+
+    Args:
+        hu: (H, W, Z) CT of a head with its skull, in HU, in any orientation.
+        affine: (4, 4), voxels to RAS mm.
+        name: the file's name, for the error.
+        working_spacing: edge of the voxels that the mask is found on, mm.
+
+    Returns:
+        (H, W, Z) bool.
+
+    Raises:
+        CaseError: no cavity of a brain's volume within a skull.
+    """
+    axes = nib.io_orientation(affine)
+    canonical = nib.apply_orientation(hu, axes)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(axes[:, 0])]
+    coarse, coarse_spacing = _resize(canonical, spacing, working_spacing)
+    mask = _brain(coarse, coarse_spacing, name)
+    fine = functional.interpolate(torch.from_numpy(mask).float()[None, None], canonical.shape, mode="trilinear")
+    back = nib.orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), axes)
+    return np.ascontiguousarray(nib.apply_orientation(fine[0, 0].numpy() > 0.5, back))
+
+
+def foreground(volume: np.ndarray) -> np.ndarray:
+    """Everything but the constant background, holes filled; all of a volume without such a background.
+
+    The background is the value that most of the eight corners have.
+
+    Args:
+        volume: (H, W, Z), any unit.
+
+    Returns:
+        (H, W, Z) bool.
+    """
+    inside = _not_background(volume)
+    if inside.mean() > 0.99 or not inside.any():
+        return np.ones(volume.shape, dtype=bool)
+    box = ndimage.find_objects(inside.astype(np.int8))[0]
+    inside[box] = ndimage.binary_fill_holes(inside[box])
+    return inside
+
+
+def is_stripped(hu: np.ndarray) -> bool:
+    """Whether a CT is a brain on a constant background already: next to no bone, fat or air in the foreground.
+
+    Args:
+        hu: (H, W, Z) HU.
+    """
+    sample = hu[::2, ::2, ::2]  # an eighth of the voxels tells as much
+    inside = sample[_not_background(hu)[::2, ::2, ::2]]
+    if not 0.01 * sample.size < inside.size < 0.9 * sample.size:
+        return False
+    soft = np.mean((inside > -50) & (inside < 150))
+    return bool(soft > 0.85 and np.mean(inside > 200) < 0.01)
+
+
+def _not_background(volume: np.ndarray) -> np.ndarray:
+    corners, counts = np.unique(volume[np.ix_([0, -1], [0, -1], [0, -1])], return_counts=True)
+    return np.abs(volume - corners[counts.argmax()]) > 1e-2
+
+
+def _resize(hu: np.ndarray, spacing: np.ndarray, working_spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """HU on voxels of about `working_spacing`, and their edges: means where they are larger, linear where smaller.
+
+    Both keep the field of view and treat its two ends alike, so that a mirrored volume gives a mirrored result.
+    """
+    size = [max(1, round(n * s / working_spacing)) for n, s in zip(hu.shape, spacing, strict=True)]
+    volume = torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))[None, None]
+    # padding of -3024 or metal of 3000 HU must not outweigh its neighbours in a mean
+    volume = functional.interpolate(
+        volume.clamp(-200, 1000), [min(n, m) for n, m in zip(hu.shape, size, strict=True)], mode="area"
+    )
+    volume = functional.interpolate(volume, size, mode="trilinear")
+    return volume[0, 0].numpy(), spacing * np.array(hu.shape) / np.array(size)
+
+
+def _brain(hu: np.ndarray, spacing: np.ndarray, name: str) -> np.ndarray:
+    """(H, W, Z) HU in RAS order -> (H, W, Z) bool."""
+    head = _largest(ndimage.binary_opening(hu > AIR))
+    mask = np.zeros(hu.shape, dtype=bool)
+    if head.any():
+        box = ndimage.find_objects(head.astype(np.int8))[0]
+        smooth = ndimage.gaussian_filter(hu[box].clip(-100, 300), 1.0 / spacing)
+        cavity = _cavity(smooth, head[box], spacing)
+        mask[box] = _trim(cavity, smooth, spacing) if cavity.any() else cavity
+    volume = mask.sum() * spacing.prod() / 1000
+    low, high = BRAIN_VOLUME
+    if not low <= volume <= high:
+        raise CaseError(
+            f"{name} shows no brain: the soft tissue enclosed by bone measures {volume:.0f} mL where {low:.0f} to "
+            f"{high:.0f} mL are expected; check that it is a CT of a whole head in Hounsfield units, or give a mask or "
+            "a command as the skull-strip method."
+        )
+    return mask
+
+
+def _cavity(smooth: np.ndarray, head: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """The inside of the skull, empty where there is none."""
+    filled = np.stack([ndimage.binary_fill_holes(head[..., z]) for z in range(head.shape[2])], axis=2)
+    tissue = head & (smooth > SOFT_TISSUE[0]) & (smooth < SOFT_TISSUE[1]) & (_depth(filled, spacing) > SCALP)
+    tissue |= ~_without_small(~tissue, 1000 / spacing.prod())  # calcified plexus, clips and noise are no wall
+    depth = _depth(tissue, spacing)
+    core = _enclosed(depth > CORE_DEPTH, depth, _depth(smooth < SOFT_TISSUE[1], spacing), spacing)
+    if not core.any():
+        return core
+    grown = tissue & (_depth(~core, spacing) < CORE_DEPTH + 2)
+    closed = _close(_largest(ndimage.binary_opening(grown)), 4.0, spacing)
+    return ndimage.binary_fill_holes(closed)
+
+
+def _enclosed(core: np.ndarray, depth: np.ndarray, to_bone: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """The largest part of the core with bone right behind most of the tissue around it: muscle and bowel have none."""
+    labels, _ = ndimage.label(core)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    for label in np.argsort(sizes)[:0:-1]:
+        if sizes[label] * spacing.prod() / 1000 < 50:
+            break
+        part = labels == label
+        surface = part & (depth < CORE_DEPTH + 2.5)
+        if np.mean(to_bone[surface] < CORE_DEPTH + 5) > 0.5:
+            return part
+    return np.zeros_like(core)
+
+
+def _trim(cavity: np.ndarray, smooth: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """From the inside of the skull to the brain as masks of T1 have it: without dura, sinuses, outer CSF and canal."""
+    depth = _depth(cavity, spacing)
+    fluid = np.median(smooth[depth > CORE_DEPTH]) - 18
+    brain = cavity & ((smooth > fluid) | (depth > 10)) & ((smooth < 80) | (depth > 6))
+    # patients lie and are old: the gap under the vertex, with the sagittal sinus, is some 2 mm wider than elsewhere
+    rise = max(1, round(2 / spacing[2]))
+    brain &= np.concatenate([brain[..., rise:], np.repeat(brain[..., -1:], rise, axis=2)], axis=2)
+    brain = ndimage.binary_fill_holes(_largest(_open(brain, 6.0, spacing)))
+    area = brain.sum(axis=(0, 1)) * spacing[0] * spacing[1] / 100
+    narrow = np.flatnonzero(area[: area.argmax()] < 12)  # cm2; a foramen magnum has 6 to 10
+    brain[..., : narrow.max() + 1 if narrow.size else 0] = False
+    return _largest(brain)
+
+
+def _depth(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Distance in mm to the nearest voxel that is not in the mask; the field of view's border is no such voxel."""
+    if mask.all():
+        return np.full(mask.shape, np.inf)
+    return ndimage.distance_transform_edt(mask, sampling=spacing)
+
+
+def _close(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
+    """Closing with a ball; beyond the field of view the mask goes on as at its border."""
+    border = int(np.ceil(radius / spacing.min())) + 1
+    padded = np.pad(mask, border, mode="edge")
+    closed = _depth(_depth(~padded, spacing) <= radius, spacing) > radius
+    return closed[tuple(slice(border, -border) for _ in range(3))] | mask
+
+
+def _open(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
+    """Opening with a ball: the complement's closing."""
+    return ~_close(~mask, radius, spacing)
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    labels, count = ndimage.label(mask)
+    return labels == 1 + np.bincount(labels.ravel())[1:].argmax() if count > 1 else mask
+
+
+def _without_small(mask: np.ndarray, voxels: float) -> np.ndarray:
+    labels, _ = ndimage.label(mask)
+    keep = np.bincount(labels.ravel()) >= voxels
+    keep[0] = False
+    return keep[labels]

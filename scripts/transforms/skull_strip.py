@@ -1,0 +1,206 @@
+"""Skull strip: where the brain is, by an own method, a mask that exists, or any program."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy import ndimage
+
+from scripts.files import CaseError
+from scripts.transforms.checks import LoadVolume, file_name
+from scripts.transforms.ct_brain_mask import ct_brain_mask, foreground, is_stripped
+
+__all__ = ["SkullStripd"]
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz")
+
+
+class SkullStripd(MapTransform):
+    """Adds a brain mask on the grid of the image, whose values stay as they are.
+
+    Args:
+        keys: key of the image, a MetaTensor (1, H, W, Z); for the method `builtin` a CT in HU.
+        mask_key: key of the mask: a uint8 MetaTensor (1, H, W, Z), 1 in the brain, with the affine and the trace of
+            applied transforms of the image, so that it can be inverted like it. Its meta names the `skull_strip`.
+        method: one of
+            `builtin`: classical method for CT (`ct_brain_mask`); a CT that is stripped already is left alone: its mask
+            is what is not background.
+            `none`: what is not background, or everything where no background is constant.
+            a path: of a mask (above 0.5 inside), or of a folder that holds one for each case, named like the image's
+            file (`a.nii.gz`) or like the end of its path with `_` or `/` between the parts (`sub1_a.nii.gz`,
+            `sub1/a.nii.gz`); a mask on another grid is resampled.
+            a command with `{input}` and `{mask}`: it is run without a shell, reads NIfTI from the one path and has to
+            write a mask to the other.
+        timeout: seconds that the command may take.
+        working_spacing: edge of the voxels that `builtin` computes on, mm.
+        allow_missing_keys: no error where the image is missing.
+
+    Raises:
+        CaseError: a method that is neither a name, a path that is there, nor a command with both marks; a mask that is
+            missing, empty or elsewhere; a command that fails, times out or writes no mask; no brain in the CT.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        mask_key: str = "mask",
+        method: str | os.PathLike = "builtin",
+        timeout: float = 1800.0,
+        working_spacing: float = 2.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if len(self.keys) != 1:
+            raise ValueError(f"one image, not {len(self.keys)}: there is one mask key")
+        self.mask_key = mask_key
+        self.method = _checked_method(os.fspath(method))
+        self.timeout = timeout
+        self.working_spacing = working_spacing
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the mask of the image."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            mask, method = self._mask(image)
+            meta = {**copy.deepcopy(image.meta), "skull_strip": method}
+            d[self.mask_key] = MetaTensor(
+                torch.from_numpy(mask.astype(np.uint8))[None].to(image.device),
+                affine=image.affine,
+                meta=meta,
+                applied_operations=copy.deepcopy(image.applied_operations),
+            )
+        return d
+
+    def _mask(self, image: MetaTensor) -> tuple[np.ndarray, str]:
+        """(H, W, Z) bool and how it came about."""
+        volume = image[0].detach().cpu().numpy()
+        affine = np.asarray(image.affine.cpu(), dtype=np.float64)
+        if self.method == "none":
+            return foreground(volume), "none"
+        if self.method == "builtin":
+            if is_stripped(volume):
+                return foreground(volume), "already stripped"
+            return ct_brain_mask(volume, affine, file_name(image), self.working_spacing), "builtin"
+        if "{input}" in self.method:
+            return self._command_mask(volume, affine, file_name(image)), self.method
+        path = _mask_path(Path(self.method), image)
+        return _load_mask(path, volume.shape, affine, file_name(image)), path.name
+
+    def _command_mask(self, volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
+        with tempfile.TemporaryDirectory(prefix="skull_strip_") as folder:
+            source, mask = Path(folder) / "input.nii.gz", Path(folder) / "mask.nii.gz"
+            nib.save(nib.Nifti1Image(volume.astype(np.float32), affine), source)
+            # split first: a path with blanks stays one argument
+            arguments = [
+                part.replace("{input}", str(source)).replace("{mask}", str(mask)) for part in shlex.split(self.method)
+            ]
+            _run(arguments, self.timeout, Path(folder) / "stderr", name)
+            if not mask.exists():
+                raise CaseError(
+                    f"The skull-strip command {arguments[0]} wrote no mask for {name}; it has to write one to {{mask}}."
+                )
+            return _load_mask(mask, volume.shape, affine, name)
+
+
+def _checked_method(method: str) -> str:
+    """The method, or an error before the first case."""
+    marks = ["{input}" in method, "{mask}" in method]
+    if method in ("none", "builtin"):
+        return method
+    if any(marks):
+        if not all(marks):
+            raise CaseError(f"The skull-strip command '{method}' needs both {{input}} and {{mask}}; add the other one.")
+        try:
+            shlex.split(method)
+        except ValueError as error:
+            raise CaseError(f"The skull-strip command '{method}' has unbalanced quotes; close them.") from error
+        return method
+    path = Path(method).expanduser()
+    if not path.exists():
+        raise CaseError(
+            f"The skull-strip method '{method}' is no path that is there; give none, builtin, a mask file, a folder of "
+            "masks, or a command with {input} and {mask}."
+        )
+    return str(path)
+
+
+def _run(arguments: list[str], timeout: float, stderr: Path, name: str) -> None:
+    """Run a program to its end; whatever it started ends with it when the time is over."""
+    what = f"The skull-strip command {arguments[0]}"
+    with stderr.open("wb") as log:
+        try:
+            process = subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
+        except OSError as error:
+            raise CaseError(
+                f"{what} cannot be started ({error.strerror}); install it or give its full path."
+            ) from error
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise CaseError(f"{what} took longer than {timeout:g} s for {name}; raise its timeout.") from error
+    if code != 0:
+        lines = [line for line in stderr.read_text(errors="replace").splitlines() if line.strip()]
+        said = f"said: {lines[-1].strip()}" if lines else "said nothing"
+        raise CaseError(f"{what} failed for {name} with exit code {code} and {said}")
+
+
+def _mask_path(method: Path, image: MetaTensor) -> Path:
+    """The mask's file: the path itself, or what in that folder matches most of the end of the image's path."""
+    if method.is_file():
+        return method
+    source = image.meta.get("filename_or_obj")
+    if not source:
+        raise CaseError(f"A volume without a file name cannot be found in {method}; give the mask's file itself.")
+    parts = list(Path(source).absolute().parts[1:])
+    parts[-1] = _stem(parts[-1])
+    for first in range(len(parts)):
+        for joined in dict.fromkeys(("_".join(parts[first:]), "/".join(parts[first:]))):
+            for suffix in SUFFIXES:
+                if (method / f"{joined}{suffix}").is_file():
+                    return method / f"{joined}{suffix}"
+    raise CaseError(
+        f"{method} holds no mask for {Path(source).name}; it has to be named like the image, for example "
+        f"{parts[-1]}.nii.gz."
+    )
+
+
+def _stem(name: str) -> str:
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def _load_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str) -> np.ndarray:
+    """A mask file on the image's grid, (H, W, Z) bool."""
+    mask = LoadVolume(image_only=True)(path)
+    inside = np.squeeze(mask.numpy()) > 0.5
+    if inside.ndim != 3 or not inside.any():
+        what = "empty" if inside.ndim == 3 else "not one 3D volume"
+        raise CaseError(f"The mask {path.name} of {name} is {what}; give a mask that is 1 in the brain.")
+    to_mask = np.linalg.inv(np.asarray(mask.affine, dtype=np.float64)) @ affine
+    if inside.shape == tuple(shape) and np.allclose(to_mask, np.eye(4), atol=1e-2):
+        return inside
+    centres = np.argwhere(inside)[:: max(1, inside.sum() // 100_000)]
+    indices = nib.affines.apply_affine(np.linalg.inv(to_mask), centres)
+    within = np.mean(((indices > -0.5) & (indices < np.array(shape) - 0.5)).all(axis=1))
+    if within < 0.5:
+        raise CaseError(
+            f"The mask {path.name} does not fit {name}: {100 * (1 - within):.0f} % of it lies outside the image; give "
+            "a mask in the image's own space."
+        )
+    return ndimage.affine_transform(inside.astype(np.float32), to_mask, output_shape=tuple(shape), order=1) > 0.5
