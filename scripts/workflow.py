@@ -18,7 +18,7 @@ from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from scripts.transforms.checks import CaseError
+from scripts.files import CaseError
 from scripts.transforms.saver import SaveSyntheticd
 
 __all__ = ["CaseDataset", "CaseEvaluator", "bundle_root", "compute_dtype", "pending_cases", "reason", "shorten_errors"]

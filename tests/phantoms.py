@@ -9,7 +9,7 @@ import numpy as np
 def head_ct(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """HU of a head centred on the origin of RAS mm, sampled on a grid; (H, W, Z) float32.
 
-    Air, scalp and skull of an ellipsoid, brain at 34 HU with ventricles at 8 HU, and a bleed of 70 HU on the left (x < 0).
+    Air, scalp and skull of an ellipsoid, brain at 34 HU with ventricles at 8 HU, a bleed of 70 HU on the left (x < 0).
     """
     voxels = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
     x, y, z = np.moveaxis(nib.affines.apply_affine(affine, voxels), -1, 0)

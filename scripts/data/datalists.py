@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from scripts.files import CaseError
+
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz")
 
 
@@ -21,18 +23,20 @@ def inference_datalist(dataset_dir: Any, output_dir: Any = None) -> list[dict[st
         extension, `/` as `_`; for one file it is the file's name without extension.
 
     Raises:
-        ValueError: nothing there, nothing in it that is a volume, or two files of the same CASE.
+        CaseError: nothing there, no volume in it, two files of the same CASE, or outputs among the inputs.
     """
     root = Path(str(dataset_dir)).expanduser()
     if root.is_file():
         if _suffix(root) is None:
-            raise ValueError(f"{root} is no volume this bundle reads; give one of {', '.join(IMAGE_SUFFIXES)}.")
+            raise CaseError(f"{root} is no volume this bundle reads; give one of {', '.join(IMAGE_SUFFIXES)}.")
         return [{"image": str(root), "case": case_name(Path(root.name))}]
     if not root.is_dir():
-        raise ValueError(f"There is no file or folder {root}; check dataset_dir.")
+        raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
+    if output_dir is not None and Path(str(output_dir)).expanduser().resolve() == root.resolve():
+        raise CaseError(f"{root} is both dataset_dir and output_dir; give another output_dir.")
     files = [path for path in _walk(root, output_dir) if _suffix(path) is not None]
     if not files:
-        raise ValueError(
+        raise CaseError(
             f"The folder {root} holds no volume; dataset_dir wants {', '.join(IMAGE_SUFFIXES)} files, "
             "and DICOM has to be converted first (dcm2niix does it)."
         )
@@ -72,6 +76,6 @@ def _refuse_clashes(items: list[dict[str, str]]) -> None:
     for item in items:
         other = first.setdefault(item["case"], item["image"])
         if other != item["image"]:
-            raise ValueError(
+            raise CaseError(
                 f"{other} and {item['image']} would both be named {item['case']} in output_dir; rename one of them."
             )

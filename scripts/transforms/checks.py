@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import itk
 import numpy as np
 import torch
 from monai.config import DtypeLike, KeysCollection
@@ -42,9 +43,9 @@ class LoadVolume(LoadImage):
         path = Path(os.fspath(filename)).expanduser()
         if not path.exists():
             raise CaseError(f"{path.name} is not there; check the path.")
-        if reader is None and path.is_file():
-            reader = NibabelReader() if path.name.lower().endswith(NIBABEL_SUFFIXES) else ITKReader()
         try:
+            if reader is None and path.is_file():
+                reader = NibabelReader() if path.name.lower().endswith(NIBABEL_SUFFIXES) else _itk_reader(path)
             return super().__call__(str(path), reader)
         except CaseError:
             raise
@@ -52,13 +53,25 @@ class LoadVolume(LoadImage):
             raise CaseError(_unreadable(path.name, error)) from error
 
 
+def _itk_reader(path: Path) -> ITKReader:
+    """A reader of float32, whatever scalar the file holds; asked for another type, ITK would turn colours grey."""
+    file = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if file is not None:
+        file.SetFileName(str(path))
+        file.ReadImageInformation()
+        if file.GetNumberOfComponents() > 1:
+            raise CaseError(_coloured(path.name))
+    return ITKReader(pixel_type=itk.F)
+
+
+def _coloured(name: str) -> str:
+    return f"{name} holds colours or vectors, not one value a voxel; give the scan itself, not a rendering of it."
+
+
 def _unreadable(name: str, error: Exception) -> str:
     """The readers' many ways to fail, as a sentence."""
-    text = f"{type(error).__name__}: {error}"
-    if "itk.Vector" in text or "itk.RGB" in text or "('R', " in text:
-        return f"{name} holds colours or vectors, not one value a voxel; give the scan itself, not a rendering of it."
-    if "is not wrapped" in text:
-        return f"{name} has a voxel type that is not read (int8 or 64-bit); save it as int16 or float32."
+    if "('R', " in str(error):  # the voxel type of a NIfTI with colours
+        return _coloured(name)
     what = " ".join(str(error).split())[:120] or type(error).__name__
     return f"{name} cannot be read and is damaged, truncated or no image ({what}); copy or export it again."
 

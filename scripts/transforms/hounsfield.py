@@ -10,7 +10,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from scripts.transforms.checks import CaseError, file_name
+from scripts.files import CaseError
+from scripts.transforms.checks import file_name
 
 __all__ = ["CheckHounsfieldd", "WindowToHUd"]
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 _TITLE_HEIGHT = 24
-_NOTE = "synthetic, not for diagnosis"
+_NOTE = "not for diagnosis"
 # plane, the RAS axis it cuts, the marks at its left and right edge; radiological: the patient's right is on the left
 _PLANES = (("axial", 2, ("R", "L")), ("coronal", 1, ("R", "L")), ("sagittal", 0, ("A", "P")))
 
@@ -74,7 +74,7 @@ def _page(rows: list[tuple[str, list[Image.Image]]], titles: tuple[str, str], wi
     height = _TITLE_HEIGHT + sum(panels[0].height for _, panels in rows)
     page = Image.new("L", (2 * width, height))
     draw = ImageDraw.Draw(page)
-    for column, title in enumerate((titles[0], f"{titles[1]} ({_NOTE})")):
+    for column, title in enumerate((titles[0], f"{titles[1]}, {_NOTE}")):
         draw.text((column * width + width / 2, _TITLE_HEIGHT / 2), title, fill=255, font=_font(), anchor="mm")
     top = _TITLE_HEIGHT
     for _, panels in rows:

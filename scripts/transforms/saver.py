@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
+from scripts.files import sha256_of_file
 from scripts.transforms.picture import three_planes
 
 __all__ = ["SaveSyntheticd", "nifti_like"]
@@ -40,6 +40,7 @@ class SaveSyntheticd(SaveImaged):
     Args:
         keys: key of the synthetic volume, (1, H, W, Z), [0, 1], on the source's grid.
         source_key: key of the source volume as loaded, (1, H, W, Z), shown beside it; its file is what the JSON names.
+        mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` of its meta).
         output_dir: the folder, made where it is not there.
         suffix: what follows CASE in the names.
         source_window: lowest and highest value of the source in the picture, in its unit (HU).
@@ -52,6 +53,7 @@ class SaveSyntheticd(SaveImaged):
         self,
         keys: KeysCollection = "pred",
         source_key: str = "source",
+        mask_key: str = "mask",
         output_dir: Any = "./output",
         suffix: str = "_t1",
         source_window: tuple[float, float] = (0.0, 80.0),
@@ -67,6 +69,7 @@ class SaveSyntheticd(SaveImaged):
             allow_missing_keys=allow_missing_keys,
         )
         self.source_key = source_key
+        self.mask_key = mask_key
         self.output_dir = Path(str(output_dir)).expanduser()
         self.suffix = suffix
         self.source_window = source_window
@@ -77,10 +80,10 @@ class SaveSyntheticd(SaveImaged):
         """Save the volume at each key; the dictionary comes back unchanged."""
         d = dict(data)
         for key in self.key_iterator(d):
-            self._save(d[key], d[self.source_key], d.get("case"))
+            self._save(d[key], d[self.source_key], d.get("case"), d.get(self.mask_key))
         return d
 
-    def _save(self, synthetic: MetaTensor, source: MetaTensor, case: str | None) -> None:
+    def _save(self, synthetic: MetaTensor, source: MetaTensor, case: str | None, mask: Any) -> None:
         source_file = Path(source.meta["filename_or_obj"])
         stem = (case or source_file.name.split(".")[0]) + self.suffix
         image = nifti_like(synthetic[0], source_file, np.asarray(source.meta["original_affine"], dtype=np.float64))
@@ -91,6 +94,8 @@ class SaveSyntheticd(SaveImaged):
             nib.save(image, working / f"{stem}.nii.gz")
             three_planes(source[0], synthetic[0], source.affine, self.source_window).save(working / f"{stem}.png")
             record = {**self.record, "source": self._source_record(source_file), "grid": _grid_record(image)}
+            if isinstance(mask, MetaTensor):
+                record["mask_from"] = mask.meta.get("skull_strip")
             (working / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             # an older JSON must not vouch for newer files
             (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
@@ -122,8 +127,7 @@ class SaveSyntheticd(SaveImaged):
         return source_file.name
 
     def _source_record(self, source_file: Path) -> dict[str, Any]:
-        with source_file.open("rb") as file:
-            return {"file": self.source_name(source_file), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"file": self.source_name(source_file), "sha256": sha256_of_file(source_file)}
 
 
 def nifti_like(volume: torch.Tensor, source_file: Path, affine: np.ndarray) -> nib.Nifti1Image:

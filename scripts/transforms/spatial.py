@@ -1,19 +1,19 @@
-"""What MONAI's spatial transforms leave to do: resampling without aliasing, and the mask on the source's own axes."""
+"""What MONAI's spatial transforms leave to do: resampling without aliasing, background outside the brain."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Orientation, Spacingd
+from monai.transforms import MapTransform, Spacingd
+from monai.utils import convert_to_tensor
 from scipy.ndimage import gaussian_filter1d
 
-__all__ = ["ApplySourceMaskd", "BackgroundOutsided", "SmoothForSpacingd", "VolumeSpacingd"]
+__all__ = ["BackgroundOutsided", "SmoothForSpacingd", "VolumeSpacingd"]
 
 
 class VolumeSpacingd(Spacingd):
@@ -80,31 +80,6 @@ class BackgroundOutsided(MapTransform):
         """Mask the volume at each key."""
         d = dict(data)
         for key in self.key_iterator(d):
-            outside = torch.as_tensor(self.mask(d[key], d)).to(d[key].device) <= 0.5
+            outside = convert_to_tensor(d[self.mask_key], device=d[key].device) <= 0.5
             d[key] = d[key].masked_fill(outside, self.background)
         return d
-
-    def mask(self, volume: torch.Tensor, data: Mapping[Hashable, Any]) -> torch.Tensor:
-        """The mask for `volume`, (1, H, W, Z)."""
-        return data[self.mask_key]
-
-
-class ApplySourceMaskd(BackgroundOutsided):
-    """`BackgroundOutsided` for volumes that were inverted to the source grid, while the mask has its axes reordered.
-
-    The mask was made on the source's voxels after `Orientationd`: turning its axes back is exact, where inverting a
-    resampled mask would leave steps of the coarser grid.
-
-    Raises:
-        ValueError: when the mask's voxels are not those of the volume.
-    """
-
-    def mask(self, volume: MetaTensor, data: Mapping[Hashable, Any]) -> torch.Tensor:
-        """The mask on the volume's axes, (1, H, W, Z)."""
-        axes = "".join(nib.aff2axcodes(np.asarray(volume.affine)))
-        mask = Orientation(axcodes=axes, labels=None)(data[self.mask_key])
-        if mask.shape[1:] != volume.shape[1:] or not np.allclose(mask.affine, volume.affine, atol=1e-3):
-            raise ValueError(
-                f"The mask has {tuple(mask.shape)} voxels, the volume {tuple(volume.shape)}, or another grid."
-            )
-        return mask

@@ -1,0 +1,82 @@
+"""Which files become cases, under which names."""
+
+import os
+
+import pytest
+
+from scripts.data.datalists import case_name, inference_datalist
+from scripts.files import CaseError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    names = ["b.nii.gz", "a.nii", "deep/er/c.NRRD", "deep/d.mha", "e.mhd", "f.mgz", "20240101.nii", "two.dots.nii.gz"]
+    others = ["e.raw", "notes.txt", "table.csv", ".hidden.nii.gz", ".cache/g.nii.gz", ".nii.gz", "old.nii.gz.bak"]
+    for name in names + others:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "in"
+
+
+def test_lists_volumes_nested_and_sorted(folder):
+    items = inference_datalist(folder)
+    assert [item["case"] for item in items] == ["20240101", "a", "b", "deep_d", "deep_er_c", "e", "f", "two.dots"]
+    assert [item["image"] for item in items] == sorted(item["image"] for item in items)
+    assert items[4] == {"image": str(folder / "deep/er/c.NRRD"), "case": "deep_er_c"}
+
+
+def test_one_file_is_one_case(folder):
+    path = folder / "deep" / "d.mha"
+    assert inference_datalist(path) == [{"image": str(path), "case": "d"}]
+    with pytest.raises(CaseError, match=r"notes\.txt is no volume"):
+        inference_datalist(folder / "notes.txt")
+
+
+def test_a_folder_named_like_a_number(folder, monkeypatch):
+    """The command line makes an int of it."""
+    monkeypatch.chdir(folder.parent)
+    folder.rename("20240101")
+    assert len(inference_datalist(20240101)) == 8
+
+
+def test_leaves_out_its_own_outputs(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "a_t1.nii.gz").touch()
+    assert "out_a_t1" in {item["case"] for item in inference_datalist(folder)}
+    assert len(inference_datalist(folder, folder / "out")) == 8
+
+
+def test_outputs_into_the_folder_of_the_inputs_are_refused(folder):
+    with pytest.raises(CaseError, match="give another output_dir"):
+        inference_datalist(folder, folder)
+
+
+def test_follows_links(folder, tmp_path):
+    os.symlink(folder, tmp_path / "link")
+    (tmp_path / "other").mkdir()
+    os.symlink(folder / "deep", tmp_path / "other" / "sub")
+    assert len(inference_datalist(tmp_path / "link")) == 8
+    assert [item["case"] for item in inference_datalist(tmp_path / "other")] == ["sub_d", "sub_er_c"]
+
+
+@pytest.mark.parametrize("pair", [("a.nii", "a.nii.gz"), ("a/b.nii", "a_b.nii"), ("a.nrrd", "a.mha")])
+def test_a_clash_of_names_is_an_error(tmp_path, pair):
+    for name in pair:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(CaseError, match="would both be named a") as caught:
+        inference_datalist(tmp_path)
+    assert all(name in str(caught.value) for name in pair)
+
+
+def test_nothing_to_do_is_an_error(tmp_path):
+    with pytest.raises(CaseError, match="There is no file or folder .*gone; check dataset_dir"):
+        inference_datalist(tmp_path / "gone")
+    (tmp_path / "slice.dcm").touch()
+    with pytest.raises(CaseError, match=r"holds no volume.*DICOM has to be converted"):
+        inference_datalist(tmp_path)
+
+
+def test_case_name(tmp_path):
+    assert case_name((tmp_path / "sub-01" / "ct.nii.gz").relative_to(tmp_path)) == "sub-01_ct"
