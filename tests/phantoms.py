@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 
 
 def head_ct(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -37,3 +38,15 @@ def write_head_ct(path: Path, axes: np.ndarray | None = None, shape: tuple[int, 
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(np.round(head_ct(affine, shape)).astype(np.int16), affine), path)
     return path
+
+
+class EchoNetwork(torch.nn.Module):
+    """Predicts the source itself: what comes out of a run is what its geometry and windows made of the CT."""
+
+    def __init__(self, slab_size: int = 3) -> None:
+        super().__init__()
+        self.slab_size = slab_size
+
+    def forward(self, x, timesteps=None, context=None, source=None):
+        """Any slab of the state and the source's slab -> the source's slab."""
+        return source

@@ -1,0 +1,381 @@
+"""The main job as its user meets it: inference.json on tiny heads, with random or analytic networks."""
+
+import filecmp
+import json
+import os
+import subprocess
+import sys
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, run
+from monai.transforms import Compose, SaveImaged
+
+from scripts.files import CaseError, sha256_of_file
+from scripts.inferers.ista import ISTAInferer
+from scripts.networks import BridgeUNet
+from scripts.style_key import compute_style_key, save_style_keys
+from scripts.workflow import compute_dtype, reason
+from tests.phantoms import centred_affine, head_ct, write_head_ct
+
+TINY = {
+    "slab_size": 3,
+    "channels": [16, 16],
+    "num_res_blocks": 1,
+    "norm_num_groups": 8,
+    "num_head_channels": 8,
+    "space_to_depth": 2,
+}
+SUFFIXES = (".json", ".nii.gz", ".png")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Overrides of inference.json: a tiny network with random weights, two random style keys, voxels of 6 mm."""
+    folder = tmp_path_factory.mktemp("models")
+    generator = torch.Generator().manual_seed(0)
+    network = BridgeUNet(**TINY)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.05, generator=generator)
+    torch.save(network.state_dict(), folder / "model.pt")
+    keys = {name: compute_style_key(np.random.default_rng(i).beta(2 + i, 2, 5000)) for i, name in enumerate("pq")}
+    save_style_keys({"average": keys["p"], "other": keys["q"]}, folder / "style_keys.json")
+    return {
+        "network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY},
+        "weights": str(folder / "model.pt"),
+        "style_keys_file": str(folder / "style_keys.json"),
+        "spacing": [6.0, 6.0, 6.0],
+        "size_multiple": 4,
+        "dtype": "float32",
+    }
+
+
+@pytest.fixture
+def translate(bundle_root, models, tmp_path, monkeypatch):
+    """Run inference.json in this process; gives the program's last words, None where it ended well."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def function(dataset_dir, output_dir=tmp_path / "out", **overrides):
+        config = str(bundle_root / "configs" / "inference.json")
+        folders = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
+        try:
+            run(config_file=config, logging_file=False, **{**models, **folders, **overrides})
+        except SystemExit as end:
+            return end.code
+        return None
+
+    return function
+
+
+@pytest.fixture
+def echo(models, tmp_path):
+    """Overrides for a network that returns the source."""
+    torch.save({}, tmp_path / "echo.pt")
+    return {
+        "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
+        "weights": str(tmp_path / "echo.pt"),
+    }
+
+
+def outputs(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def output_names(*cases):
+    return sorted(f"{case}_t1{suffix}" for case in cases for suffix in SUFFIXES)
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def innermost(error):
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def test_a_folder_becomes_three_files_a_case(tmp_path, translate, models):
+    first, second = write_head_ct(tmp_path / "in" / "a.nii.gz"), tmp_path / "in" / "deep" / "er" / "b.mha"
+    second.parent.mkdir(parents=True)
+    image = itk.image_from_array(np.ascontiguousarray(nib.load(first).get_fdata(dtype=np.float32).T))
+    image.SetSpacing([6.0, 6.0, 6.0])
+    image.SetOrigin([-99.0, -117.0, -93.0])
+    itk.imwrite(image, str(second))
+
+    assert translate(tmp_path / "in", num_corrections=1) is None
+    assert outputs(tmp_path / "out") == output_names("a", "deep_er_b")
+    made = nib.load(tmp_path / "out" / "a_t1.nii.gz")
+    values = made.get_fdata()
+    assert made.get_data_dtype() == np.float32
+    assert values.shape == (34, 40, 32)
+    assert values.min() == 0
+    assert 0 < values.max() <= 1
+    brain = values > 0
+    assert 900 < brain.sum() * 6**3 / 1000 < 1700  # mL; the phantom has 1520
+    assert (np.linalg.norm(np.argwhere(brain) - [16.5, 19.5, 15.5], axis=1) * 6 < 90).all()
+
+    record = json.loads((tmp_path / "out" / "deep_er_b_t1.json").read_text())
+    assert record["source"] == {"file": "deep/er/b.mha", "sha256": sha256_of_file(second)}
+    assert record["weights_sha256"] == sha256_of_file(models["weights"])
+    expected = {
+        "bundle": "brain_ct_to_mri",
+        "sampler": "mean_path_2",
+        "timestep_spacing": "lambda",
+        "num_inference_steps": 5,
+        "num_corrections": 1,
+        "style_key": "average",
+        "skull_strip": "builtin",
+        "mask_from": "builtin",
+        "batch_size": 8,
+        "dtype": "float32",
+        "seed": 0,
+        "spacing_mm": [6.0, 6.0, 6.0],
+        "hu_window": [0, 80],
+        "ct_window": None,
+    }
+    assert {key: record[key] for key in expected} == expected
+
+
+ROTATION = nib.eulerangles.euler2mat(0.25, -0.15, 0.35)
+GRIDS = {
+    "RAS": (np.diag([4.0, 4.0, 4.0]), (48, 56, 46)),
+    "LAS, thick slices": (np.diag([-3.0, 3.0, 5.0]), (64, 74, 36)),
+    "permuted": (np.diag([4.0, 4.0, 4.0])[:, [2, 0, 1]] * [-1, 1, -1], (46, 48, 56)),
+    "oblique": (ROTATION @ np.diag([-4.0, 4.0, 4.0]), (54, 60, 54)),
+    "oblique, permuted": (ROTATION @ np.diag([4.0, 5.0, 4.0])[:, [1, 2, 0]] * [1, -1, 1], (48, 54, 54)),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_everything_comes_out_where_it_was(tmp_path, translate, echo, name):
+    """With a network that returns its source, the output is the windowed CT of the brain, left still left."""
+    axes, shape = GRIDS[name]
+    path = write_head_ct(tmp_path / "ct.nii.gz", axes, shape)
+    assert translate(path, spacing=[3.0, 3.0, 3.0], **echo) is None
+    source, made = nib.load(path), nib.load(tmp_path / "out" / "ct_t1.nii.gz")
+    np.testing.assert_array_equal(made.affine, source.affine)
+    assert made.shape == source.shape
+    values, hu = made.get_fdata(), source.get_fdata()
+
+    # away from the bone at the mask's rim
+    position = nib.affines.apply_affine(source.affine, np.moveaxis(np.indices(shape), 0, -1))
+    inner = np.linalg.norm(position / [80, 95, 75], axis=-1) < 0.75
+    bleed = position[inner & (values > 0.65)].mean(axis=0)
+    np.testing.assert_allclose(bleed, position[hu == 70].mean(axis=0), atol=0.7)
+    np.testing.assert_allclose(bleed, [-40, 0, 0], atol=1.5)
+    # the tissue's median is moved from 34 to 31 HU on the way
+    assert np.abs(values - np.clip((hu - 3) / 80, 0, 1))[inner].mean() < 0.025
+
+
+def test_outputs_do_not_depend_on_axes(tmp_path, translate):
+    """The same head stored with other axes gives the same image in space."""
+    shape, axes = (34, 40, 32), np.diag([6.0, 6.0, 6.0])
+    for name, image_axes, image_shape in (("ras", axes, shape), ("other", -axes[:, [2, 1, 0]], shape[::-1])):
+        write_head_ct(tmp_path / "in" / f"{name}.nii.gz", image_axes, image_shape)
+    assert translate(tmp_path / "in") is None
+    first, second = (nib.as_closest_canonical(nib.load(tmp_path / "out" / f"{n}_t1.nii.gz")) for n in ("ras", "other"))
+    np.testing.assert_allclose(first.affine, second.affine, atol=1e-5)
+    np.testing.assert_allclose(first.get_fdata(), second.get_fdata(), atol=1e-4)
+
+
+def test_bad_cases_do_not_stop_the_others(tmp_path, translate):
+    folder = tmp_path / "in"
+    for name in ("a", "b", "e"):
+        write_head_ct(folder / f"{name}.nii.gz")
+    whole = (folder / "b.nii.gz").read_bytes()
+    (folder / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9, 2), np.int16), np.eye(4) * 6), folder / "c.nii.gz")
+    affine = centred_affine(np.diag([6.0, 6.0, 6.0]), (34, 40, 32))
+    air = np.full((34, 40, 32), -1000, np.int16)
+    air[:20, :20, :20] = 30  # soft tissue without a skull around it
+    nib.save(nib.Nifti1Image(air, affine), folder / "d.nii.gz")
+
+    said = translate(folder)
+    assert said == f"3 of 5 cases failed; {tmp_path / 'out' / 'failures.json'} tells why."
+    assert outputs(tmp_path / "out") == sorted([*output_names("a", "e"), "failures.json"])
+    failures = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert [(f["case"], f["file"]) for f in failures] == [("b", "b.nii.gz"), ("c", "c.nii.gz"), ("d", "d.nii.gz")]
+    for failure, words in zip(failures, ("truncated", "not one 3D volume", "no brain|No brain|brain"), strict=True):
+        assert any(word in failure["reason"] for word in words.split("|"))
+
+    before = times(tmp_path / "out")
+    (folder / "b.nii.gz").write_bytes(whole)
+    (folder / "c.nii.gz").unlink()
+    (folder / "d.nii.gz").unlink()
+    assert translate(folder) is None
+    after = times(tmp_path / "out")
+    assert sorted(after) == output_names("a", "b", "e")
+    assert all(before[name] == after[name] for name in output_names("a", "e"))
+
+
+def test_an_unforeseen_error_is_one_case_s_too(tmp_path, translate, monkeypatch):
+    for name in ("a", "b"):
+        write_head_ct(tmp_path / "in" / f"{name}.nii.gz")
+    calls = []
+    whole_call = ISTAInferer.__call__
+
+    def fails_once(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole_call(self, *args, **kwargs)
+
+    monkeypatch.setattr(ISTAInferer, "__call__", fails_once)
+    assert translate(tmp_path / "in").startswith("1 of 2 cases failed")
+    failure = json.loads((tmp_path / "out" / "failures.json").read_text())[0]
+    assert failure == {"case": "a", "file": "a.nii.gz", "reason": reason(torch.OutOfMemoryError())}
+    assert outputs(tmp_path / "out") == sorted([*output_names("b"), "failures.json"])
+
+
+def test_runs_again_only_what_is_not_done_alike(tmp_path, translate):
+    path = write_head_ct(tmp_path / "ct.nii.gz")
+    assert translate(path) is None
+    first = times(tmp_path / "out")
+    assert translate(path) is None
+    assert times(tmp_path / "out") == first
+    changed = times(tmp_path / "out")
+    for overrides in ({"overwrite": True}, {"num_inference_steps": 3}, {"style_key": "other"}, {"batch_size": 3}):
+        assert translate(path, **overrides) is None
+        last, changed = changed, times(tmp_path / "out")
+        assert all(changed[name] > last[name] for name in last)
+
+
+def test_two_runs_are_bit_identical_and_settings_matter(tmp_path, translate):
+    path = write_head_ct(tmp_path / "ct.nii.gz")
+    runs = {"one": {}, "two": {}, "style": {"style_key": "other"}, "steps": {"num_inference_steps": 3}}
+    for name, overrides in runs.items():
+        assert translate(path, tmp_path / name, **overrides) is None
+    names = output_names("ct")
+    assert filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", names, shallow=False) == (names, [], [])
+    for other in ("style", "steps"):
+        assert filecmp.cmpfiles(tmp_path / "one", tmp_path / other, names, shallow=False)[1] == names
+
+
+def test_batch_size_and_bfloat16_change_next_to_nothing(tmp_path, translate):
+    path = write_head_ct(tmp_path / "ct.nii.gz")
+    runs = {"one": {"batch_size": 1}, "many": {"batch_size": 7}, "half": {"dtype": "bfloat16"}}
+    for name, overrides in runs.items():
+        assert translate(path, tmp_path / name, **overrides) is None
+    one, many, half = (nib.load(tmp_path / name / "ct_t1.nii.gz").get_fdata() for name in runs)
+    assert np.abs(one - many).max() < 1e-5
+    assert 10 * np.log10(1 / ((one - half) ** 2).mean()) > 40
+
+
+def test_a_windowed_ct_needs_the_option(tmp_path, translate):
+    shape, affine = (34, 40, 32), centred_affine(np.diag([6.0, 6.0, 6.0]), (34, 40, 32))
+    grey = np.round(np.clip((head_ct(affine, shape) + 1000) / 2000, 0, 1) * 255).astype(np.uint8)
+    nib.save(nib.Nifti1Image(grey, affine), tmp_path / "ct.nii.gz")
+    assert translate(tmp_path / "ct.nii.gz") is not None
+    assert "--ct_window" in json.loads((tmp_path / "out" / "failures.json").read_text())[0]["reason"]
+    assert translate(tmp_path / "ct.nii.gz", ct_window=[-1000, 1000]) is None
+    assert json.loads((tmp_path / "out" / "ct_t1.json").read_text())["ct_window"] == [-1000, 1000]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"style_key": "nobody"}, "The style key nobody is neither a file nor a known name"),
+        ({"dataset_dir": "/nowhere"}, "There is no file or folder /nowhere"),
+        ({"weights": "/nowhere.pt"}, "There is no weights file /nowhere.pt"),
+        ({"network_def#channels": [16, 32]}, "do not fit the network"),
+        ({"dtype": "float8"}, "dtype is float8"),
+        ({"ct_window": [80, 0]}, "ct_window is"),
+        ({"skull_strip": "guess"}, "The skull-strip method 'guess'"),
+        ({"sampler": "mean_path_2", "timestep_spacing": "linear"}, "use spacing lambda"),
+    ],
+)
+def test_settings_that_cannot_work_end_the_run_before_any_case(tmp_path, translate, overrides, sentence):
+    path = write_head_ct(tmp_path / "ct.nii.gz")
+    with pytest.raises(RuntimeError) as caught:
+        translate(**{"dataset_dir": path, **overrides})
+    assert sentence in str(innermost(caught.value))
+    assert str(innermost(caught.value)) == reason(caught.value)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_clashing_names_end_the_run(tmp_path, translate):
+    write_head_ct(tmp_path / "in" / "a" / "b.nii.gz")
+    write_head_ct(tmp_path / "in" / "a_b.nii.gz")
+    with pytest.raises(RuntimeError) as caught:
+        translate(tmp_path / "in")
+    assert "would both be named a_b" in reason(caught.value)
+
+
+def test_as_monai_label_calls_it(tmp_path, bundle_root, models):
+    """A dictionary with a text `image_path`, the header asked for, the saver taken out, a batch axis for the inferer."""
+    path = write_head_ct(tmp_path / "ct.nii.gz", np.diag([-6.0, 6.0, 6.0]))
+    parser = ConfigParser()
+    parser.read_config(str(bundle_root / "configs" / "inference.json"))
+    parser.update({**models, "device": "cpu", "bundle_root": str(bundle_root)})
+    preprocessing = parser.get_parsed_content("preprocessing").transforms
+    preprocessing[0]._loader.image_only = False
+    postprocessing = [
+        t for t in parser.get_parsed_content("postprocessing").transforms if not isinstance(t, SaveImaged)
+    ]
+    network = parser.get_parsed_content("network_def").eval()
+
+    data = Compose(preprocessing)({"image": str(path), "image_path": str(path), "image_id": "ct"})
+    data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0]
+    pred = Compose(postprocessing)(data)["pred"]
+    assert pred.shape == (1, 34, 40, 32)
+    assert pred.dtype == torch.float32
+    np.testing.assert_allclose(pred.affine, nib.load(path).affine)
+    assert data["image_path"] == str(path)
+
+
+def test_has_the_properties_of_an_inference_bundle(bundle_root, models):
+    config = str(bundle_root / "configs" / "inference.json")
+    workflow = ConfigWorkflow(config, workflow_type="infer", logging_file=False, **models)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert workflow.bundle_root == str(bundle_root)
+
+
+def test_dtype_names():
+    assert compute_dtype("float32", "cpu") is torch.float32
+    assert compute_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+    assert compute_dtype("auto", "cpu") in (torch.bfloat16, torch.float32)
+    with pytest.raises(CaseError, match="use auto or one of"):
+        compute_dtype("float8", "cpu")
+
+
+@pytest.fixture
+def typed(tmp_path, bundle_root, models):
+    """The command as typed, in a folder that is not the bundle's."""
+    (tmp_path / "tiny.json").write_text(json.dumps(models))
+    configs = [str(bundle_root / "configs" / "inference.json"), str(tmp_path / "tiny.json")]
+
+    def function(*options):
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs), *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    return function
+
+
+def test_typed_with_a_bad_case(tmp_path, typed):
+    write_head_ct(tmp_path / "20240101" / "a.nii.gz")
+    (tmp_path / "20240101" / "b.nii.gz").write_bytes(b"no image")
+    done = typed("--dataset_dir", "20240101", "--output_dir", "out")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.strip().endswith(f"1 of 2 cases failed; {tmp_path / 'out' / 'failures.json'} tells why.")
+    assert "cases: 100%" in done.stderr
+    assert "sampling:" in done.stderr
+    assert f"1 of 2 cases are translated; the outputs are in {tmp_path / 'out'}" in done.stdout
+    assert outputs(tmp_path / "out") == sorted([*output_names("a"), "failures.json"])
+
+
+def test_typed_with_an_unknown_style_key(tmp_path, typed):
+    write_head_ct(tmp_path / "a.nii.gz")
+    done = typed("--dataset_dir", "a.nii.gz", "--output_dir", "out", "--style_key", "nobody")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "The style key nobody is neither a file nor a known name; use one of average, other" in done.stderr
+    assert not (tmp_path / "out").exists()
