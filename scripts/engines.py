@@ -260,7 +260,6 @@ class ResumableTraining:
         folder: of the checkpoints, `checkpoint_epoch=N.pt`.
         objects: what belongs to the state beside the trainer's own counters: network, average, optimizer and so on.
         num_saved: newest checkpoints to keep.
-        saves: whether this process saves; the first of several does.
         map_location: device that a checkpoint is loaded to.
     """
 
@@ -269,13 +268,11 @@ class ResumableTraining:
         folder: str | os.PathLike,
         objects: Mapping[str, object],
         num_saved: int = 2,
-        saves: bool = True,
         map_location: str | torch.device | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.objects = dict(objects)
         self.num_saved = num_saved
-        self.saves = saves
         self.map_location = map_location
 
     def attach(self, engine: Engine) -> None:
@@ -284,8 +281,9 @@ class ResumableTraining:
         newest = latest_checkpoint(self.folder)
         if newest is not None:
             CheckpointLoader(str(newest), state, map_location=self.map_location).attach(engine)
-        if self.saves:
-            CheckpointSaver(str(self.folder), state, save_interval=1).attach(engine)
+        # of several processes the first one writes, but all take part
+        CheckpointSaver(str(self.folder), state, save_interval=1).attach(engine)
+        if engine.state.rank == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._remove_old)
 
     def _remove_old(self) -> None:

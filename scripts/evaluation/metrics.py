@@ -1,20 +1,25 @@
 """How close a synthetic volume is to the real one: NRMSE, PSNR, SSIM and inter-slice SSIM.
 
-Images are (H, W, Z) or (..., H, W, Z) with axes of length one before, in [0, 1], and the data range is 1. Each metric is taken over the whole volume, as
-papers do, or inside a mask, which is the honest figure: the background inflates SSIM and PSNR.
+Images are (H, W, Z), or that with axes of length one before it, in [0, 1]; the data range is 1. Each metric is over
+the whole volume, as the papers do, or inside a mask, which is the honest figure: the background inflates SSIM and PSNR.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
+from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor
 
 __all__ = [
+    "SubjectTable",
     "VolumeMetric",
     "inter_slice_ssim",
     "metric_handler",
@@ -104,8 +109,8 @@ def metric_handler(
     )
 
 
-def metric_handlers() -> dict[str, IgniteMetricHandler]:
-    """All metrics, over the whole volume (the plain names) and inside the mask ("..._brain")."""
+def metric_handlers(left_out: Iterable[str] = ()) -> dict[str, IgniteMetricHandler]:
+    """All metrics but some, over the whole volume (plain names) and inside the mask (names that end in "_brain")."""
     functions = {
         "nrmse": nrmse,
         "psnr": psnr,
@@ -114,7 +119,43 @@ def metric_handlers() -> dict[str, IgniteMetricHandler]:
         "i_ssim_reference": reference_inter_slice_ssim,
     }
     whole = {name: metric_handler(function, masked=False) for name, function in functions.items()}
-    return {**whole, **{f"{name}_brain": metric_handler(function) for name, function in functions.items()}}
+    brain = {f"{name}_brain": metric_handler(function) for name, function in functions.items()}
+    return {name: handler for name, handler in {**whole, **brain}.items() if name not in set(left_out)}
+
+
+class SubjectTable:
+    """Handler of an evaluator that writes its metrics as CSV: a row for each subject, then mean and standard deviation.
+
+    Args:
+        path: file to write; its folder is made.
+        subject_key: what names a subject in a decollated batch.
+    """
+
+    def __init__(self, path: str | os.PathLike, subject_key: str = "subject") -> None:
+        self.path = Path(path)
+        self.subject_key = subject_key
+        self._subjects: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator whose metrics save their details."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._subjects.clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_subjects)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _note_subjects(self, engine: Engine) -> None:
+        self._subjects += [str(item[self.subject_key]) for item in engine.state.batch]
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the table."""
+        columns = {name: values.flatten().double().cpu() for name, values in engine.state.metric_details.items()}
+        rows = [[subject, *values] for subject, *values in zip(self._subjects, *columns.values(), strict=True)]
+        rows.append(["mean", *(values.mean() for values in columns.values())])
+        rows.append(["std", *(values.std(correction=min(1, len(values) - 1)) for values in columns.values())])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["subject", *columns])
+            writer.writerows([name, *(f"{float(value):.6g}" for value in values)] for name, *values in rows)
 
 
 def _volume(image: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""What the style key and co-prediction buy: the same network and volumes, sampled with and without them."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from scripts.evaluation.compare import figures
+
+
+def adjacent_difference(image: np.ndarray, mask: np.ndarray) -> float:
+    """Mean absolute difference of adjacent axial slices (H, W, Z) where both lie in the mask; flicker raises it."""
+    inside = mask[..., 1:] & mask[..., :-1]
+    return float(np.abs(np.diff(image, axis=2))[inside].mean())
+
+
+def volume_figures(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """``figures`` and the difference of adjacent slices, of one volume."""
+    return {**figures(image, reference, mask), "adjacent_difference": adjacent_difference(image, mask)}
+
+
+def sample_variants(
+    pairs: Sequence[Mapping],
+    network: torch.nn.Module,
+    variants: Mapping[str, Callable],
+    report: Callable[[str], None] = print,
+) -> dict[str, list[dict[str, float]]]:
+    """Translate each pair with each variant of the inferer.
+
+    Args:
+        pairs: {"source", "target", "mask": (1, H, W, Z)}, images in [0, 1], sizes that the network takes.
+        network: in evaluation mode.
+        variants: name -> inferer, called (source (1, 1, H, W, Z), network) -> synthetic volume.
+        report: told what is done.
+
+    Returns:
+        Row name -> figures of each pair; the first row, "real", is the target against itself.
+    """
+    rows: dict[str, list[dict[str, float]]] = {"real": [], **{name: [] for name in variants}}
+    for number, pair in enumerate(pairs):
+        target, mask = pair["target"][0].numpy(), pair["mask"][0].numpy() > 0
+        rows["real"].append(volume_figures(target, target, mask))
+        for name, inferer in variants.items():
+            with torch.inference_mode():
+                image = inferer(pair["source"][None], network)[0, 0].float().numpy()
+            rows[name].append(volume_figures(image, target, mask))
+            report(f"{number + 1}/{len(pairs)} {name}: PSNR {rows[name][-1]['psnr']:.2f} dB")
+    return rows
+
+
+def mean_table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Row name -> mean of each figure over the pairs."""
+    return {name: {key: float(np.mean([r[key] for r in row])) for key in row[0]} for name, row in rows.items() if row}
