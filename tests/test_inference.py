@@ -1,5 +1,6 @@
 """The main job as its user meets it: inference.json on tiny heads, with random or analytic networks."""
 
+import copy
 import filecmp
 import json
 import os
@@ -40,7 +41,7 @@ def models(tmp_path_factory):
     network = BridgeUNet(**TINY)
     for parameter in network.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.05, generator=generator)
+            torch.nn.init.normal_(parameter, std=0.03, generator=generator)
     torch.save(network.state_dict(), folder / "model.pt")
     keys = {name: compute_style_key(np.random.default_rng(i).beta(2 + i, 2, 5000)) for i, name in enumerate("pq")}
     save_style_keys({"average": keys["p"], "other": keys["q"]}, folder / "style_keys.json")
@@ -63,7 +64,7 @@ def translate(bundle_root, models, tmp_path, monkeypatch):
         config = str(bundle_root / "configs" / "inference.json")
         folders = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
         try:
-            run(config_file=config, logging_file=False, **{**models, **folders, **overrides})
+            run(config_file=config, logging_file=False, **copy.deepcopy({**models, **folders, **overrides}))
         except SystemExit as end:
             return end.code
         return None
@@ -192,7 +193,8 @@ def test_bad_cases_do_not_stop_the_others(tmp_path, translate):
     nib.save(nib.Nifti1Image(np.zeros((9, 9, 9, 2), np.int16), np.eye(4) * 6), folder / "c.nii.gz")
     affine = centred_affine(np.diag([6.0, 6.0, 6.0]), (34, 40, 32))
     air = np.full((34, 40, 32), -1000, np.int16)
-    air[:20, :20, :20] = 30  # soft tissue without a skull around it
+    air[:20, :20, :20] = 30  # soft tissue, but no skull around it
+    air[22:28, :20, :20] = 900
     nib.save(nib.Nifti1Image(air, affine), folder / "d.nii.gz")
 
     said = translate(folder)
@@ -200,8 +202,8 @@ def test_bad_cases_do_not_stop_the_others(tmp_path, translate):
     assert outputs(tmp_path / "out") == sorted([*output_names("a", "e"), "failures.json"])
     failures = json.loads((tmp_path / "out" / "failures.json").read_text())
     assert [(f["case"], f["file"]) for f in failures] == [("b", "b.nii.gz"), ("c", "c.nii.gz"), ("d", "d.nii.gz")]
-    for failure, words in zip(failures, ("truncated", "not one 3D volume", "no brain|No brain|brain"), strict=True):
-        assert any(word in failure["reason"] for word in words.split("|"))
+    for failure, words in zip(failures, ("truncated", "not one 3D volume", "brain"), strict=True):
+        assert words in failure["reason"]
 
     before = times(tmp_path / "out")
     (folder / "b.nii.gz").write_bytes(whole)
@@ -279,7 +281,7 @@ def test_a_windowed_ct_needs_the_option(tmp_path, translate):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"style_key": "nobody"}, "The style key nobody is neither a file nor a known name"),
+        ({"style_key": "nobody"}, "The style key nobody is neither"),
         ({"dataset_dir": "/nowhere"}, "There is no file or folder /nowhere"),
         ({"weights": "/nowhere.pt"}, "There is no weights file /nowhere.pt"),
         ({"network_def#channels": [16, 32]}, "do not fit the network"),
@@ -307,7 +309,7 @@ def test_clashing_names_end_the_run(tmp_path, translate):
 
 
 def test_as_monai_label_calls_it(tmp_path, bundle_root, models):
-    """A dictionary with a text `image_path`, the header asked for, the saver taken out, a batch axis for the inferer."""
+    """A dictionary with a text `image_path`, the header asked for, the saver taken out, a batch for the inferer."""
     path = write_head_ct(tmp_path / "ct.nii.gz", np.diag([-6.0, 6.0, 6.0]))
     parser = ConfigParser()
     parser.read_config(str(bundle_root / "configs" / "inference.json"))
@@ -377,5 +379,5 @@ def test_typed_with_an_unknown_style_key(tmp_path, typed):
     done = typed("--dataset_dir", "a.nii.gz", "--output_dir", "out", "--style_key", "nobody")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "The style key nobody is neither a file nor a known name; use one of average, other" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("The style key nobody is neither")
     assert not (tmp_path / "out").exists()
