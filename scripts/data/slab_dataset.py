@@ -142,7 +142,7 @@ class SlabDataset(Dataset):
     Item ``index`` depends on (seed, epoch, index) alone, so that a resumed training draws what an uninterrupted one would.
 
     Args:
-        volumes: packed subjects.
+        data: packed subjects.
         length: items of an epoch.
         slab_size: 2N+1 slices.
         num_bins: B of the style key.
@@ -153,7 +153,7 @@ class SlabDataset(Dataset):
 
     def __init__(
         self,
-        volumes: Sequence[PackedVolume],
+        data: Sequence[PackedVolume],
         length: int,
         slab_size: int = 3,
         num_bins: int = 128,
@@ -161,12 +161,12 @@ class SlabDataset(Dataset):
         contrast_spread: float = 0.09,
         seed: int = 0,
     ) -> None:
-        if not volumes:
+        if not data:
             raise ValueError("there is no training volume: the datalist's list is empty or every subject failed")
         reach = slab_size // 2
         pad = [(reach, reach), (0, 0), (0, 0)]
         self.volumes = [
-            replace(v, target=np.pad(v.target, pad), sources=np.pad(v.sources, [(0, 0), *pad])) for v in volumes
+            replace(v, target=np.pad(v.target, pad), sources=np.pad(v.sources, [(0, 0), *pad])) for v in data
         ]
         self.length = length
         self.slab_size = slab_size
@@ -175,7 +175,7 @@ class SlabDataset(Dataset):
         self.contrast_spread = contrast_spread
         self.seed = seed
         self.epoch = 0
-        weights = np.array([v.weight * len(v.slices) for v in volumes], dtype=float)
+        weights = np.array([v.weight * len(v.slices) for v in data], dtype=float)
         self._cumulative = np.cumsum(weights / weights.sum())
 
     def set_epoch(self, epoch: int) -> None:
