@@ -1,0 +1,71 @@
+"""Resampling beside plain texts, smoothing before it, and the background outside a mask."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Flip, Spacingd
+
+from scripts.transforms.spatial import BackgroundOutsided, SmoothForSpacingd, VolumeSpacingd
+
+
+def volume(values, spacing=(1.0, 1.0, 1.0)):
+    meta = {"filename_or_obj": "ct.nii.gz"}
+    return MetaTensor(torch.as_tensor(values, dtype=torch.float32)[None], affine=np.diag([*spacing, 1.0]), meta=meta)
+
+
+NOISE = np.random.default_rng(0).normal(30, 5, (24, 26, 20))
+
+
+def test_resamples_beside_a_text_of_the_same_prefix():
+    given = {"image": volume(NOISE), "image_path": "/in/ct.nii.gz", "case": "ct", 5: None}
+    spacing = VolumeSpacingd("image", pixdim=(2, 2, 2))
+    made = spacing(given)
+    np.testing.assert_array_equal(made["image"], Spacingd("image", pixdim=(2, 2, 2))({"image": volume(NOISE)})["image"])
+    assert {k: v for k, v in made.items() if k != "image"} == {k: v for k, v in given.items() if k != "image"}
+    np.testing.assert_allclose(spacing.inverse({"image": made["image"]})["image"].affine, given["image"].affine)
+
+
+def test_a_header_beside_it_is_kept_up_to_date():
+    """What MONAI means to do for dictionaries of that prefix."""
+    made = VolumeSpacingd("image", pixdim=(2, 2, 2))({"image": volume(NOISE), "image_meta_dict": {}})
+    np.testing.assert_allclose(np.diag(made["image_meta_dict"]["affine"]), [2, 2, 2, 1])
+
+
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (2, 3, 5)])
+def test_smoothing_does_nothing_where_voxels_shrink(spacing):
+    given = volume(NOISE, spacing)
+    np.testing.assert_array_equal(SmoothForSpacingd("image", pixdim=(1.5, 1.5, 1.5))({"image": given})["image"], given)
+
+
+def test_smoothing_averages_noise_along_the_axes_that_grow_only():
+    given = volume(NOISE, (0.5, 1.5, 5))
+    made = SmoothForSpacingd("image", pixdim=(1.5, 1.5, 1.5))({"image": given})["image"]
+    assert made.mean() == pytest.approx(30, abs=0.3)
+    # a Gaussian of 1 voxel leaves 1/(2 sqrt(pi)) of the variance
+    ratio = made[:, 4:-4].std() / given[:, 4:-4].std()
+    assert ratio == pytest.approx((1 / (2 * np.pi**0.5)) ** 0.5, rel=0.03)
+    alone = SmoothForSpacingd("image", pixdim=(1.5, 1.5, 1.5))({"image": volume(NOISE[:, 3:4, 4:5], (0.5, 1.5, 5))})
+    np.testing.assert_allclose(made[:, :, 3:4, 4:5], alone["image"], rtol=1e-5)
+
+
+def test_smoothing_keeps_the_grid_and_what_was_done_before():
+    given = Flip(0)(volume(NOISE, (0.5, 0.5, 0.5)))
+    made = SmoothForSpacingd("image", pixdim=(1.5, 1.5, 1.5))({"image": given})["image"]
+    np.testing.assert_array_equal(made.affine, given.affine)
+    assert made.applied_operations == given.applied_operations
+
+
+def test_a_constant_stays_a_constant_to_the_edges():
+    made = SmoothForSpacingd("image", pixdim=(3, 3, 3))({"image": volume(np.full((9, 9, 9), -1000.0))})["image"]
+    np.testing.assert_allclose(made, -1000, rtol=1e-6)
+
+
+def test_background_outside_the_mask():
+    given = Flip(0)(volume(NOISE))
+    mask = MetaTensor(given > 30, affine=torch.eye(4))
+    made = BackgroundOutsided("image", mask_key="mask", background=-7)({"image": given, "mask": mask})["image"]
+    np.testing.assert_array_equal(made, np.where(given > 30, given, -7))
+    np.testing.assert_array_equal(made.affine, given.affine)
+    assert made.applied_operations == given.applied_operations
+    assert (given != made).any()
