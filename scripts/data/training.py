@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from scripts.data.slab_dataset import PackedVolume
+from scripts.files import CaseError
 
 _IMAGES = ("source", "target", "mask", "labels")
 
@@ -24,21 +25,21 @@ def training_datalist(dataset_dir: str, section: str, pairs: str = "real") -> li
         own file stands in for it: a skull-stripped volume is positive in the brain alone.
 
     Raises:
-        FileNotFoundError, ValueError: one sentence that says what is missing where.
+        CaseError: one sentence that says what is missing where.
     """
     if pairs not in ("real", "simulated"):
-        raise ValueError(f"pairs is '{pairs}'; it takes 'real' (CT and MRI) or 'simulated' (MRI alone).")
+        raise CaseError(f"pairs is '{pairs}'; it takes 'real' (CT and MRI) or 'simulated' (MRI alone).")
     path = Path(dataset_dir) / "datalist.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise CaseError(
             f"There is no {path}; training reads its subjects from there (docs/README.md, Training, shows its form)."
         )
     try:
         listed = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); repair it.") from error
+        raise CaseError(f"{path} is not valid JSON ({error}); repair it.") from error
     if not isinstance(listed, Mapping) or not isinstance(listed.get(section), list):
-        raise ValueError(f"{path} has no list '{section}'; add it, empty if there is nobody to put there.")
+        raise CaseError(f"{path} has no list '{section}'; add it, empty if there is nobody to put there.")
     needed = ("source", "target") if pairs == "real" else ("target",)
     return [_absolute(entry, path, needed) for entry in listed[section]]
 
@@ -46,16 +47,16 @@ def training_datalist(dataset_dir: str, section: str, pairs: str = "real") -> li
 def _absolute(entry: Mapping, path: Path, needed: Sequence[str]) -> dict:
     subject = entry.get("subject")
     if not subject:
-        raise ValueError(f"{path} has an entry without 'subject'; name it.")
+        raise CaseError(f"{path} has an entry without 'subject'; name it.")
     missing = [key for key in needed if key not in entry]
     if missing:
-        raise ValueError(f"Subject {subject} of {path} has no '{missing[0]}'; add its path, or leave the subject out.")
+        raise CaseError(f"Subject {subject} of {path} has no '{missing[0]}'; add its path, or leave the subject out.")
     item = {"mask": entry["target"], **entry}
     for key in _IMAGES:
         if key in item:
             item[key] = str(path.parent / item[key])
             if not Path(item[key]).is_file():
-                raise FileNotFoundError(f"The {key} of subject {subject}, {item[key]}, is not there; mend {path.name}.")
+                raise CaseError(f"The {key} of subject {subject}, {item[key]}, is not there; mend {path.name}.")
     return item
 
 
