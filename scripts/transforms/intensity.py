@@ -50,6 +50,7 @@ class FlattenHUTrend(Transform):
         target_median: HU at which the tissue's median comes to lie.
         strength: share of the trend that is removed, 0 to 1; the median is moved in any case.
         tissue_hu: range of HU, around the present median, that counts as brain tissue: (below, above).
+        plausible_hu: where that median is looked for, so that wide ventricles have no say in it.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class FlattenHUTrend(Transform):
         target_median: float = 31.0,
         strength: float = 1.0,
         tissue_hu: tuple[float, float] = (15.0, 25.0),
+        plausible_hu: tuple[float, float] = (10.0, 60.0),
     ) -> None:
         self.sigma_mm = sigma_mm
         self.target_median = target_median
         self.strength = strength
         self.tissue_hu = tissue_hu
+        self.plausible_hu = plausible_hu
 
     def __call__(self, hu: torch.Tensor, mask: torch.Tensor, spacing_mm: Sequence[float]) -> torch.Tensor:
         """(1, H, W, Z) HU to HU; the mask is positive in the brain, an empty one leaves the volume as it is."""
@@ -70,14 +73,17 @@ class FlattenHUTrend(Transform):
         inside = torch.as_tensor(mask) > 0
         if not inside.any():
             return hu
-        around = values[inside].median().item()
+        plausible = inside & (values > self.plausible_hu[0]) & (values < self.plausible_hu[1])
+        around = values[plausible if plausible.any() else inside].median().item()
         low, high = around - self.tissue_hu[0], around + self.tissue_hu[1]
         tissue = values[inside & (values > low) & (values < high)]
         trend = slow_trend(values, inside, spacing_mm, self.sigma_mm, (low, high))
         shifted = values - self.strength * (trend - tissue.mean())
         median = shifted[inside & (values > low) & (values < high)].median()
         out = shifted + (self.target_median - median)
-        return MetaTensor(out, meta=hu.meta, applied_operations=hu.applied_operations) if isinstance(hu, MetaTensor) else out
+        if not isinstance(hu, MetaTensor):
+            return out
+        return MetaTensor(out, meta=hu.meta, applied_operations=hu.applied_operations)
 
 
 class FlattenHUTrendd(MapTransform):
