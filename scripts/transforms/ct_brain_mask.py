@@ -96,9 +96,9 @@ def _resize(hu: np.ndarray, spacing: np.ndarray, working_spacing: float) -> tupl
     """
     size = [max(1, round(n * s / working_spacing)) for n, s in zip(hu.shape, spacing, strict=True)]
     volume = torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))[None, None]
-    # padding of -3024 or metal of 3000 HU must not outweigh its neighbours in a mean
+    # neither padding of -3024 nor dense bone and metal may outweigh their neighbours in a mean
     volume = functional.interpolate(
-        volume.clamp(-200, 1000), [min(n, m) for n, m in zip(hu.shape, size, strict=True)], mode="area"
+        volume.clamp(-200, 400), [min(n, m) for n, m in zip(hu.shape, size, strict=True)], mode="area"
     )
     volume = functional.interpolate(volume, size, mode="trilinear")
     return volume[0, 0].numpy(), spacing * np.array(hu.shape) / np.array(size)

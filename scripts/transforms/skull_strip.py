@@ -80,7 +80,6 @@ class SkullStripd(MapTransform):
             meta = {**copy.deepcopy(image.meta), "skull_strip": method}
             d[self.mask_key] = MetaTensor(
                 torch.from_numpy(mask.astype(np.uint8))[None].to(image.device),
-                affine=image.affine,
                 meta=meta,
                 applied_operations=copy.deepcopy(image.applied_operations),
             )
