@@ -93,9 +93,12 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def run(self, global_epoch: int = 1) -> None:
         """Translate every case of the loader; raises nothing for a single case."""
-        self.saver.output_dir.mkdir(parents=True, exist_ok=True)
-        self.saver.remove_partial()
-        self._failures_file.unlink(missing_ok=True)
+        try:
+            self.saver.output_dir.mkdir(parents=True, exist_ok=True)
+            self.saver.remove_partial()
+            self._failures_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise CaseError(f"output_dir cannot be written ({error}); give another one.") from None
         if len(self.data_loader) == 0:
             return
         with logging_redirect_tqdm(), tqdm(total=len(self.data_loader), desc="cases", unit="case") as self._bar:
@@ -132,7 +135,7 @@ class CaseEvaluator(SupervisedEvaluator):
         """Say where the outputs are; where cases failed, end the program with status 1 and a sentence."""
         done = self.num_cases - len(self.failures)
         folder = self.saver.output_dir.resolve()
-        logger.info(f"{done} of {self.num_cases} cases are translated; the outputs are in {folder}")
+        logger.info(f"Translated {done} of {self.num_cases}; the outputs are in {folder}")
         if self.failures:
             sys.exit(f"{len(self.failures)} of {self.num_cases} cases failed; {folder / 'failures.json'} tells why.")
 

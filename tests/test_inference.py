@@ -278,10 +278,19 @@ def test_a_windowed_ct_needs_the_option(tmp_path, translate):
     assert json.loads((tmp_path / "out" / "ct_t1.json").read_text())["ct_window"] == [-1000, 1000]
 
 
+def test_another_contrast_needs_no_hounsfield_units(tmp_path, translate):
+    voxels = np.zeros((34, 40, 32), np.float32)
+    voxels[6:28, 6:34, 6:26] = np.random.default_rng(0).uniform(100, 900, (22, 28, 20))
+    nib.save(nib.Nifti1Image(voxels, centred_affine(np.diag([6.0, 6.0, 6.0]), voxels.shape)), tmp_path / "flair.nii.gz")
+    assert translate(tmp_path / "flair.nii.gz", skull_strip="none") is not None
+    assert translate(tmp_path / "flair.nii.gz", skull_strip="none", check_hounsfield=False) is None
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
         ({"style_key": "nobody"}, "The style key nobody is neither"),
+        ({"output_dir": "/dev/null/out"}, "output_dir cannot be written"),
         ({"dataset_dir": "/nowhere"}, "There is no file or folder /nowhere"),
         ({"weights": "/nowhere.pt"}, "There is no weights file /nowhere.pt"),
         ({"network_def#channels": [16, 32]}, "do not fit the network"),
@@ -293,7 +302,7 @@ def test_a_windowed_ct_needs_the_option(tmp_path, translate):
 )
 def test_settings_that_cannot_work_end_the_run_before_any_case(tmp_path, translate, overrides, sentence):
     path = write_head_ct(tmp_path / "ct.nii.gz")
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises((RuntimeError, CaseError)) as caught:
         translate(**{"dataset_dir": path, **overrides})
     assert sentence in str(innermost(caught.value))
     assert str(innermost(caught.value)) == reason(caught.value)
@@ -370,7 +379,7 @@ def test_typed_with_a_bad_case(tmp_path, typed):
     assert done.stderr.strip().endswith(f"1 of 2 cases failed; {tmp_path / 'out' / 'failures.json'} tells why.")
     assert "cases: 100%" in done.stderr
     assert "sampling:" in done.stderr
-    assert f"1 of 2 cases are translated; the outputs are in {tmp_path / 'out'}" in done.stdout
+    assert f"Translated 1 of 2; the outputs are in {tmp_path / 'out'}" in done.stdout
     assert outputs(tmp_path / "out") == sorted([*output_names("a"), "failures.json"])
 
 

@@ -122,7 +122,7 @@ class CheckHounsfieldd(MapTransform):
         if low > -200 and high > 1000 and float(((dense > 900) & (dense < 1150)).float().mean()) > 0.5:
             return "with soft tissue near 1024, so not Hounsfield units but shifted ones"
         voxel = float(abs(np.linalg.det(np.asarray(volume.affine, dtype=np.float64)[:3, :3]))) / 1000
-        soft = float(((sample >= 0) & (sample <= 100)).float().mean()) * volume.numel() * voxel
+        soft = float(((sample > 0) & (sample <= 100)).float().mean()) * volume.numel() * voxel
         if soft < self.min_soft_tissue:
             return f"with only {soft:.0f} mL of soft tissue (0 to 100 HU) among them"
         return None

@@ -43,6 +43,7 @@ def test_takes_hounsfield_units(values):
         (np.where(STRIPPED == 0, 0, windowed(0, 80, 255)), "8-bit grey levels"),
         (np.maximum(HU + 1024, 0), "soft tissue near 1024"),
         ((HU + 1000) * 30 + 3000, "only 0 mL of soft tissue"),
+        (np.where(STRIPPED == 0, 0, 10 * STRIPPED + 150), "mL of soft tissue"),
     ],
 )
 def test_refuses_other_units_and_names_the_option(values, found):
