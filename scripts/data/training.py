@@ -12,13 +12,14 @@ from scripts.files import CaseError
 _IMAGES = ("source", "target", "mask", "labels")
 
 
-def training_datalist(dataset_dir: str, section: str, pairs: str = "real") -> list[dict]:
+def training_datalist(dataset_dir: str, section: str, pairs: str = "real", may_be_empty: bool = True) -> list[dict]:
     """One section of DATASET_DIR/datalist.json, with absolute paths.
 
     Args:
         dataset_dir: folder of datalist.json, to which its paths are relative.
         section: "training", "validation" or "test".
         pairs: "real" needs "source" and "target" of each subject, "simulated" the target alone.
+        may_be_empty: whether a list without subjects is one.
 
     Returns:
         {"subject", "target", "source"?, "mask"?, "labels"?, "weight"?} for each subject. Without a mask the target's
@@ -40,6 +41,8 @@ def training_datalist(dataset_dir: str, section: str, pairs: str = "real") -> li
         raise CaseError(f"{path} is not valid JSON ({error}); repair it.") from error
     if not isinstance(listed, Mapping) or not isinstance(listed.get(section), list):
         raise CaseError(f"{path} has no list '{section}'; add it, empty if there is nobody to put there.")
+    if not listed[section] and not may_be_empty:
+        raise CaseError(f"The list '{section}' of {path} is empty; add subjects to it.")
     needed = ("source", "target") if pairs == "real" else ("target",)
     return [_absolute(entry, path, needed) for entry in listed[section]]
 

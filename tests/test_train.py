@@ -1,0 +1,251 @@
+"""The training workflow as its user meets it: train.json and its overlays on tiny volumes."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from scripts.engines import OneStepPrepareBatch, checkpoints, latest_checkpoint
+from scripts.evaluation.metrics import psnr
+from scripts.files import CaseError
+from scripts.style_key import save_style_keys, style_key_from_histogram
+from scripts.weights import load_weights
+
+TINY = {
+    "network_def#channels": [8, 8],
+    "network_def#norm_num_groups": 4,
+    "network_def#num_head_channels": 8,
+    "slab_shape": [32, 32],
+    "max_epochs": 2,
+    "iterations_per_epoch": 3,
+    "batch_size": 2,
+    "warmup_iterations": 2,
+    "num_workers": 0,
+    "log_interval": 1,
+    "val_interval": 0,
+    "device": "$torch.device('cpu')",
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(tmp_path_factory):
+    """A datalist of four heads whose CT tells the T1 voxel by voxel: T1 from 0.3 to 0.9 is CT from 26 to 38 HU."""
+    folder = tmp_path_factory.mktemp("pairs")
+    shape, affine = (30, 36, 28), np.diag([1.5, 1.5, 1.5, 1.0])
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    mask = (grid**2).sum(0) < 0.8
+    items = []
+    for number in range(4):
+        t1 = (0.3 + 0.6 * np.random.default_rng(number).random(shape)) * mask
+        volumes = {"target": 1000 * t1, "source": np.where(mask, 20 + 20 * t1, -1000), "mask": mask}
+        entry = {"subject": f"head{number}"}
+        for key, volume in volumes.items():
+            entry[key] = f"head{number}_{key}.nii.gz"
+            nib.save(nib.Nifti1Image(volume.astype(np.float32), affine), folder / entry[key])
+        items.append(entry)
+    datalist = {"training": items[:2], "validation": items[2:3], "test": items[2:]}
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+    return folder
+
+
+@pytest.fixture
+def workflow(bundle_root, dataset_dir, tmp_path, monkeypatch):
+    """Make a workflow of train.json, some overlays and overrides, initialised."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the workflow changes it
+
+    def make(*overlays, **overrides):
+        made = ConfigWorkflow(
+            config_file=[str(bundle_root / "configs" / name) for name in ("train.json", *overlays)],
+            meta_file=str(bundle_root / "configs" / "metadata.json"),
+            logging_file=str(bundle_root / "configs" / "logging.conf"),
+            workflow_type="train",
+            **{**TINY, "dataset_dir": str(dataset_dir), "output_dir": str(tmp_path / "out"), **overrides},
+        )
+        made.initialize()
+        return made
+
+    return make
+
+
+def case_error_of(error):
+    """The first error of its kind among an error and what caused it."""
+    while not isinstance(error, CaseError):
+        error = error.__cause__
+    return error
+
+
+def losses_of(workflow):
+    """Run the training; gives the loss of each iteration."""
+    losses = []
+    trainer = workflow.trainer
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output["loss"].item()))
+    workflow.run()
+    workflow.finalize()
+    return losses
+
+
+def command(bundle_root, dataset_dir, output_dir, *overlays, **overrides):
+    """The bundle's command line with tiny settings."""
+    files = [str(bundle_root / "configs" / name) for name in ("train.json", *overlays)]
+    settings = {**TINY, "dataset_dir": str(dataset_dir), "output_dir": str(output_dir), **overrides}
+    options = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    return ["-m", "monai.bundle", "run", "--config_file", str(files), *options]
+
+
+@pytest.fixture
+def environment(bundle_root):
+    return {**os.environ, "PYTHONPATH": str(bundle_root), "OMP_NUM_THREADS": "1"}
+
+
+def test_the_bundle_has_what_monai_asks_of_a_training(workflow):
+    made = workflow()
+    assert not made.check_properties()
+    optional = ["train_dataset_data", "train_handlers", "evaluator", "val_dataset", "val_dataset_data", "val_inferer"]
+    assert all(getattr(made, name) is not None for name in optional)
+
+
+def test_training_on_real_pairs_learns_and_leaves_weights(workflow, tmp_path):
+    made = workflow(max_epochs=3, iterations_per_epoch=20, learning_rate=3e-3, val_interval=2, ema_decay=0.8)
+    losses = losses_of(made)
+    assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:5])
+    weights = {name: tmp_path / "out" / name for name in ("model.pt", "model_best.pt")}
+    for path in weights.values():
+        load_weights(made.network_def, path)
+    averaged = made.parser.get_parsed_content("averaged").module.state_dict()
+    saved = torch.load(weights["model.pt"], weights_only=True)
+    torch.testing.assert_close(
+        saved["conv_in.1.conv.weight"].float(), averaged["conv_in.1.conv.weight"], rtol=1e-2, atol=1e-4
+    )
+    assert made.evaluator.state.metrics.keys() == {"psnr_brain", "ssim_brain"}
+    assert [p.name for p in checkpoints(tmp_path / "out")] == ["checkpoint_epoch=3.pt", "checkpoint_epoch=2.pt"]
+
+
+def test_training_on_simulated_pairs(workflow, dataset_dir, tmp_path):
+    datalist = json.loads((dataset_dir / "datalist.json").read_text())
+    alone = [{key: str(dataset_dir / item[key]) for key in ("target", "mask")} for item in datalist["training"]]
+    sections = {"training": [{"subject": str(n), **item} for n, item in enumerate(alone)], "validation": []}
+    (tmp_path / "datalist.json").write_text(json.dumps(sections))
+    made = workflow(dataset_dir=str(tmp_path), pairs="simulated", num_sources=2, max_epochs=1)
+    assert np.isfinite(losses_of(made)).all()
+    volumes = made.train_dataset_data
+    assert [len(volume.sources) for volume in volumes] == [2, 2]
+    assert not np.array_equal(*volumes[0].sources)
+    assert (tmp_path / "out" / "model.pt").is_file()
+
+
+def test_one_step_overlay_trains_and_samples_in_one_step(workflow):
+    made = workflow("one_step.json", max_epochs=1)
+    prepare = made.trainer.prepare_batch
+    assert isinstance(prepare, OneStepPrepareBatch)
+    calls = []
+    made.val_inferer(torch.rand(1, 1, 8, 8, 3), lambda x, t, **kwargs: calls.append((x, t, kwargs["source"])) or x)
+    assert all((t == 999).all() and torch.equal(x, y) for x, t, y in calls)
+    assert np.isfinite(losses_of(made)).all()
+
+
+def test_training_starts_from_given_weights(workflow, tmp_path):
+    first = workflow(max_epochs=1)
+    losses_of(first)
+    path = tmp_path / "out" / "model.pt"
+    fork = workflow(init_weights=str(path), output_dir=str(tmp_path / "fork"))
+    for name, value in torch.load(path, weights_only=True).items():
+        torch.testing.assert_close(fork.network_def.state_dict()[name].half(), value)
+    with pytest.raises(RuntimeError) as caught:
+        workflow(init_weights=str(path), **{"network_def#channels": [8, 16]})
+    assert "do not fit the network" in str(case_error_of(caught.value))
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(workflow, bundle_root, dataset_dir, environment, tmp_path):
+    arguments = command(bundle_root, dataset_dir, tmp_path / "out", max_epochs=100_000, learning_rate=1e-4)
+    process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        waited = time.monotonic()
+        while not (tmp_path / "out" / "model.pt").is_file() or latest_checkpoint(tmp_path / "out") is None:
+            assert process.poll() is None
+            assert time.monotonic() - waited < 240
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = int(latest_checkpoint(tmp_path / "out").stem.rpartition("=")[2])
+
+    resumed = workflow(max_epochs=last + 2, learning_rate=1e-4)
+    seen = []
+    resumed.trainer.add_event_handler(Events.ITERATION_STARTED, lambda e: seen.append(e.state.iteration))
+    assert len(losses_of(resumed)) == 2 * 3
+    assert seen == list(range(3 * last + 1, 3 * last + 7))
+    load_weights(resumed.network_def, tmp_path / "out" / "model.pt")
+
+
+def test_two_processes_train_one_network(bundle_root, dataset_dir, environment, tmp_path):
+    arguments = command(bundle_root, dataset_dir, tmp_path, "multi_gpu_train.json", max_epochs=1)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python", sys.executable]
+    done = subprocess.run([sys.executable, *launch, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "checkpoint_epoch=1.pt", weights_only=True)
+    assert state["trainer"]["iteration"] == 3
+    assert not any(name.startswith("module.") for name in state["network"])
+    assert (done.stdout + done.stderr).count("Iter: 3/3") == 1  # one of the two speaks
+
+
+def test_two_processes_share_an_epoch_without_overlap(workflow):
+    indices = [
+        list(workflow(rank=rank, num_processes=2).parser.get_parsed_content("train#dataloader").batch_sampler)
+        for rank in (0, 1)
+    ]
+    assert sorted(index for batches in indices for batch in batches for index in batch) == list(range(2 * 3 * 2))
+
+
+def test_evaluation_writes_a_row_for_each_subject(workflow, dataset_dir, tmp_path):
+    trained = workflow(max_epochs=1)
+    losses_of(trained)
+    keys = tmp_path / "style_keys.json"
+    save_style_keys({"average": style_key_from_histogram(np.ones(128))}, keys)
+    made = workflow(
+        "evaluate.json",
+        weights=str(tmp_path / "out" / "model.pt"),
+        style_keys_file=str(keys),
+        output_dir=str(tmp_path / "eval"),
+    )
+    made.run()
+    with open(tmp_path / "eval" / "subjects.csv", newline="") as file:
+        rows = {row["subject"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["head2", "head3", "mean", "std"]
+    item = made.val_dataset[0]
+    pred = made.val_inferer(item["source"][None], made.network_def.eval())[0] * item["mask"]
+    expected = psnr(pred[0], item["target"][0], item["mask"][0]).item()
+    assert float(rows["head2"]["psnr_brain"]) == pytest.approx(expected, abs=1e-3)
+    assert float(rows["head2"]["psnr"]) > float(rows["head2"]["psnr_brain"])  # both are background outside
+
+
+@pytest.mark.parametrize(
+    ("datalist", "sentence"),
+    [
+        (None, "There is no .*datalist.json; training reads its subjects from there"),
+        ("{", "is not valid JSON"),
+        ('{"training": []}', "The list 'training' of .* is empty"),
+        ('{"training": [{"subject": "a", "target": "a.nii"}]}', "Subject a of .* has no 'source'"),
+        (
+            '{"training": [{"subject": "a", "target": "a.nii", "source": "b.nii"}]}',
+            "The source of subject a, .*b.nii, is",
+        ),
+    ],
+)
+def test_a_bad_datalist_is_refused_in_one_sentence(workflow, tmp_path, datalist, sentence):
+    if datalist is not None:
+        (tmp_path / "datalist.json").write_text(datalist)
+    with pytest.raises(RuntimeError) as caught:
+        workflow(dataset_dir=str(tmp_path)).run()
+    assert re.search(sentence, str(case_error_of(caught.value)))
