@@ -1,11 +1,14 @@
 """What the style key and co-prediction buy: the same network and volumes, sampled with and without them."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from scripts.evaluation.compare import figures
+from scripts.evaluation.compare import as_markdown, figures
 
 
 def adjacent_difference(image: np.ndarray, mask: np.ndarray) -> float:
@@ -20,7 +23,7 @@ def volume_figures(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -
 
 
 def sample_variants(
-    pairs: Sequence[Mapping],
+    pairs: Iterable[Mapping],
     network: torch.nn.Module,
     variants: Mapping[str, Callable],
     report: Callable[[str], None] = print,
@@ -44,10 +47,20 @@ def sample_variants(
             with torch.inference_mode():
                 image = inferer(pair["source"][None], network)[0, 0].float().numpy()
             rows[name].append(volume_figures(image, target, mask))
-            report(f"{number + 1}/{len(pairs)} {name}: PSNR {rows[name][-1]['psnr']:.2f} dB")
+            report(f"{number + 1} {name}: PSNR {rows[name][-1]['psnr']:.2f} dB")
     return rows
 
 
 def mean_table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """Row name -> mean of each figure over the pairs."""
     return {name: {key: float(np.mean([r[key] for r in row])) for key in row[0]} for name, row in rows.items() if row}
+
+
+def write_table(rows: Mapping[str, Sequence[Mapping[str, float]]], path: str | os.PathLike) -> None:
+    """Write the means as a Markdown table, and each pair's figures as JSON beside it; print the table."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = as_markdown(mean_table(rows))
+    file.write_text(table + "\n", encoding="utf-8")
+    file.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(table)
