@@ -1,0 +1,222 @@
+"""Raw T1 volumes to a training set: the bias field goes, the brain stays, and nobody is on two sides."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.data.prepare_t1 import (
+    correct_bias,
+    crop_to,
+    fill_slices,
+    largest_component,
+    load_ras,
+    mask_from_background,
+    prepare_listed,
+    prepare_subject,
+)
+from scripts.files import CaseError
+
+SPACING = 3.0
+SHRINK = 2 * SPACING  # N4 on every second voxel of so small a brain
+
+
+@pytest.fixture(scope="module")
+def brain():
+    """A ball of white matter with a rim of grey matter, 0 outside, and its mask; voxels of 3 mm."""
+    shape = (40, 48, 44)
+    grid = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
+    radius = np.sqrt((grid**2).sum(axis=0))
+    noise = np.random.default_rng(0).normal(0, 8, shape)
+    volume = np.where(radius < 12, 900.0, 600.0) + noise
+    mask = radius < 17
+    return (volume * mask).astype(np.float32), mask
+
+
+@pytest.fixture(scope="module")
+def bias():
+    """A smooth field that rises from left to right by about a half."""
+    return np.broadcast_to(np.exp(np.linspace(-0.25, 0.25, 40))[:, None, None], (40, 48, 44)).astype(np.float32)
+
+
+def slope(volume, mask):
+    """Change of the logarithm across the white matter from left to right, as a share of the field of view."""
+    white = mask & (volume > 0)
+    position = np.linspace(0, 1, volume.shape[0])[np.nonzero(white)[0]]
+    return np.polyfit(position, np.log(volume[white]), 1)[0]
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes a volume as NIfTI and gives its path."""
+
+    def function(name, volume, affine=None):
+        nib.save(nib.Nifti1Image(volume, np.diag([SPACING] * 3 + [1]) if affine is None else affine), tmp_path / name)
+        return tmp_path / name
+
+    return function
+
+
+@pytest.fixture
+def listed(save, brain, tmp_path):
+    """A subjects.json of three persons, one of them scanned twice."""
+    entries = []
+    for number, person in enumerate(["anna", "bert", "bert", "cleo"]):
+        path = save(f"scan{number}.nii.gz", brain[0])
+        entries.append({"id": f"s{number}", "person": person, "T1": path.name, "skull_stripped": True})
+    (tmp_path / "subjects.json").write_text(json.dumps(entries))
+    return str(tmp_path / "subjects.json")
+
+
+def test_bias_correction_flattens_a_known_field(brain, bias):
+    volume, mask = brain
+    tilted = slope(volume * bias, mask)
+    assert tilted > 0.45
+    corrected = correct_bias(volume * bias, mask, [SPACING] * 3, SHRINK)
+    assert abs(slope(corrected, mask)) < 0.25 * tilted
+
+
+def test_bias_correction_keeps_the_tissues_of_an_even_volume(brain):
+    volume, mask = brain
+    ratio = correct_bias(volume, mask, [SPACING] * 3, SHRINK)[mask] / volume[mask]
+    assert ratio.std() < 0.02
+
+
+def test_bias_correction_is_not_misled_by_voids_in_the_mask(brain, bias):
+    volume, mask = brain
+    pierced = volume * bias
+    pierced[18:22, 22:26, 20:24] = 0
+    corrected = correct_bias(pierced, mask, [SPACING] * 3, SHRINK)
+    near = mask & (pierced > 0)
+    near[:15], near[25:] = False, False
+    reference = correct_bias(volume * bias, mask, [SPACING] * 3, SHRINK)
+    assert np.abs(np.log(corrected[near] / reference[near])).max() < 0.05
+
+
+def test_loads_any_orientation_as_ras(save, brain):
+    volume, _ = brain
+    flipped = save("lpi.nii.gz", volume[::-1, ::-1, ::-1].copy(), np.diag([-SPACING, -SPACING, -SPACING, 1]))
+    image = load_ras(flipped)
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    np.testing.assert_array_equal(image.get_fdata(), volume)
+
+
+def test_loads_an_npz_in_the_axes_that_are_named(tmp_path):
+    volume = np.random.default_rng(0).random((3, 4, 5))
+    np.savez(tmp_path / "a.npz", vol=volume)
+    # L, I, A -> R, A, S: the first axis turns round, the second one too and becomes the third
+    expected = volume[::-1, ::-1].transpose(0, 2, 1).astype(np.float32)
+    np.testing.assert_array_equal(load_ras(tmp_path / "a.npz").get_fdata(), expected)
+
+
+def test_mask_of_a_stripped_volume_is_one_piece_without_holes(brain):
+    volume, mask = brain
+    speckled = volume.copy()
+    speckled[0, 0, :3] = 500  # a stray piece
+    speckled[18:22, 22:26, 20:24] = 0  # a ventricle as dark as the background
+    np.testing.assert_array_equal(mask_from_background(nib.Nifti1Image(speckled, np.eye(4))), mask)
+
+
+def test_largest_component_and_holes_of_slices():
+    mask = np.zeros((6, 7, 8), dtype=bool)
+    mask[1:5, 1:6, 1:7] = True
+    whole = mask.copy()
+    mask[2:4, 2:5, 3:] = False  # a tunnel to the outside: no hole in 3D, but one in axial slices
+    stray = mask.copy()
+    stray[0, 0, 0] = True
+    np.testing.assert_array_equal(largest_component(stray), mask)
+    np.testing.assert_array_equal(fill_slices(mask), whole)
+    assert not largest_component(np.zeros((2, 2, 2), dtype=bool)).any()
+
+
+def test_crop_keeps_the_mask_and_stays_in_the_volume():
+    mask = np.zeros((20, 20, 20), dtype=bool)
+    mask[1:5, 8:10, 17:20] = True
+    assert mask[crop_to(mask, 2)].sum() == mask.sum()
+    assert mask[crop_to(mask, 2)].shape == (7, 6, 5)
+
+
+def test_subject_is_cropped_in_place_and_zero_outside_its_brain(save, brain, tmp_path):
+    volume, mask = brain
+    head = save("head.nii.gz", volume + 400)
+    seen = []
+
+    def extractor(image):
+        seen.append(image)
+        return mask
+
+    entry = prepare_subject("anna", head, tmp_path, stripped=False, extractor=extractor)
+    assert len(seen) == 1
+    assert entry == {
+        "subject": "anna",
+        "weight": 1.0,
+        "target": "anna_t1.nii.gz",
+        "mask": "anna_mask.nii.gz",
+    }
+    made, made_mask = (nib.load(tmp_path / entry[key]) for key in ("target", "mask"))
+    np.testing.assert_array_equal(made.get_fdata() > 0, made_mask.get_fdata() > 0)
+    # the voxels that are left lie where they lay
+    found = nib.affines.apply_affine(made.affine, np.argwhere(made_mask.get_fdata() > 0))
+    expected = nib.affines.apply_affine(nib.load(head).affine, np.argwhere(mask))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert made.shape < volume.shape
+
+
+def test_labels_make_the_mask_and_are_kept(save, brain, tmp_path):
+    volume, mask = brain
+    labels = np.where(volume > 750, 7, 3).astype(np.int16) * mask
+    paths = save("t1.nii.gz", volume + 400), save("labels.nii.gz", labels)
+
+    def extractor(image):
+        raise AssertionError("the labels tell where the brain is")
+
+    entry = prepare_subject("bert", paths[0], tmp_path, False, paths[1], extractor)
+    kept = nib.load(tmp_path / entry["labels"]).get_fdata()
+    np.testing.assert_array_equal(nib.load(tmp_path / entry["mask"]).get_fdata() > 0, kept > 0)
+    assert {value: (kept == value).sum() for value in (3, 7)} == {value: (labels == value).sum() for value in (3, 7)}
+
+
+def test_fine_volumes_weigh_more(save, brain, tmp_path):
+    path = save("fine.nii.gz", brain[0], np.diag([1.5, 1.5, 1.5, 1]))
+    assert prepare_subject("cleo", path, tmp_path, stripped=True)["weight"] == 2.0
+    assert prepare_subject("cleo", path, tmp_path, stripped=True, fine_mm=1.0)["weight"] == 1.0
+
+
+def test_refuses_labels_of_another_grid_and_a_volume_without_brain(save, brain, tmp_path):
+    volume, mask = brain
+    t1 = save("t1.nii.gz", volume)
+    shifted = save("shifted.nii.gz", mask.astype(np.int16), nib.affines.from_matvec(np.eye(3) * SPACING, [0, 9, 0]))
+    with pytest.raises(CaseError, match=r"labels of t1\.nii\.gz lie on another grid"):
+        prepare_subject("anna", t1, tmp_path, stripped=True, labels=shifted)
+    with pytest.raises(CaseError, match=r"No brain was found in empty\.nii\.gz"):
+        prepare_subject("anna", save("empty.nii.gz", np.zeros((8, 8, 8), np.float32)), tmp_path, stripped=True)
+
+
+def test_splits_by_person_and_goes_on_where_it_stopped(listed, tmp_path):
+    datalist = prepare_listed(listed, str(tmp_path / "set"), validation="cleo", test=("bert",), leave_out=["s2"])
+    splits = json.loads(datalist.read_text())
+    assert {name: [entry["subject"] for entry in split] for name, split in splits.items()} == {
+        "training": ["s0"],
+        "validation": ["s3"],
+        "test": ["s1"],
+    }
+    assert all((datalist.parent / entry["target"]).is_file() for split in splits.values() for entry in split)
+    (tmp_path / "scan0.nii.gz").unlink()  # what is done is not read again
+    again = prepare_listed(listed, str(tmp_path / "set"), test=("bert",))
+    assert {e["subject"] for e in json.loads(again.read_text())["test"]} == {"s1", "s2"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"validation": "cle"}, "validation names cle"),
+        ({"leave_out": ["s9"]}, "leave_out names s9"),
+        ({"test": "cleo", "leave_out": "s3"}, "test names cleo"),
+        ({"validation": "bert", "test": ["anna", "bert"]}, "bert is both in validation and in test"),
+    ],
+)
+def test_refuses_names_that_would_leak_silently(listed, tmp_path, options, sentence):
+    with pytest.raises(CaseError, match=sentence):
+        prepare_listed(listed, str(tmp_path / "set"), **options)
+    assert not (tmp_path / "set").exists()
