@@ -26,6 +26,7 @@ TINY = {
     "network_def#channels": [8, 8],
     "network_def#norm_num_groups": 4,
     "network_def#num_head_channels": 8,
+    "spacing": [4.0, 4.0, 4.0],
     "slab_shape": [32, 32],
     "max_epochs": 2,
     "iterations_per_epoch": 3,
@@ -43,7 +44,7 @@ TINY = {
 def dataset_dir(tmp_path_factory):
     """A datalist of four heads whose CT tells the T1 voxel by voxel: T1 from 0.3 to 0.9 is CT from 26 to 38 HU."""
     folder = tmp_path_factory.mktemp("pairs")
-    shape, affine = (30, 36, 28), np.diag([1.5, 1.5, 1.5, 1.0])
+    shape, affine = (30, 36, 28), np.diag([4.0, 4.0, 4.0, 1.0])
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
     mask = (grid**2).sum(0) < 0.8
     items = []
