@@ -143,7 +143,7 @@ def _run(arguments: list[str], timeout: float, stderr: Path, name: str) -> None:
     what = f"The skull-strip command {arguments[0]}"
     with stderr.open("wb") as log:
         try:
-            process = subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
         except OSError as error:
             raise CaseError(
                 f"{what} cannot be started ({error.strerror}); install it or give its full path."
@@ -151,9 +151,11 @@ def _run(arguments: list[str], timeout: float, stderr: Path, name: str) -> None:
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             raise CaseError(f"{what} took longer than {timeout:g} s for {name}; raise its timeout.") from error
+        finally:  # also when the user interrupts
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     if code != 0:
         lines = [line for line in stderr.read_text(errors="replace").splitlines() if line.strip()]
         said = f"said: {lines[-1].strip()}" if lines else "said nothing"
@@ -202,4 +204,8 @@ def _load_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str
             f"The mask {path.name} does not fit {name}: {100 * (1 - within):.0f} % of it lies outside the image; give "
             "a mask in the image's own space."
         )
-    return ndimage.affine_transform(inside.astype(np.float32), to_mask, output_shape=tuple(shape), order=1) > 0.5
+    # grid-constant: a rounding error must not put the border's voxels outside
+    resampled = ndimage.affine_transform(
+        inside.astype(np.float32), to_mask, output_shape=tuple(shape), order=1, mode="grid-constant"
+    )
+    return resampled > 0.5

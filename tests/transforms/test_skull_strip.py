@@ -201,14 +201,20 @@ def test_mask_and_image_share_grid_and_trace_and_invert_alike():
 def test_a_mask_file_is_taken_as_it_is_or_resampled(tmp_path):
     same = strip(HU, method=write(tmp_path / "same.nii.gz", BRAIN))
     np.testing.assert_array_equal(same, BRAIN)
-    turned = write(
-        tmp_path / "turned.nii.gz",
-        np.flip(BRAIN, 0),
-        AFFINE @ np.array([[-1, 0, 0, SHAPE[0] - 1.0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
-    )
-    np.testing.assert_array_equal(strip(HU, method=turned), BRAIN)
     fine = grid((2.0, 2.0, 2.0))
     assert dice(strip(HU, method=write(tmp_path / "fine.nii.gz", head(*fine)[1], fine[0])), BRAIN) > 0.98
+
+
+def test_a_mask_with_mirrored_voxels_on_an_oblique_grid_fits_to_the_border(tmp_path):
+    sine, cosine = np.sin(0.3), np.cos(0.3)
+    oblique = np.array([[1, 0, 0, 0.1], [0, cosine, -sine, 0], [0, sine, cosine, 0.7], [0, 0, 0, 1]]) @ AFFINE
+    mirror = np.diag([-1.0, -1, -1, 1])
+    mirror[:3, 3] = np.array(SHAPE) - 1
+    body = HU > -500
+    turned = write(tmp_path / "turned.nii.gz", np.flip(body), oblique @ mirror)
+    mask = SkullStripd(method=turned)({"image": image_of(HU, oblique)})["mask"][0].numpy() > 0
+    assert body[..., 0].any()
+    np.testing.assert_array_equal(mask, body)
 
 
 def test_a_mask_that_does_not_fit_is_an_error(tmp_path):
