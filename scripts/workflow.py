@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
+import inspect
 import json
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from ignite.engine import Engine
+from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
@@ -21,7 +26,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from scripts.files import CaseError
 from scripts.transforms.saver import SaveSyntheticd
 
-__all__ = ["CaseDataset", "CaseEvaluator", "bundle_root", "compute_dtype", "pending_cases", "reason", "shorten_errors"]
+__all__ = [
+    "CaseDataset",
+    "CaseEvaluator",
+    "bundle_root",
+    "check_options",
+    "compute_dtype",
+    "pending_cases",
+    "reason",
+    "shorten_errors",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +178,40 @@ def shorten_errors() -> None:
             print(sentence, file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def check_options(arguments: Sequence[str]) -> None:
+    """Refuse options typed after `python -m monai.bundle run` that no config file knows.
+
+    MONAI takes any name as a new setting, so that a mistyped `--dataset_dir` would translate something else.
+
+    Args:
+        arguments: the command line, `sys.argv`; anything but that command is left alone.
+
+    Raises:
+        CaseError: an unknown option; the sentence names the nearest one that is known.
+    """
+    if Path(arguments[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+        return
+    typed = [word.lstrip("-") for word in arguments[1:] if word.startswith("--")]
+    names = [word.split("=")[0].replace("-", "_").replace("::", "#").split("#")[0].lstrip("+") for word in typed]
+    known = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow).parameters}
+    known |= ConfigParser.load_config_files(_config_files(arguments)).keys()
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "the keys of the config files are what can be set."
+            raise CaseError(f"There is no setting {name}; {hint}")
+
+
+def _config_files(arguments: Sequence[str]) -> list[str]:
+    """The config files that a command line names; those of an args_file are not looked up."""
+    for word, following in pairwise([*arguments, ""]):
+        name, _, value = word.partition("=")
+        if name in ("--config_file", "--config-file"):
+            files = value or following
+            return ast.literal_eval(files) if files.startswith("[") else files.split(",")
+    return []
 
 
 def _own_sentence(error: BaseException) -> str | None:

@@ -19,7 +19,7 @@ from scripts.files import CaseError, sha256_of_file
 from scripts.inferers.ista import ISTAInferer
 from scripts.networks import BridgeUNet
 from scripts.style_key import compute_style_key, save_style_keys
-from scripts.workflow import compute_dtype, reason
+from scripts.workflow import reason
 from tests.phantoms import centred_affine, head_ct, write_head_ct
 
 TINY = {
@@ -345,14 +345,6 @@ def test_has_the_properties_of_an_inference_bundle(bundle_root, models):
     workflow.initialize()
     assert workflow.check_properties() == []
     assert workflow.bundle_root == str(bundle_root)
-
-
-def test_dtype_names():
-    assert compute_dtype("float32", "cpu") is torch.float32
-    assert compute_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
-    assert compute_dtype("auto", "cpu") in (torch.bfloat16, torch.float32)
-    with pytest.raises(CaseError, match="use auto or one of"):
-        compute_dtype("float8", "cpu")
 
 
 @pytest.fixture
