@@ -1,0 +1,48 @@
+"""The commands of `python -m scripts`, typed as a user types them."""
+
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.__main__ import COMMANDS
+
+
+@pytest.fixture(scope="module")
+def scripts(bundle_root):
+    """Run `python -m scripts` in the bundle's folder."""
+
+    def function(*arguments):
+        command = [sys.executable, "-m", "scripts", *arguments]
+        return subprocess.run(command, cwd=bundle_root, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+    return function
+
+
+def test_help_lists_every_command_with_a_sentence(scripts):
+    ended = scripts("--help")
+    shown = (ended.stdout + ended.stderr).splitlines()
+    assert ended.returncode == 0
+    for name, function in COMMANDS.items():
+        line = next(number for number, text in enumerate(shown) if text.strip() == name)
+        assert shown[line + 1].strip() == function.__doc__.splitlines()[0]
+
+
+def test_compare_prints_a_table(scripts, tmp_path):
+    volume = np.random.default_rng(0).random((12, 13, 14)) * (np.indices((12, 13, 14)).min(axis=0) > 1)
+    for name in ("synthetic", "real"):
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    ended = scripts("compare", str(tmp_path / "synthetic.nii.gz"), str(tmp_path / "real.nii.gz"))
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("| | pearson | psnr | ssim |")
+    assert "\n| synthetic | 1.0000 | " in ended.stdout
+
+
+def test_errors_are_one_sentence_and_a_status(scripts, tmp_path):
+    missing = str(tmp_path / "subjects.json")
+    ended = scripts("prepare_t1", missing, str(tmp_path / "set"))
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1] == f"{missing} is not there; give the JSON list of the subjects."
+    assert "Traceback" not in ended.stderr
