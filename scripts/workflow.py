@@ -196,16 +196,17 @@ def check_options(arguments: Sequence[str]) -> None:
     typed = [word.lstrip("-") for word in arguments[1:] if word.startswith("--")]
     names = [word.split("=")[0].replace("-", "_").replace("::", "#").split("#")[0].lstrip("+") for word in typed]
     known = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow).parameters}
-    known |= ConfigParser.load_config_files(_config_files(arguments)).keys()
+    files = _config_files(arguments)
+    known |= ConfigParser.load_config_files(files).keys()
     for name in names:
-        if name not in known:
+        if files and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "the keys of the config files are what can be set."
             raise CaseError(f"There is no setting {name}; {hint}")
 
 
 def _config_files(arguments: Sequence[str]) -> list[str]:
-    """The config files that a command line names; those of an args_file are not looked up."""
+    """The config files that a command line names; none where they stand in an args_file."""
     for word, following in pairwise([*arguments, ""]):
         name, _, value = word.partition("=")
         if name in ("--config_file", "--config-file"):

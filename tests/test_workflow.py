@@ -40,6 +40,7 @@ def test_a_mistyped_option_is_refused(config, option, nearest):
 
 def test_other_programs_options_are_their_own(config):
     check_options(["/bin/pytest", "run", "--config_file", config, "--anything", "x"])
+    check_options([MONAI_BUNDLE, "run", "--args_file", "args.json", "--anything", "x"])
 
 
 def raised(error):
