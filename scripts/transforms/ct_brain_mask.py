@@ -73,6 +73,8 @@ def foreground(volume: np.ndarray) -> np.ndarray:
 def is_stripped(hu: np.ndarray) -> bool:
     """Whether a CT is a brain on a constant background already: next to no bone, fat or air in the foreground.
 
+    A whole head that was clipped to a brain window has none of them either; its bone all lies at the largest value.
+
     Args:
         hu: (H, W, Z) HU.
     """
@@ -81,7 +83,8 @@ def is_stripped(hu: np.ndarray) -> bool:
     if not 0.01 * sample.size < inside.size < 0.9 * sample.size:
         return False
     soft = np.mean((inside > -50) & (inside < 150))
-    return bool(soft > 0.85 and np.mean(inside > 200) < 0.01)
+    clipped = np.mean(inside > inside.max() - 1)
+    return bool(soft > 0.85 and np.mean(inside > 200) < 0.01 and clipped < 0.1)
 
 
 def _not_background(volume: np.ndarray) -> np.ndarray:
