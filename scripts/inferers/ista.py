@@ -14,12 +14,12 @@ from itertools import pairwise
 import numpy as np
 import torch
 from monai.inferers import Inferer
-from monai.utils import StrEnum, convert_to_dst_type, convert_to_tensor
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 from tqdm import tqdm
 
 from scripts.inferers.bridge import call_network, to_image_range, to_network_range
-from scripts.schedulers import BridgeSampler, BridgeSpacing, BrownianBridgeScheduler
+from scripts.schedulers import BridgeSampler, BridgeSpacing, BrownianBridgeScheduler, NamedChoice
 from scripts.slabs import add_slabs, extract_slabs, pad_slices, slab_weights, slices_to_volume, volume_to_slices
 
 _BACKGROUND = -1.0  # of the virtual slices, in the network's range
@@ -27,7 +27,7 @@ _BACKGROUND = -1.0  # of the virtual slices, in the network's range
 Predictor = Callable[[Tensor, int], Tensor]
 
 
-class CorrectionNorm(StrEnum):
+class CorrectionNorm(NamedChoice):
     """Length of a correction, lambda delta_{u|u-1} f S / |S|^2 for a slice of d pixels.
 
     paper: f = d (CT2MRI, eq. 5).

@@ -5,7 +5,15 @@ from .brownian_bridge import (
     BridgeSampler,
     BridgeSpacing,
     BrownianBridgeScheduler,
+    NamedChoice,
     StepCoefficients,
 )
 
-__all__ = ["BridgePredictionType", "BridgeSampler", "BridgeSpacing", "BrownianBridgeScheduler", "StepCoefficients"]
+__all__ = [
+    "BridgePredictionType",
+    "BridgeSampler",
+    "BridgeSpacing",
+    "BrownianBridgeScheduler",
+    "NamedChoice",
+    "StepCoefficients",
+]

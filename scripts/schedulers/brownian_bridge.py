@@ -26,7 +26,15 @@ from torch import Tensor
 _TINY = 1e-8
 
 
-class BridgePredictionType(StrEnum):
+class NamedChoice(StrEnum):
+    """Choices by name; an unknown name is an error that lists those there are."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"'{value}' is not a valid {cls.__name__}; use one of {', '.join(cls)}.")
+
+
+class BridgePredictionType(NamedChoice):
     """What the network predicts.
 
     gradient: x_t - x0 (CT2MRI, section 2.1).
@@ -39,7 +47,7 @@ class BridgePredictionType(StrEnum):
     SAMPLE = "sample"
 
 
-class BridgeSampler(StrEnum):
+class BridgeSampler(NamedChoice):
     """How a step goes from t to u, given x0_hat, the prediction of x0.
 
     ancestral: drawn from q(x_u | x_t, x0_hat) (BBDM). Needs noise.
@@ -61,7 +69,7 @@ class BridgeSampler(StrEnum):
         return self in (BridgeSampler.IMPLICIT_2, BridgeSampler.MEAN_PATH_2)
 
 
-class BridgeSpacing(StrEnum):
+class BridgeSpacing(NamedChoice):
     """How sampling timesteps are spread: evenly in the index (CT2MRI's public code) or in lam."""
 
     LINEAR = "linear"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from scripts.schedulers import BrownianBridgeScheduler
+from scripts.schedulers import BridgePredictionType, BridgeSampler, BridgeSpacing, BrownianBridgeScheduler
 
 SAMPLERS = ("ancestral", "implicit", "mean_path", "implicit_2", "mean_path_2")
 PREDICTION_TYPES = ("gradient", "unit_gradient", "sample")
@@ -425,3 +425,16 @@ def test_tensors_keep_their_floating_type():
             for sampler in SAMPLERS:
                 results += scheduler.step(x0, 500, 5, eps, y, sampler, noise=eps, history=(900, before))
             assert {r.dtype for r in results} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        (BridgeSampler, "ancestral, implicit, mean_path, implicit_2, mean_path_2"),
+        (BridgeSpacing, "linear, lambda"),
+        (BridgePredictionType, "gradient, unit_gradient, sample"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_there_are(choice, names):
+    with pytest.raises(ValueError, match=f"'mean_pth' is not a valid {choice.__name__}; use one of {names}\\."):
+        choice("mean_pth")
