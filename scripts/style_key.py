@@ -120,7 +120,7 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path) -> np.nda
     Args:
         name_or_path: name of a key in keys_file, such as "average", or path to a skull-stripped T1 volume (NIfTI, NRRD,
             MHA, MGZ) of any intensity scale, whose key is computed.
-        keys_file: JSON of `save_style_keys`.
+        keys_file: JSON of `save_style_keys`; read for names alone.
 
     Returns:
         (3, B) float32.
@@ -128,11 +128,13 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path) -> np.nda
     Raises:
         ValueError: in one sentence, when it is neither, or the volume cannot be read or is no stripped brain.
     """
+    path = Path(name_or_path).expanduser()
+    # volumes have a suffix: a file called like a key does not take its place
+    if path.suffix and path.is_file():
+        return _style_key_of_file(path)
     keys = load_style_keys(keys_file)
     if str(name_or_path) in keys:
         return keys[str(name_or_path)]
-    if Path(name_or_path).is_file():
-        return _style_key_of_file(Path(name_or_path))
     raise ValueError(
         f"The style key {name_or_path} is neither a known name nor a file; "
         f"use one of {', '.join(sorted(keys))}, or the path of a skull-stripped T1 volume."

@@ -119,6 +119,14 @@ def test_keys_on_disk(tmp_path):
             load_style_keys(path)
 
 
+def test_a_volume_needs_no_keys_file_and_does_not_hide_a_name(tmp_path, keys_file, monkeypatch):
+    path = write(tmp_path / "t1.nii.gz", brain(4))
+    np.testing.assert_array_equal(resolve_style_key(path, tmp_path / "none.json"), resolve_style_key(path, keys_file))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "average").write_text("no image")
+    np.testing.assert_array_equal(resolve_style_key("average", keys_file), compute_style_key(brain()))
+
+
 @pytest.fixture
 def keys_file(tmp_path):
     save_style_keys({"average": compute_style_key(brain())}, tmp_path / "keys.json")
