@@ -6,6 +6,9 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from scripts.files import CaseError
+from scripts.transforms.checks import file_name
+
 
 class ScaleByBrainPercentiled(MapTransform):
     """Divide by a percentile of the voxels inside the mask, clip to [0, 1], set the background to 0.
@@ -16,7 +19,7 @@ class ScaleByBrainPercentiled(MapTransform):
         percentile: 0 to 100; 99.9 is the training's (SPEC section 2: the maximum moves the style key).
 
     Raises:
-        ValueError: the mask is empty or the percentile is not positive.
+        CaseError: the mask is empty or the percentile is not positive.
     """
 
     def __init__(self, keys: KeysCollection, mask_key: str = "mask", percentile: float = 99.9) -> None:
@@ -30,11 +33,14 @@ class ScaleByBrainPercentiled(MapTransform):
         for key in self.key_iterator(d):
             inside = torch.as_tensor(d[key])[mask].float()
             if inside.numel() == 0:
-                raise ValueError(f"the mask of '{key}' is empty: no brain to scale by")
+                raise CaseError(f"The brain mask of {file_name(d[key])} is empty; give one that is 1 in the brain.")
             # kthvalue has no limit on the number of elements, quantile has
             rank = max(1, round(self.percentile / 100 * inside.numel()))
             top = inside.kthvalue(rank).values
             if top <= 0:
-                raise ValueError(f"the {self.percentile} percentile of '{key}' in its mask is {top:g}, not positive")
+                raise CaseError(
+                    f"{file_name(d[key])} has {top:g} as the {self.percentile} percentile of its brain, which is not "
+                    "positive; check the volume and its mask."
+                )
             d[key] = (d[key] / top).clamp(0, 1) * mask
         return d

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
+from scripts.files import CaseError
 from scripts.transforms.percentile import ScaleByBrainPercentiled
 
 
@@ -17,6 +19,6 @@ def test_the_background_has_no_say_and_comes_out_zero():
 
 @pytest.mark.parametrize(("value", "inside", "message"), [(1.0, 0, "is empty"), (-1.0, 1, "not positive")])
 def test_nothing_to_scale_by(value: float, inside: int, message: str):
-    volume = torch.full((1, 4, 4, 4), value)
-    with pytest.raises(ValueError, match=message):
+    volume = MetaTensor(torch.full((1, 4, 4, 4), value), meta={"filename_or_obj": "/data/head1_t1.nii.gz"})
+    with pytest.raises(CaseError, match=rf"^[^/]*head1_t1\.nii\.gz .*{message}"):
         ScaleByBrainPercentiled("target")({"target": volume, "mask": torch.full((1, 4, 4, 4), inside)})
