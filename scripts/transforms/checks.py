@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class LoadVolume(LoadImage):
         except CaseError:
             raise
         except Exception as error:
-            raise CaseError(_unreadable(path.name, error)) from error
+            raise CaseError(_unreadable(path, error)) from error
 
 
 def _itk_reader(path: Path) -> ITKReader:
@@ -68,12 +69,14 @@ def _coloured(name: str) -> str:
     return f"{name} holds colours or vectors, not one value a voxel; give the scan itself, not a rendering of it."
 
 
-def _unreadable(name: str, error: Exception) -> str:
-    """The readers' many ways to fail, as a sentence."""
+def _unreadable(path: Path, error: Exception) -> str:
+    """The readers' many ways to fail, as a sentence without folders, whose names may be a patient's."""
     if "('R', " in str(error):  # the voxel type of a NIfTI with colours
-        return _coloured(name)
-    what = " ".join(str(error).split())[:120] or type(error).__name__
-    return f"{name} cannot be read and is damaged, truncated or no image ({what}); copy or export it again."
+        return _coloured(path.name)
+    # ITK begins with a line of its own source and the reader's address in memory
+    said = re.sub(r"^.*ITK ERROR: (\w+\(0x\w+\): )?", "", " ".join(str(error).split()))
+    what = said.replace(str(path), path.name)[:120] or type(error).__name__
+    return f"{path.name} cannot be read and is damaged, truncated or no image ({what}); copy or export it again."
 
 
 class LoadVolumed(LoadImaged):

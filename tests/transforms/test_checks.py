@@ -88,6 +88,18 @@ def test_refuses_truncated_files(tmp_path, voxels, name, kept):
         load(path)
 
 
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.mgz", "ct.nrrd", "ct.mha", "ct.mhd"])
+def test_no_folder_and_nothing_of_the_reader_stands_in_the_sentence(tmp_path, name):
+    folder = tmp_path / "doe_jane"
+    folder.mkdir()
+    for content in ("", "no image", "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementDataFile = other.raw\n"):
+        (folder / name).write_text(content)
+        with pytest.raises(CaseError) as caught:
+            load(folder / name)
+        assert "doe_jane" not in str(caught.value)
+        assert "ITK" not in str(caught.value)
+
+
 def test_refuses_what_is_no_image(tmp_path):
     (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(b"a letter, not a scan"))
     with pytest.raises(CaseError, match="damaged, truncated or no image"):
