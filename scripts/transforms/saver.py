@@ -16,7 +16,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
-from scripts.files import sha256_of_file
+from scripts.files import CaseError, sha256_of_file
 from scripts.transforms.picture import three_planes
 
 __all__ = ["SaveSyntheticd", "nifti_like"]
@@ -47,6 +47,9 @@ class SaveSyntheticd(SaveImaged):
         record: what every volume of this run was made with; goes into the JSON, and decides what counts as done.
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
         allow_missing_keys: no error where a key is missing.
+
+    Raises:
+        CaseError: the synthetic volume is not finite.
     """
 
     def __init__(
@@ -85,6 +88,11 @@ class SaveSyntheticd(SaveImaged):
 
     def _save(self, synthetic: MetaTensor, source: MetaTensor, case: str | None, mask: Any) -> None:
         source_file = Path(source.meta["filename_or_obj"])
+        if not torch.isfinite(synthetic).all():
+            raise CaseError(
+                f"The synthetic image of {source_file.name} has voxels that are NaN or infinite and was not saved; "
+                "use dtype float32 or bfloat16, and check the weights."
+            )
         stem = (case or source_file.name.split(".")[0]) + self.suffix
         image = nifti_like(synthetic[0], source_file, np.asarray(source.meta["original_affine"], dtype=np.float64))
         working = self.output_dir / f".{stem}.partial"

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, SaveImaged
 
-from scripts.files import sha256_of_file
+from scripts.files import CaseError, sha256_of_file
 from scripts.transforms import saver as saver_module
 from scripts.transforms.checks import LoadVolumed
 from scripts.transforms.picture import three_planes
@@ -200,3 +200,12 @@ def test_the_picture_is_radiological_and_true_to_scale(axcodes):
         assert rows.mean() - (bottom - top - 1) / 2 == pytest.approx(down, abs=3)
         assert np.ptp(rows) == pytest.approx(44, abs=7)
         assert np.ptp(columns) == pytest.approx(44, abs=7)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_saved(tmp_path, value):
+    item = item_of(write_source(tmp_path / "ct.nii.gz"))
+    item["pred"][0, 3, 4, 5] = value
+    with pytest.raises(CaseError, match=r"^The synthetic image of ct\.nii\.gz has voxels that are NaN or infinite"):
+        SaveSyntheticd(output_dir=tmp_path / "out")(item)
+    assert not list(tmp_path.glob("out/*"))
