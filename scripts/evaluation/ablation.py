@@ -28,7 +28,7 @@ def sample_variants(
     variants: Mapping[str, Callable],
     report: Callable[[str], None] = print,
 ) -> dict[str, list[dict[str, float]]]:
-    """Translate each pair with each variant of the inferer.
+    """Translate each pair with each variant of the inferer; as in the main job the output is 0 outside the mask.
 
     Args:
         pairs: {"source", "target", "mask": (1, H, W, Z)}, images in [0, 1], sizes that the network takes.
@@ -45,7 +45,7 @@ def sample_variants(
         rows["real"].append(volume_figures(target, target, mask))
         for name, inferer in variants.items():
             with torch.inference_mode():
-                image = inferer(pair["source"][None], network)[0, 0].float().numpy()
+                image = inferer(pair["source"][None], network)[0, 0].float().numpy() * mask
             rows[name].append(volume_figures(image, target, mask))
             report(f"{number + 1} {name}: PSNR {rows[name][-1]['psnr']:.2f} dB")
     return rows

@@ -43,3 +43,11 @@ def test_every_variant_meets_every_pair_and_the_better_one_wins(pairs: list[dict
     write_table({name: row for name, row in rows.items() if name != "exact"}, tmp_path / "out" / "ablation.md")
     assert "| flicker |" in (tmp_path / "out" / "ablation.md").read_text()
     assert len(json.loads((tmp_path / "out" / "ablation.json").read_text())["flicker"]) == 2
+
+
+def test_what_lies_outside_the_mask_has_no_say(pairs: list[dict]):
+    for pair in pairs:
+        pair["mask"][:, 8:] = 0
+        pair["target"] = pair["target"] * pair["mask"]
+    rows = sample_variants(pairs, torch.nn.Identity(), {"all": lambda y, network: network(1 - y)}, lambda line: None)
+    assert [row["ssim"] for row in rows["all"]] == pytest.approx([1, 1], abs=1e-5)
