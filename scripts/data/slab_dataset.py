@@ -139,7 +139,7 @@ def affine_slab(slab: torch.Tensor, angle: float, zoom: float, shift: Sequence[f
 class SlabDataset(Dataset):
     """Random slabs of random subjects: {"source", "target": (2N+1, H, W) in [0, 1], "style_key": (3, B)}.
 
-    Item ``index`` depends on (seed, epoch, index) alone, so that a resumed training draws what an uninterrupted one would.
+    Item ``index`` depends on (seed, epoch, index) alone: a resumed training draws what an uninterrupted one would.
 
     Args:
         data: packed subjects.

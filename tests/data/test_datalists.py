@@ -71,7 +71,7 @@ def test_a_clash_of_names_is_an_error(tmp_path, pair):
 
 
 def test_nothing_to_do_is_an_error(tmp_path):
-    with pytest.raises(CaseError, match="There is no file or folder .*gone; check dataset_dir"):
+    with pytest.raises(CaseError, match=r"There is no file or folder .*gone; check dataset_dir"):
         inference_datalist(tmp_path / "gone")
     (tmp_path / "slice.dcm").touch()
     with pytest.raises(CaseError, match=r"holds no volume.*DICOM has to be converted"):

@@ -83,9 +83,7 @@ def test_a_contrast_curve_rises_keeps_its_ends_and_carries_the_key_with_it():
         assert table[-1] == 1
         assert (np.diff(table) > 0).all()
         mapped = np.interp(values, curve.knots, curve.values)
-        np.testing.assert_allclose(
-            curve.style_key(histogram, 128)[:2], compute_style_key(mapped)[:2], atol=0.02
-        )
+        np.testing.assert_allclose(curve.style_key(histogram, 128)[:2], compute_style_key(mapped)[:2], atol=0.02)
 
 
 @pytest.mark.parametrize("shape", [(20, 30, 5), (70, 90, 5)])
