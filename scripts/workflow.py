@@ -163,7 +163,8 @@ def reason(error: BaseException) -> str:
     logger.error("unforeseen error", exc_info=error)
     if isinstance(cause, torch.OutOfMemoryError | MemoryError):
         return "The memory ran out; lower batch_size, or choose another device."
-    return f"Unforeseen {type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    # a foreign message may hold paths and names; the log has it
+    return f"Unforeseen {type(cause).__name__}; the log shows where it arose, and a report of it is welcome."
 
 
 def shorten_errors() -> None:

@@ -60,7 +60,9 @@ def raised(error):
 def test_reason_is_the_sentence_at_the_root(caplog):
     assert reason(raised(CaseError("ct.nii is empty; export it again."))) == "ct.nii is empty; export it again."
     assert not caplog.records
-    assert reason(raised(ZeroDivisionError("division\nby zero"))) == "Unforeseen ZeroDivisionError: division by zero"
+    told = reason(raised(ZeroDivisionError("division of /home/somebody/scan.nii.gz")))
+    assert told.startswith("Unforeseen ZeroDivisionError")
+    assert "somebody" not in told
     assert "Traceback" in caplog.text
     assert "lower batch_size" in reason(raised(torch.OutOfMemoryError("CUDA")))
 

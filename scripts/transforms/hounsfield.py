@@ -28,7 +28,7 @@ class WindowToHUd(MapTransform):
         allow_missing_keys: no error where a key is missing.
 
     Raises:
-        CaseError: a window that is not two increasing numbers.
+        CaseError: a window that is not two increasing numbers, or a narrow one for values that are HU already.
     """
 
     def __init__(
@@ -43,6 +43,11 @@ class WindowToHUd(MapTransform):
         for key in self.key_iterator(d):
             if self.window is not None:
                 (low, high), (first, last) = _scale(d[key]), self.window
+                if low < -200 and high > 300 and last - first < 500:
+                    raise CaseError(
+                        f"{file_name(d[key])} has values from {low:g} to {high:g}, air to bone: these are Hounsfield "
+                        "units already; leave ct_window out for it."
+                    )
                 d[key] = (d[key] - low) * ((last - first) / (high - low)) + first
         return d
 

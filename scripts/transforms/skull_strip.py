@@ -24,7 +24,7 @@ from scripts.files import CaseError
 from scripts.transforms.checks import LoadVolume, file_name
 from scripts.transforms.ct_brain_mask import ct_brain_mask, foreground, is_stripped
 
-__all__ = ["SkullStripd"]
+__all__ = ["SkullStripd", "method_name"]
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz")
 
@@ -96,7 +96,7 @@ class SkullStripd(MapTransform):
                 return foreground(volume), "already stripped"
             return ct_brain_mask(volume, affine, file_name(image), self.working_spacing), "builtin"
         if "{input}" in self.method:
-            return self._command_mask(volume, affine, file_name(image)), self.method
+            return self._command_mask(volume, affine, file_name(image)), method_name(self.method)
         path = _mask_path(Path(self.method), image)
         return _load_mask(path, volume.shape, affine, file_name(image)), path.name
 
@@ -114,6 +114,13 @@ class SkullStripd(MapTransform):
                     f"The skull-strip command {arguments[0]} wrote no mask for {name}; it has to write one to {{mask}}."
                 )
             return _load_mask(mask, volume.shape, affine, name)
+
+
+def method_name(method: str | os.PathLike) -> str:
+    """How records name a method: without the folders of a path or the arguments of a command, which may hold names."""
+    method = os.fspath(method)
+    program = shlex.split(method)[0] if "{input}" in method else method
+    return Path(program).name
 
 
 def _checked_method(method: str) -> str:

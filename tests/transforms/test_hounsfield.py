@@ -85,3 +85,8 @@ def test_no_window_changes_nothing():
 def test_refuses_a_window_that_is_none(window):
     with pytest.raises(CaseError, match="two increasing numbers"):
         WindowToHUd(window=window)
+
+
+def test_a_window_is_not_put_on_what_is_in_hounsfield_units_already():
+    with pytest.raises(CaseError, match="units already"):
+        WindowToHUd(window=(0, 80))(volume(HU))

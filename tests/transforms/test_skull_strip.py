@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from scripts.files import CaseError
 from scripts.transforms.ct_brain_mask import ct_brain_mask, foreground, is_stripped
-from scripts.transforms.skull_strip import SkullStripd
+from scripts.transforms.skull_strip import SkullStripd, method_name
 from tests.phantoms import centred_affine
 
 
@@ -327,3 +327,9 @@ def test_the_patient_with_gantry_tilt(shared_data, tmp_path):
     assert slices[0] > 0
     assert slices[-1] < mask.shape[2] - 1
     assert 110 < (slices[-1] - slices[0] + 1) * image.header.get_zooms()[2] < 145
+
+
+def test_records_name_a_method_without_folders_or_arguments():
+    assert method_name("builtin") == "builtin"
+    assert method_name("/data/jane doe/mask.nii.gz") == "mask.nii.gz"
+    assert method_name("/opt/tools/strip --patient jane {input} {mask}") == "strip"

@@ -1,0 +1,37 @@
+"""What the configs have to agree on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def configs(bundle_root: Path) -> dict[str, dict]:
+    return {name: json.loads((bundle_root / "configs" / f"{name}.json").read_text()) for name in ("inference", "train")}
+
+
+@pytest.mark.parametrize(
+    "key", ["network_def", "scheduler", "spacing", "hu_window", "sampler", "timestep_spacing", "num_inference_steps"]
+)
+def test_what_is_trained_and_validated_is_what_is_shipped(configs: dict[str, dict], key: str):
+    trained, shipped = configs["train"][key], configs["inference"][key]
+    if isinstance(shipped, dict):
+        assert trained.items() >= shipped.items()
+    else:
+        assert trained == shipped
+
+
+def test_the_shipped_weights_fit_the_network_and_the_style_keys_are_there(bundle_root: Path):
+    from monai.bundle import ConfigParser
+
+    from scripts.style_key import load_style_keys
+    from scripts.weights import load_weights
+
+    parser = ConfigParser()
+    parser.read_config(bundle_root / "configs" / "inference.json")
+    network = parser.get_parsed_content("network_def")
+    assert len(load_weights(network, bundle_root / "models" / "model.pt")) == 64
+    assert {"average", "colin27"} <= load_style_keys(bundle_root / "models" / "style_keys.json").keys()
+    for shipped in (bundle_root / "models").iterdir():
+        assert shipped.stat().st_size < 25 * 2**20
