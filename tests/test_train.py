@@ -19,7 +19,7 @@ from monai.bundle import ConfigWorkflow
 from scripts.engines import OneStepPrepareBatch, checkpoints, latest_checkpoint
 from scripts.evaluation.metrics import psnr
 from scripts.files import CaseError
-from scripts.style_key import save_style_keys, style_key_from_histogram
+from scripts.style_key import load_style_keys, save_style_keys, style_key_from_histogram
 from scripts.weights import load_weights
 
 TINY = {
@@ -121,6 +121,7 @@ def test_training_on_real_pairs_learns_and_leaves_weights(workflow, tmp_path):
     made = workflow(max_epochs=3, iterations_per_epoch=20, learning_rate=3e-3, val_interval=2, ema_decay=0.8)
     losses = losses_of(made)
     assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:5])
+    assert "average" in load_style_keys(tmp_path / "out" / "style_keys.json")
     weights = {name: tmp_path / "out" / name for name in ("model.pt", "model_best.pt")}
     for path in weights.values():
         load_weights(made.network_def, path)
