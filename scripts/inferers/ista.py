@@ -107,6 +107,9 @@ class ISTAInferer(Inferer):
         self._check()
 
     def _check(self) -> None:
+        for name in ("num_inference_steps", "num_corrections", "batch_size", "slab_size"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it has to be a whole number.")
         if self.slab_size < 1 or self.slab_size % 2 == 0:
             raise ValueError(f"slab_size is {self.slab_size}; a slab has an odd number of slices.")
         if self.batch_size < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Hashable, Mapping
@@ -21,11 +22,15 @@ from scripts.transforms.picture import three_planes
 
 __all__ = ["SaveSyntheticd", "nifti_like"]
 
+logger = logging.getLogger(__name__)
+
 # the fields of a NIfTI header that say where a voxel lies; nothing else is copied, since text fields may hold names
 GEOMETRY_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
+
+UNKNOWN_ORIENTATION = "unknown: sform and qform codes of the source are 0, so that left and right are a guess"
 
 
 class SaveSyntheticd(SaveImaged):
@@ -104,6 +109,8 @@ class SaveSyntheticd(SaveImaged):
             record = {**self.record, "source": self._source_record(source_file), "grid": _grid_record(image)}
             if isinstance(mask, MetaTensor):
                 record["mask_from"] = mask.meta.get("skull_strip")
+            if record["grid"]["orientation"] == UNKNOWN_ORIENTATION:
+                logger.warning(f"{source_file.name}: orientation {UNKNOWN_ORIENTATION}.")
             (working / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             # an older JSON must not vouch for newer files
             (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
@@ -163,5 +170,10 @@ def nifti_like(volume: torch.Tensor, source_file: Path, affine: np.ndarray) -> n
 
 
 def _grid_record(image: nib.Nifti1Image) -> dict[str, Any]:
-    """Voxels and edges (mm) of the written grid."""
-    return {"voxels": list(image.shape), "spacing_mm": [round(float(edge), 6) for edge in image.header.get_zooms()]}
+    """Voxels and edges (mm) of the written grid, and whether its file says which side is left."""
+    known = int(image.header["qform_code"]) > 0 or int(image.header["sform_code"]) > 0
+    return {
+        "voxels": list(image.shape),
+        "spacing_mm": [round(float(edge), 6) for edge in image.header.get_zooms()],
+        "orientation": "as in the source's header" if known else UNKNOWN_ORIENTATION,
+    }

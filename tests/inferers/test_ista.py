@@ -440,3 +440,9 @@ def test_wrong_options_are_refused(options, message):
 def test_wrong_inputs_are_refused(inputs):
     with pytest.raises(ValueError, match=r"floating volumes \(B, 1, H, W, Z\)"):
         ISTAInferer(BrownianBridgeScheduler())(inputs, RandomNetwork())
+
+
+@pytest.mark.parametrize("name", ["num_inference_steps", "num_corrections", "batch_size", "slab_size"])
+def test_a_count_that_is_no_whole_number_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} is 'ten'"):
+        ISTAInferer(BrownianBridgeScheduler(), **{name: "ten"})

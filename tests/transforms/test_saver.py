@@ -98,6 +98,14 @@ def test_no_text_of_the_source_is_copied(tmp_path):
         assert b"jane" not in file.read_bytes().lower()
 
 
+@pytest.mark.parametrize(
+    ("codes", "said"), [((1, 0), "header"), ((0, 2), "header"), ((0, 0), "left and right are a guess")]
+)
+def test_the_record_says_when_left_and_right_are_not_known(tmp_path, codes, said):
+    SaveSyntheticd(output_dir=tmp_path / "out")(item_of(write_source(tmp_path / "ct.nii.gz", codes)))
+    assert said in json.loads((tmp_path / "out" / "case_t1.json").read_text())["grid"]["orientation"]
+
+
 def test_the_record_names_the_source_below_the_root_only(tmp_path):
     folder = tmp_path / "Doe^Jane" / "in"
     (folder / "sub").mkdir(parents=True)
