@@ -1,6 +1,7 @@
 """What the style key and co-prediction buy: the same network and volumes, sampled with and without them."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ def sample_variants(
     pairs: Iterable[Mapping],
     network: torch.nn.Module,
     variants: Mapping[str, Callable],
+    device: torch.device | str = "cpu",
     report: Callable[[str], None] = print,
 ) -> dict[str, list[dict[str, float]]]:
     """Translate each pair with each variant of the inferer; as in the main job the output is 0 outside the mask.
@@ -34,6 +36,7 @@ def sample_variants(
         pairs: {"source", "target", "mask": (1, H, W, Z)}, images in [0, 1], sizes that the network takes.
         network: in evaluation mode.
         variants: name -> inferer, called (source (1, 1, H, W, Z), network) -> synthetic volume.
+        device: where the network is.
         report: told what is done.
 
     Returns:
@@ -45,7 +48,7 @@ def sample_variants(
         rows["real"].append(volume_figures(target, target, mask))
         for name, inferer in variants.items():
             with torch.inference_mode():
-                image = inferer(pair["source"][None], network)[0, 0].float().numpy() * mask
+                image = inferer(pair["source"][None].to(device), network)[0, 0].float().cpu().numpy() * mask
             rows[name].append(volume_figures(image, target, mask))
             report(f"{number + 1} {name}: PSNR {rows[name][-1]['psnr']:.2f} dB")
     return rows
@@ -62,5 +65,9 @@ def write_table(rows: Mapping[str, Sequence[Mapping[str, float]]], path: str | o
     file.parent.mkdir(parents=True, exist_ok=True)
     table = as_markdown(mean_table(rows))
     file.write_text(table + "\n", encoding="utf-8")
-    file.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    # JSON has no infinity, which the PSNR of the target against itself is
+    finite = {
+        name: [{k: v if math.isfinite(v) else None for k, v in r.items()} for r in row] for name, row in rows.items()
+    }
+    file.with_suffix(".json").write_text(json.dumps(finite, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(table)

@@ -33,7 +33,9 @@ def test_every_variant_meets_every_pair_and_the_better_one_wins(pairs: list[dict
     def flickering(source: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
         return inverse(source, network) + 0.05 * (-1.0) ** torch.arange(source.shape[-1])
 
-    rows = sample_variants(pairs, torch.nn.Identity(), {"exact": inverse, "flicker": flickering}, lambda line: None)
+    rows = sample_variants(
+        pairs, torch.nn.Identity(), {"exact": inverse, "flicker": flickering}, report=lambda line: None
+    )
     assert {name: len(row) for name, row in rows.items()} == {"real": 2, "exact": 2, "flicker": 2}
     table = mean_table(rows)
     assert table["exact"]["pearson"] == pytest.approx(1)
@@ -42,12 +44,16 @@ def test_every_variant_meets_every_pair_and_the_better_one_wins(pairs: list[dict
     assert table["flicker"]["i_ssim"] < table["real"]["i_ssim"]
     write_table({name: row for name, row in rows.items() if name != "exact"}, tmp_path / "out" / "ablation.md")
     assert "| flicker |" in (tmp_path / "out" / "ablation.md").read_text()
-    assert len(json.loads((tmp_path / "out" / "ablation.json").read_text())["flicker"]) == 2
+    written = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert len(written["flicker"]) == 2
+    assert written["real"][0]["psnr"] is None
 
 
 def test_what_lies_outside_the_mask_has_no_say(pairs: list[dict]):
     for pair in pairs:
         pair["mask"][:, 8:] = 0
         pair["target"] = pair["target"] * pair["mask"]
-    rows = sample_variants(pairs, torch.nn.Identity(), {"all": lambda y, network: network(1 - y)}, lambda line: None)
+    rows = sample_variants(
+        pairs, torch.nn.Identity(), {"all": lambda y, network: network(1 - y)}, report=lambda line: None
+    )
     assert [row["ssim"] for row in rows["all"]] == pytest.approx([1, 1], abs=1e-5)
