@@ -18,7 +18,7 @@ ARROWS = {
     "inferers": {"schedulers", "slabs", "style_key"},
     "engines": {"inferers"},
     "transforms": {"slabs", "style_key", "files"},
-    "data": {"slabs", "style_key", "files"},
+    "data": {"slabs", "style_key", "files", "transforms"},
     "evaluation": {"slabs"},
 }
 # Rooms of plain mathematics: nothing but these.

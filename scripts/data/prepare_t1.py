@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import itk
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from scripts.files import CaseError
+from scripts.transforms.bias_field import correct_bias
 
 Extractor = Callable[[nib.Nifti1Image], np.ndarray]
 
@@ -80,36 +80,6 @@ def fill_slices(mask: np.ndarray) -> np.ndarray:
             where = tuple(index if a == axis else slice(None) for a in range(3))
             mask[where] = ndimage.binary_fill_holes(mask[where])
     return mask
-
-
-def correct_bias(data: np.ndarray, mask: np.ndarray, spacing: Sequence[float], shrink_mm: float = 4.0) -> np.ndarray:
-    """Divide out the bias field: N4 (Tustison et al. 2010) inside the mask, on a grid of about `shrink_mm`.
-
-    Args:
-        data: (H, W, Z), any unit; voxels of 0 or less have no say.
-        mask: (H, W, Z) bool.
-        spacing: edge of the voxels, mm.
-        shrink_mm: edge of the voxels that the field is estimated on.
-
-    Returns:
-        (H, W, Z) in the same unit, outside the mask too.
-    """
-    steps = [max(1, round(shrink_mm / s)) for s in spacing]
-    where = tuple(slice(None, None, step) for step in steps)
-    small = itk.image_from_array(np.ascontiguousarray(np.maximum(data[where], 0).transpose(2, 1, 0), dtype=np.float32))
-    region = itk.image_from_array(np.ascontiguousarray(mask[where].transpose(2, 1, 0).astype(np.uint8)))
-    for image in (small, region):
-        image.SetSpacing([float(s * step) for s, step in zip(spacing, steps, strict=True)])
-    corrected = itk.n4_bias_field_correction_image_filter(small, mask_image=region)
-    ratio = itk.array_from_image(small) / np.maximum(itk.array_from_image(corrected), 1e-6)
-    inside = mask[where] & (data[where] > 0)
-    log_field = np.where(inside, np.log(np.clip(ratio.transpose(2, 1, 0), 0.2, 5.0)), 0.0)
-    # smooth extrapolation beyond the mask, so that interpolation at its edge meets no step
-    weight = ndimage.gaussian_filter(inside.astype(np.float32), 2) + 1e-3
-    log_field = ndimage.gaussian_filter(log_field.astype(np.float32), 2) / weight
-    grid = np.meshgrid(*(np.arange(n) / step for n, step in zip(data.shape, steps, strict=True)), indexing="ij")
-    field = ndimage.map_coordinates(log_field, grid, order=1, mode="nearest")
-    return data / np.exp(field)
 
 
 def crop_to(mask: np.ndarray, margin: int) -> tuple[slice, ...]:

@@ -1,4 +1,4 @@
-"""Raw T1 volumes to a training set: the bias field goes, the brain stays, and nobody is on two sides."""
+"""Raw T1 volumes to a training set: the brain stays, and nobody is on two sides."""
 
 import json
 
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from scripts.data.prepare_t1 import (
-    correct_bias,
     crop_to,
     fill_slices,
     largest_component,
@@ -19,7 +18,6 @@ from scripts.data.prepare_t1 import (
 from scripts.files import CaseError
 
 SPACING = 3.0
-SHRINK = 2 * SPACING  # N4 on every second voxel of so small a brain
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +30,6 @@ def brain():
     volume = np.where(radius < 12, 900.0, 600.0) + noise
     mask = radius < 17
     return (volume * mask).astype(np.float32), mask
-
-
-@pytest.fixture(scope="module")
-def bias():
-    """A smooth field that rises from left to right by about a half."""
-    return np.broadcast_to(np.exp(np.linspace(-0.25, 0.25, 40))[:, None, None], (40, 48, 44)).astype(np.float32)
-
-
-def slope(volume, mask):
-    """Change of the logarithm across the white matter from left to right, as a share of the field of view."""
-    white = mask & (volume > 0)
-    position = np.linspace(0, 1, volume.shape[0])[np.nonzero(white)[0]]
-    return np.polyfit(position, np.log(volume[white]), 1)[0]
 
 
 @pytest.fixture
@@ -67,31 +52,6 @@ def listed(save, brain, tmp_path):
         entries.append({"id": f"s{number}", "person": person, "T1": path.name, "skull_stripped": True})
     (tmp_path / "subjects.json").write_text(json.dumps(entries))
     return str(tmp_path / "subjects.json")
-
-
-def test_bias_correction_flattens_a_known_field(brain, bias):
-    volume, mask = brain
-    tilted = slope(volume * bias, mask)
-    assert tilted > 0.45
-    corrected = correct_bias(volume * bias, mask, [SPACING] * 3, SHRINK)
-    assert abs(slope(corrected, mask)) < 0.25 * tilted
-
-
-def test_bias_correction_keeps_the_tissues_of_an_even_volume(brain):
-    volume, mask = brain
-    ratio = correct_bias(volume, mask, [SPACING] * 3, SHRINK)[mask] / volume[mask]
-    assert ratio.std() < 0.02
-
-
-def test_bias_correction_is_not_misled_by_voids_in_the_mask(brain, bias):
-    volume, mask = brain
-    pierced = volume * bias
-    pierced[18:22, 22:26, 20:24] = 0
-    corrected = correct_bias(pierced, mask, [SPACING] * 3, SHRINK)
-    near = mask & (pierced > 0)
-    near[:15], near[25:] = False, False
-    reference = correct_bias(volume * bias, mask, [SPACING] * 3, SHRINK)
-    assert np.abs(np.log(corrected[near] / reference[near])).max() < 0.05
 
 
 def test_loads_any_orientation_as_ras(save, brain):
