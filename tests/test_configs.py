@@ -35,3 +35,15 @@ def test_the_shipped_weights_fit_the_network_and_the_style_keys_are_there(bundle
     assert {"average", "colin27"} <= load_style_keys(bundle_root / "models" / "style_keys.json").keys()
     for shipped in (bundle_root / "models").iterdir():
         assert shipped.stat().st_size < 25 * 2**20
+
+
+@pytest.mark.parametrize("overlay", ["evaluate", "ablation"])
+def test_a_task_overlay_before_the_evaluation_chooses_weights_and_keys(bundle_root: Path, overlay: str, tmp_path: Path):
+    from monai.bundle import ConfigParser
+
+    task = tmp_path / "task.json"
+    task.write_text(json.dumps({"shipped_weights": "other.pt", "shipped_style_keys": "other.json"}))
+    parser = ConfigParser()
+    parser.read_config([bundle_root / "configs" / "train.json", task, bundle_root / "configs" / f"{overlay}.json"])
+    assert parser.get_parsed_content("weights") == "other.pt"
+    assert parser.get_parsed_content("style_keys_file") == "other.json"
