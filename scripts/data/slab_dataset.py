@@ -136,6 +136,13 @@ def affine_slab(slab: torch.Tensor, angle: float, zoom: float, shift: Sequence[f
     return functional.grid_sample(slab[None], grid, align_corners=False)[0]
 
 
+def smooth_shading(rng: np.random.Generator, shape: Sequence[int], strength: float, num_knots: int = 4) -> torch.Tensor:
+    """A smooth positive field of a plane, as a receive coil leaves it: (H, W), its logarithm U(-strength, strength)
+    at num_knots x num_knots places and cubic between them."""
+    knots = torch.from_numpy(rng.uniform(-strength, strength, (1, 1, num_knots, num_knots)).astype(np.float32))
+    return functional.interpolate(knots, size=tuple(shape), mode="bicubic", align_corners=True)[0, 0].exp()
+
+
 class SlabDataset(Dataset):
     """Random slabs of random subjects: {"source", "target": (2N+1, H, W) in [0, 1], "style_key": (3, B)}.
 
@@ -148,6 +155,11 @@ class SlabDataset(Dataset):
         num_bins: B of the style key.
         augment: draw a mirror image, an affine map of the plane and, for the target, a contrast curve with its key.
         contrast_spread: largest shift of a contrast curve's knots; 0 leaves the target's contrast.
+        source_contrast_spread: the same for the source, whose curve is another one and has no key. For sources whose
+            intensities have no unit (MRI); a CT's have one.
+        source_shading: largest logarithm of a smooth field that multiplies the source.
+        source_noise: largest standard deviation of white noise added to the source where it is not background; each
+            slab's is drawn uniformly.
         seed: of the draws.
     """
 
@@ -159,6 +171,9 @@ class SlabDataset(Dataset):
         num_bins: int = 128,
         augment: bool = True,
         contrast_spread: float = 0.09,
+        source_contrast_spread: float = 0.0,
+        source_shading: float = 0.0,
+        source_noise: float = 0.0,
         seed: int = 0,
     ) -> None:
         if not data:
@@ -173,6 +188,9 @@ class SlabDataset(Dataset):
         self.num_bins = num_bins
         self.augment = augment
         self.contrast_spread = contrast_spread
+        self.source_contrast_spread = source_contrast_spread
+        self.source_shading = source_shading
+        self.source_noise = source_noise
         self.seed = seed
         self.epoch = 0
         weights = np.array([v.weight * len(v.slices) for v in data], dtype=float)
@@ -192,11 +210,16 @@ class SlabDataset(Dataset):
         volume = self.volumes[int(np.searchsorted(self._cumulative, rng.random()).clip(0, len(self.volumes) - 1))]
         first = int(rng.choice(volume.slices))  # the padding makes this the slab's first slice
         chosen = slice(first, first + self.slab_size)
-        source = torch.from_numpy(volume.sources[rng.integers(len(volume.sources)), chosen]).float() / 255
+        source = volume.sources[rng.integers(len(volume.sources)), chosen]
+        # draws of its own: the others stay what they are without it
+        source_rng = np.random.default_rng([self.seed, self.epoch, index, 1])
+        source_curve = ContrastCurve.draw(source_rng, self.source_contrast_spread if self.augment else 0.0)
+        source = torch.from_numpy(source_curve.table()[source])
         curve = ContrastCurve.draw(rng, self.contrast_spread if self.augment else 0.0)
         target = torch.from_numpy(curve.table()[volume.target[chosen]])
         if self.augment:
             source, target = self._transform(torch.cat([source, target]), rng).split(self.slab_size)
+            source = self._degrade(source, source_rng)
         key = torch.from_numpy(curve.style_key(volume.histogram, self.num_bins)).float()
         return {"source": source, "target": target, "style_key": key}
 
@@ -206,6 +229,15 @@ class SlabDataset(Dataset):
         angle = np.deg2rad(rng.uniform(-10, 10))
         shift = rng.uniform(-4, 4, size=2)
         return affine_slab(slab, angle, zoom=rng.uniform(0.9, 1.12), shift=shift, flip=rng.random() < 0.5)
+
+    def _degrade(self, source: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Draw shading and noise for the source; background stays 0."""
+        if self.source_shading:
+            source = source * smooth_shading(rng, source.shape[-2:], self.source_shading)
+        if self.source_noise:
+            noise = torch.from_numpy(rng.standard_normal(source.shape, dtype=np.float32))
+            source = source + rng.uniform(0, self.source_noise) * noise * (source > 0)
+        return source.clamp_(0, 1)
 
 
 def build_volumes(

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.data.slab_dataset import ContrastCurve, PackedVolume, SlabDataset, affine_slab, pack_volume
+from scripts.data.slab_dataset import (
+    ContrastCurve,
+    PackedVolume,
+    SlabDataset,
+    affine_slab,
+    pack_volume,
+    smooth_shading,
+)
 from scripts.style_key import compute_style_key
 
 
@@ -84,6 +91,41 @@ def test_a_contrast_curve_rises_keeps_its_ends_and_carries_the_key_with_it():
         assert (np.diff(table) > 0).all()
         mapped = np.interp(values, curve.knots, curve.values)
         np.testing.assert_allclose(curve.style_key(histogram, 128)[:2], compute_style_key(mapped)[:2], atol=0.02)
+
+
+def brain_volume() -> PackedVolume:
+    """Half of each slice is background, the other half grey; the source is the target."""
+    image = np.zeros((6, 32, 40), np.uint8)
+    image[:, :, 20:] = 128
+    return PackedVolume("a", image, image[None], np.ones(4096), np.arange(1, 5))
+
+
+def test_source_shading_is_smooth_and_as_strong_as_asked():
+    fields = [smooth_shading(np.random.default_rng(n), (32, 40), 0.3).log() for n in range(20)]
+    steps = torch.stack([(field[:, 1:] - field[:, :-1]).abs().max() for field in fields])
+    assert steps.max() < 0.12  # a third of the plane from one end of the range to the other
+    assert 0.12 < torch.stack(fields).std() < 0.2  # 0.3 / sqrt(3) at the knots, less between them
+
+
+@pytest.mark.parametrize("change", [{"source_contrast_spread": 0.09}, {"source_shading": 0.3}, {"source_noise": 0.05}])
+def test_the_source_changes_alone_and_its_background_stays(change: dict):
+    plain, changed = (SlabDataset([brain_volume()], length=30, **more) for more in ({}, change))
+    for before, after in zip(plain, changed, strict=True):
+        torch.testing.assert_close(after["target"], before["target"], rtol=0, atol=0)
+        torch.testing.assert_close(after["style_key"], before["style_key"], rtol=0, atol=0)
+        background = before["source"] == 0
+        assert (after["source"][background] == 0).all()
+        assert not torch.equal(after["source"], before["source"])
+        assert 0 <= after["source"].min() <= after["source"].max() <= 1
+    torch.testing.assert_close(changed[3]["source"], changed[3]["source"], rtol=0, atol=0)
+
+
+def test_source_noise_has_the_strength_that_is_drawn():
+    dataset = SlabDataset([brain_volume()], length=300, source_noise=0.06)
+    dataset._transform = lambda slab, rng: slab
+    deviations = [item["source"][:, :, 20:].std().item() for item in dataset]
+    assert max(deviations) < 0.065
+    assert np.mean(deviations) == pytest.approx(0.03, abs=0.004)
 
 
 @pytest.mark.parametrize("shape", [(20, 30, 5), (70, 90, 5)])
