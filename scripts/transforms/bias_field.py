@@ -64,13 +64,18 @@ def correct_bias(data: np.ndarray, mask: np.ndarray, spacing: Sequence[float], s
     """
     steps = [max(1, round(shrink_mm / s)) for s in spacing]
     where = tuple(slice(None, None, step) for step in steps)
-    small = itk.image_from_array(np.ascontiguousarray(np.maximum(data[where], 0).transpose(2, 1, 0), dtype=np.float32))
+    inside = mask[where] & (data[where] > 0)
+    if not inside.any():
+        return data
+    # ITK's N4 gives another field where values lie below 1: the unit must have no say
+    unit = 1000 / np.median(data[where][inside])
+    scaled = np.maximum(data[where], 0) * unit
+    small = itk.image_from_array(np.ascontiguousarray(scaled.transpose(2, 1, 0), dtype=np.float32))
     region = itk.image_from_array(np.ascontiguousarray(mask[where].transpose(2, 1, 0).astype(np.uint8)))
     for image in (small, region):
         image.SetSpacing([float(s * step) for s, step in zip(spacing, steps, strict=True)])
     corrected = itk.n4_bias_field_correction_image_filter(small, mask_image=region)
     ratio = itk.array_from_image(small) / np.maximum(itk.array_from_image(corrected), 1e-6)
-    inside = mask[where] & (data[where] > 0)
     log_field = np.where(inside, np.log(np.clip(ratio.transpose(2, 1, 0), 0.2, 5.0)), 0.0)
     # smooth extrapolation beyond the mask, so that interpolation at its edge meets no step
     weight = ndimage.gaussian_filter(inside.astype(np.float32), 2) + 1e-3

@@ -17,7 +17,7 @@ def three_planes(
     source: torch.Tensor,
     synthetic: torch.Tensor,
     affine: np.ndarray | torch.Tensor,
-    source_window: tuple[float, float],
+    source_window: tuple[float, float] | None = None,
     titles: tuple[str, str] = ("source CT", "synthetic T1"),
     panel_width: int = 320,
 ) -> Image.Image:
@@ -28,10 +28,11 @@ def three_planes(
     the anatomical ones.
 
     Args:
-        source: (H, W, Z), shown from the lowest to the highest value of `source_window`.
+        source: (H, W, Z), any unit.
         synthetic: (H, W, Z), [0, 1].
         affine: voxel to RAS+ mm, of both.
-        source_window: two values in the source's unit (HU).
+        source_window: what is black and what is white in the source's unit (HU of a CT); for images without a unit
+            None, which is from 0 to the 99.5 percentile of what is above it.
         titles: over the two columns.
         panel_width: width of a panel in pixels; the field of view's longest edge fills it.
 
@@ -40,7 +41,7 @@ def three_planes(
     """
     orientation = nib.io_orientation(np.asarray(affine))
     spacing = nib.affines.voxel_sizes(np.asarray(affine))[np.argsort(orientation[:, 0])]
-    low, high = source_window
+    low, high = source_window or _window(np.asarray(source))
     volumes = (np.clip((np.asarray(source) - low) / (high - low), 0, 1), np.clip(np.asarray(synthetic), 0, 1))
     volumes = [nib.apply_orientation(volume, orientation) for volume in volumes]
     centre = _centre(volumes[1])
@@ -51,6 +52,12 @@ def three_planes(
         panels = [_panel(np.take(v, centre[axis], axis), np.delete(spacing, axis) * scale, marks) for v in volumes]
         rows.append((plane, panels))
     return _page(rows, titles, panel_width)
+
+
+def _window(volume: np.ndarray) -> tuple[float, float]:
+    """0, and the 99.5 percentile of what is above it."""
+    above = volume[volume > 0]
+    return 0.0, float(np.percentile(above, 99.5)) if above.size else 1.0
 
 
 def _centre(volume: np.ndarray) -> list[int]:

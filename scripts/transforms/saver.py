@@ -48,7 +48,8 @@ class SaveSyntheticd(SaveImaged):
         mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` of its meta).
         output_dir: the folder, made where it is not there.
         suffix: what follows CASE in the names.
-        source_window: lowest and highest value of the source in the picture, in its unit (HU).
+        source_window: lowest and highest value of the source in the picture, in its unit (HU); None for MRI.
+        source_contrast: what the source is, over its picture.
         record: what every volume of this run was made with; goes into the JSON, and decides what counts as done.
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
         allow_missing_keys: no error where a key is missing.
@@ -64,7 +65,8 @@ class SaveSyntheticd(SaveImaged):
         mask_key: str = "mask",
         output_dir: Any = "./output",
         suffix: str = "_t1",
-        source_window: tuple[float, float] = (0.0, 80.0),
+        source_window: tuple[float, float] | None = (0.0, 80.0),
+        source_contrast: str = "CT",
         record: Mapping[str, Any] | None = None,
         source_root: Any = None,
         allow_missing_keys: bool = False,
@@ -81,6 +83,7 @@ class SaveSyntheticd(SaveImaged):
         self.output_dir = Path(str(output_dir)).expanduser()
         self.suffix = suffix
         self.source_window = source_window
+        self.source_contrast = source_contrast
         self.record = dict(record or {})
         self.source_root = None if source_root is None else Path(str(source_root)).expanduser()
 
@@ -105,7 +108,9 @@ class SaveSyntheticd(SaveImaged):
         working.mkdir(parents=True)
         try:
             nib.save(image, working / f"{stem}.nii.gz")
-            three_planes(source[0], synthetic[0], source.affine, self.source_window).save(working / f"{stem}.png")
+            titles = (f"source {self.source_contrast}", "synthetic T1")
+            picture = three_planes(source[0], synthetic[0], source.affine, self.source_window, titles)
+            picture.save(working / f"{stem}.png")
             record = {**self.record, "source": self._source_record(source_file), "grid": _grid_record(image)}
             if isinstance(mask, MetaTensor):
                 record["mask_from"] = mask.meta.get("skull_strip")

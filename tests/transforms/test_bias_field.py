@@ -61,6 +61,17 @@ def test_bias_correction_is_not_misled_by_voids_in_the_mask(brain, bias):
     assert np.abs(np.log(corrected[near] / reference[near])).max() < 0.05
 
 
+def test_the_unit_of_the_intensities_has_no_say(brain, bias):
+    volume, mask = brain
+    once, scaled = (correct_bias(volume * bias * f, mask, [SPACING] * 3, SHRINK) / f for f in (1.0, 1 / 900))
+    np.testing.assert_allclose(scaled[mask], once[mask], rtol=1e-3)
+
+
+def test_a_volume_without_anything_in_its_mask_comes_back(brain):
+    volume, mask = brain
+    np.testing.assert_array_equal(correct_bias(0 * volume, mask, [SPACING] * 3, SHRINK), 0 * volume)
+
+
 def test_the_transform_keeps_the_grid_and_the_file(brain, bias):
     volume, mask = brain
     affine = torch.diag(torch.tensor([-SPACING, SPACING, SPACING, 1.0], dtype=torch.float64))
