@@ -16,7 +16,7 @@ ARROWS = {
     "networks": {"schedulers", "slabs", "style_key", "losses"},
     "weights": {"files"},
     "inferers": {"schedulers", "slabs", "style_key"},
-    "engines": {"inferers"},
+    "engines": {"inferers", "files"},
     "transforms": {"slabs", "style_key", "files"},
     "data": {"slabs", "style_key", "files", "transforms"},
     "evaluation": {"slabs"},

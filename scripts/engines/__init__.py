@@ -1,0 +1,35 @@
+"""What the training configs hang on MONAI's engines: batches, averaged weights, seeds, checkpoints, what is logged."""
+
+from .batches import BridgePrepareBatch, OneStepPrepareBatch, prepare_volumes
+from .monitoring import Throughput, ValidationPicture
+from .optimization import GradientClipper, check_training_dtype, cosine_decay, warmup
+from .state import (
+    AverageWeights,
+    KeepBest,
+    ResumableTraining,
+    SeedEpochs,
+    averaged_model,
+    checkpoints,
+    latest_checkpoint,
+    save_weights,
+)
+
+__all__ = [
+    "AverageWeights",
+    "BridgePrepareBatch",
+    "GradientClipper",
+    "KeepBest",
+    "OneStepPrepareBatch",
+    "ResumableTraining",
+    "SeedEpochs",
+    "Throughput",
+    "ValidationPicture",
+    "averaged_model",
+    "check_training_dtype",
+    "checkpoints",
+    "cosine_decay",
+    "latest_checkpoint",
+    "prepare_volumes",
+    "save_weights",
+    "warmup",
+]

@@ -1,0 +1,117 @@
+"""From the data loader's batch to what a trainer or an evaluator calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from scripts.inferers import BridgeInferer
+
+PreparedBatch = tuple[Tensor, Tensor | tuple[Tensor, Tensor], tuple, dict[str, Tensor]]
+
+
+class BridgePrepareBatch:
+    """Batch of slabs -> what a trainer with a `BridgeInferer` needs: x0, the loss's target, noise, timesteps and so on.
+
+    All draws come from PyTorch's default generator of the device, which `SeedEpochs` seeds.
+
+    Args:
+        inferer: the trainer's own; it knows the scheduler and the network's range.
+        endpoint_fraction: share of the timesteps that are drawn from the last `endpoint_steps` alone: sampling starts
+            there, and a uniform draw hardly ever sees it.
+        endpoint_steps: number of those timesteps; 15 of 1000 are 985..999.
+        style_dropout: share of the style keys that are replaced by zeros, the network's "no style".
+        label_timesteps: whether the label is the pair (target, timesteps), as losses that weight by timestep need it.
+    """
+
+    def __init__(
+        self,
+        inferer: BridgeInferer,
+        endpoint_fraction: float = 0.1,
+        endpoint_steps: int = 15,
+        style_dropout: float = 0.1,
+        label_timesteps: bool = False,
+    ) -> None:
+        self.inferer = inferer
+        self.endpoint_fraction = endpoint_fraction
+        self.endpoint_steps = endpoint_steps
+        self.style_dropout = style_dropout
+        self.label_timesteps = label_timesteps
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: object,
+    ) -> PreparedBatch:
+        """Prepare one batch.
+
+        Args:
+            batchdata: "source" and "target", (B, 2N+1, H, W), [0, 1]; "style_key", (B, 3, number of bins).
+            device: where to compute.
+            non_blocking: whether the copy to the device may overlap.
+            kwargs: further arguments of `torch.Tensor.to`.
+
+        Returns:
+            inputs of the inferer, label of the loss (the target in the prediction's range), no positional arguments,
+            and the inferer's keyword arguments `noise`, `timesteps`, `source`, `context`.
+        """
+        source, target, style_key = (
+            batchdata[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("source", "target", "style_key")
+        )
+        bridge = self._bridge(source, target)
+        inputs = bridge.pop("inputs")
+        label = self.inferer.target(target, bridge["noise"], bridge["timesteps"], source)
+        if self.label_timesteps:
+            label = (label, bridge["timesteps"])
+        return inputs, label, (), {**bridge, "source": source, "context": self._drop_styles(style_key)}
+
+    def _bridge(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The end of the bridge that is not the source, the noise and the timesteps."""
+        return {"inputs": target, "noise": torch.randn_like(target), "timesteps": self._timesteps(target)}
+
+    def _timesteps(self, like: Tensor) -> Tensor:
+        """(B,) timesteps, uniform over the schedule but for the share at its end."""
+        count = self.inferer.scheduler.num_train_timesteps
+        at_end = torch.rand(len(like), device=like.device) < self.endpoint_fraction
+        position = torch.rand(len(like), device=like.device)
+        anywhere, last = position * count, count - self.endpoint_steps * (1 - position)
+        return torch.where(at_end, last, anywhere).long().clamp_(max=count - 1)
+
+    def _drop_styles(self, style_key: Tensor) -> Tensor:
+        kept = torch.rand(len(style_key), 1, 1, device=style_key.device) >= self.style_dropout
+        return style_key * kept
+
+
+class OneStepPrepareBatch(BridgePrepareBatch):
+    """Batches of the baseline: one-step regression from the source, the bridge's last timestep without noise.
+
+    There x_t = 0.001 x0 + 0.999 y would leak a trace of the target that sampling does not have, so that the source is
+    put at both ends: the network sees x_t = y exactly, as a sampler with one step gives it.
+    """
+
+    def _bridge(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+        last = self.inferer.scheduler.num_train_timesteps - 1
+        timesteps = torch.full((len(source),), last, dtype=torch.long, device=source.device)
+        return {"inputs": source, "noise": torch.zeros_like(source), "timesteps": timesteps}
+
+
+def prepare_volumes(
+    batchdata: Mapping[str, Tensor],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor]:
+    """Batch of whole volumes -> source (B, 1, H, W, Z), and target with mask (B, 2, H, W, Z) as the label.
+
+    Args:
+        batchdata: "source", "target", [0, 1], and "mask", (B, 1, H, W, Z) each.
+        device, non_blocking, kwargs: of `torch.Tensor.to`.
+    """
+    source, target, mask = (
+        batchdata[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("source", "target", "mask")
+    )
+    return source, torch.cat([target, mask.to(target)], dim=1)
