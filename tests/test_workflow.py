@@ -1,5 +1,7 @@
 """The command line and the last words of a run."""
 
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -94,3 +96,26 @@ def test_compute_dtype():
 
 def test_bundle_root(bundle_root):
     assert workflow.bundle_root() == str(bundle_root)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    """In a process of its own: the pages of a tensor that was freed are not asked of the system again."""
+    code = """
+import resource, torch
+from scripts.workflow import keep_freed_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def count():
+    before = faults()
+    for _ in range(10):
+        torch.ones(2**24)
+    return faults() - before
+count()
+default = count()
+keep_freed_memory()
+count()
+print(default, count())
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    default, kept = (int(word) for word in done.stdout.split())
+    assert kept < 0.1 * default
