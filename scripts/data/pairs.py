@@ -1,0 +1,167 @@
+"""A source and a target volume of one subject, and what every layout needs to list them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.files import CaseError
+
+CONTRASTS = ("CT", "T1", "T1ce", "T2", "FLAIR", "PD")
+# What data sets and people call them, in small letters.
+_SPELLINGS = {
+    **{name.lower(): name for name in CONTRASTS},
+    **{"t1w": "T1", "t1n": "T1", "mr": "T1", "mri": "T1", "t2w": "T2", "pdw": "PD"},
+    **{"t1c": "T1ce", "t1gd": "T1ce", "t2f": "FLAIR", "t2flair": "FLAIR", "t2-flair": "FLAIR"},
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two volumes of one subject, not registered, as a layout lists them.
+
+    Attributes:
+        subject: name that the subject's files will start with: letters, digits, `.`, `_` and `-`.
+        person: who it is; the subjects of one person stay on one side of a split.
+        source: volume file or folder of DICOM.
+        target: volume file or folder of DICOM.
+        source_contrast: one of `CONTRASTS`.
+        target_contrast: one of `CONTRASTS`.
+        mask: brain mask on the target's grid.
+        labels: segmentation on the target's grid, 0 outside the brain.
+        split: "training", "validation" or "test", where the layout says it.
+    """
+
+    subject: str
+    person: str
+    source: Path
+    target: Path
+    source_contrast: str
+    target_contrast: str
+    mask: Path | None = None
+    labels: Path | None = None
+    split: str | None = None
+
+
+Listing = tuple[list[Pair], list[dict[str, str]]]  # pairs, and {"subject", "reason"} of those that are incomplete
+
+
+@dataclass
+class Scans:
+    """The volumes found of one subject: contrast -> files; two files where there should be one are both kept."""
+
+    subject: str
+    person: str
+    volumes: dict[str, list[Path]] = field(default_factory=dict)
+    problem: str | None = None
+
+    def add(self, contrast: str, path: Path) -> None:
+        """Note a volume, once for each file that it really is."""
+        others = self.volumes.setdefault(contrast, [])
+        if not any(os.path.realpath(path) == os.path.realpath(other) for other in others):
+            others.append(path)
+
+
+def contrast_named(text: str) -> str:
+    """The contrast of a spelling ("t1w", "T2F", "flair", ...), one of `CONTRASTS`.
+
+    Raises:
+        CaseError: no contrast is called so.
+    """
+    if (name := _SPELLINGS.get(str(text).strip().lower())) is None:
+        raise CaseError(f"There is no contrast {text!r}; give one of {', '.join(CONTRASTS)}.")
+    return name
+
+
+def safe_name(text: str) -> str:
+    """A name that can be a file's: what is no letter, digit, `.`, `_` or `-` becomes `_`.
+
+    Raises:
+        CaseError: nothing is left of it.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text.strip()).lstrip(".-")
+    if not name.strip("_"):
+        raise CaseError(f"A subject called {text!r} cannot name a file; use letters and digits.")
+    return name
+
+
+def volume_problem(path: Path) -> str | None:
+    """Why a listed volume (file, or folder of DICOM) cannot be read, as the end of a sentence; None if it can."""
+    if path.is_dir():
+        return None if any(files_below(path)) else f"the folder {path.name} is empty"
+    if not path.exists():
+        return (
+            f"{path.name} is a link to a file that is not there" if path.is_symlink() else f"{path.name} is not there"
+        )
+    return None if path.stat().st_size else f"{path.name} is an empty file"
+
+
+def pair_scans(scans: Iterable[Scans], source: str, target: str, file_names: Mapping[str, str]) -> Listing:
+    """The pairs of two contrasts, and the subjects that lack one.
+
+    Args:
+        scans: what was found.
+        source: contrast to translate from.
+        target: contrast to translate to.
+        file_names: contrast -> how its files are called, for the reasons.
+    """
+    if source == target:
+        raise CaseError(f"Source and target are both {source}; give two contrasts.")
+    for contrast in (source, target):
+        if contrast not in file_names:
+            raise CaseError(f"This layout has no {contrast}; give two of {', '.join(file_names)}.")
+    pairs, incomplete = [], []
+    for one in scans:
+        reason = one.problem or _lack(one, source, file_names) or _lack(one, target, file_names)
+        if reason:
+            incomplete.append({"subject": one.subject, "reason": f"{one.subject}: {reason}."})
+        else:
+            volumes = one.volumes[source][0], one.volumes[target][0]
+            pairs.append(Pair(one.subject, one.person, *volumes, source, target))
+    return pairs, incomplete
+
+
+def _lack(scans: Scans, contrast: str, file_names: Mapping[str, str]) -> str | None:
+    found = scans.volumes.get(contrast, [])
+    if not found:
+        there = f"it has {', '.join(scans.volumes)}" if scans.volumes else "it has no volume at all"
+        return f"there is no {contrast} ({file_names[contrast]}), {there}; add it or leave the subject out"
+    if len(found) > 1:
+        return f"there are several {contrast}: {', '.join(path.name for path in found)}; keep one"
+    problem = volume_problem(found[0])
+    return f"{problem}; get it again or leave the subject out" if problem else None
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder by name, none hidden, and each once however many links lead to it."""
+    found: dict[str, Path] = {}
+    inside = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for path in sorted(inside, key=lambda path: (path.is_symlink(), path.name)):
+        found.setdefault(os.path.realpath(path), path)
+    return sorted(found.values(), key=lambda path: path.name)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The names in a folder that are no folders, none hidden, sorted; links to nothing among them."""
+    return sorted(path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden; see `folders_below`."""
+    return (path for folder in folders_below(root) for path in files_in(folder))
+
+
+def folders_below(root: Path) -> Iterator[Path]:
+    """A folder and all below it, none hidden; links are followed, but no folder comes twice (a link may lead back)."""
+    seen = {os.path.realpath(root)}
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop(0)
+        yield folder
+        for path in subfolders(folder):
+            if (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                waiting.append(path)
