@@ -18,6 +18,7 @@ _FOREGROUND = 0.001  # intensities up to here are background and not counted
 _TOTAL = 10.0
 # An 8-bit image has at most 256 levels. With fewer than 16 it is a label map, whose levels are meant as they are.
 _FEW_LEVELS = range(16, 257)
+_NO_PEOPLE = ("average", "colin27")  # names in a file of keys that stand for no training subject of their own
 _LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3
 
 
@@ -128,6 +129,11 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path) -> np.nda
     Raises:
         ValueError: in one sentence, when it is neither, or the volume cannot be read or is no stripped brain.
     """
+    if str(name_or_path) == "best":
+        raise ValueError(
+            "The style key best is that of the training subject nearest to the real MRI, which is not known here; it "
+            "is for evaluation alone: use average, or the path of a skull-stripped T1 volume."
+        )
     path = Path(name_or_path).expanduser()
     # volumes have a suffix: a file called like a key does not take its place
     if path.suffix and path.is_file():
@@ -139,6 +145,38 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path) -> np.nda
         f"The style key {name_or_path} is neither a known name nor a file; "
         f"use one of {', '.join(sorted(keys))}, or the path of a skull-stripped T1 volume."
     )
+
+
+def choose_style_key(
+    name_or_path: str | Path | None,
+    keys_file: str | Path,
+    target: np.ndarray | torch.Tensor,
+    subject: str | None = None,
+) -> tuple[str | None, np.ndarray | None]:
+    """Style key where the target is known, as in evaluation.
+
+    Args:
+        name_or_path: as in `resolve_style_key`; None for no key; "best" for the training subject whose key is nearest
+            to the target's own (CT2MRI, table 2), which tells what a fitting key is worth and is no honest default.
+        keys_file: JSON of `save_style_keys`.
+        target: as `compute_style_key` takes it; read for "best" alone.
+        subject: name of the target's person, whose own key is never taken for "best".
+
+    Returns:
+        name of the key used and the key (3, B) float32; None and None for no key.
+
+    Raises:
+        ValueError: as in `resolve_style_key`, or when there is no training subject to choose from.
+    """
+    if name_or_path is None:
+        return None, None
+    if str(name_or_path) != "best":
+        return Path(name_or_path).name, resolve_style_key(name_or_path, keys_file)
+    keys = {k: v for k, v in load_style_keys(keys_file).items() if k not in (*_NO_PEOPLE, subject)}
+    if not keys:
+        raise ValueError(f"{keys_file} has no key of a training subject, of which best chooses; use average.")
+    name = nearest_style_key(compute_style_key(target), keys)
+    return name, keys[name]
 
 
 def _style_key_of_file(path: Path) -> np.ndarray:

@@ -1,73 +1,112 @@
-"""What the style key and co-prediction buy: the same network and volumes, sampled with and without them."""
+"""Table 2 of CT2MRI (Choo et al., MICCAI 2024): what the style key, co-prediction and correction buy."""
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
+from scripts.evaluation.figures import digits_of, finite, format_spread, label, markdown_table
+from scripts.evaluation.significance import PairedTest, paired_test
+from scripts.evaluation.study import Result
 
-from scripts.evaluation.compare import as_markdown, figures
-
-
-def adjacent_difference(image: np.ndarray, mask: np.ndarray) -> float:
-    """Mean absolute difference of adjacent axial slices (H, W, Z) where both lie in the mask; flicker raises it."""
-    inside = mask[..., 1:] & mask[..., :-1]
-    return float(np.abs(np.diff(image, axis=2))[inside].mean())
-
-
-def volume_figures(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """``figures`` and the difference of adjacent slices, of one volume."""
-    return {**figures(image, reference, mask), "adjacent_difference": adjacent_difference(image, mask)}
+FIGURES = (
+    *("nrmse", "psnr", "ssim", "i_ssim"),
+    *("nrmse_brain", "psnr_brain", "ssim_brain", "i_ssim_brain"),
+    *("pearson_brain", "sharpness_brain", "adjacent_difference_brain"),
+)
+TESTED = ("nrmse", "psnr", "ssim", "psnr_brain", "ssim_brain")
 
 
-def sample_variants(
-    pairs: Iterable[Mapping],
-    network: torch.nn.Module,
-    variants: Mapping[str, Callable],
-    device: torch.device | str = "cpu",
-    report: Callable[[str], None] = print,
-) -> dict[str, list[dict[str, float]]]:
-    """Translate each pair with each variant of the inferer; as in the main job the output is 0 outside the mask.
-
-    Args:
-        pairs: {"source", "target", "mask": (1, H, W, Z)}, images in [0, 1], sizes that the network takes.
-        network: in evaluation mode.
-        variants: name -> inferer, called (source (1, 1, H, W, Z), network) -> synthetic volume.
-        device: where the network is.
-        report: told what is done.
-
-    Returns:
-        Row name -> figures of each pair; the first row, "real", is the target against itself.
-    """
-    rows: dict[str, list[dict[str, float]]] = {"real": [], **{name: [] for name in variants}}
-    for number, pair in enumerate(pairs):
-        target, mask = pair["target"][0].numpy(), pair["mask"][0].numpy() > 0
-        rows["real"].append(volume_figures(target, target, mask))
-        for name, inferer in variants.items():
-            with torch.inference_mode():
-                image = inferer(pair["source"][None].to(device), network)[0, 0].float().cpu().numpy() * mask
-            rows[name].append(volume_figures(image, target, mask))
-            report(f"{number + 1} {name}: PSNR {rows[name][-1]['psnr']:.2f} dB")
+def by_row(results: Sequence[Result]) -> dict[str, dict[str, Result]]:
+    """Row -> subject -> result, in the order of their appearance."""
+    rows: dict[str, dict[str, Result]] = {}
+    for result in results:
+        rows.setdefault(result.row, {})[result.subject] = result
     return rows
 
 
-def mean_table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Row name -> mean of each figure over the pairs."""
-    return {name: {key: float(np.mean([r[key] for r in row])) for key in row[0]} for name, row in rows.items() if row}
+def quality_table(results: Sequence[Result], figures: Sequence[str] = FIGURES) -> str:
+    """Markdown: a line for each row with mean ± standard deviation over its subjects, and what it cost."""
+    lines = []
+    for name, row in by_row(results).items():
+        spreads = [format_spread([r.figures[f] for r in row.values()], digits_of(f)) for f in figures]
+        costs = [sum(getattr(r, key) for r in row.values()) / len(row) for key in ("evaluations", "seconds")]
+        lines.append([name, str(len(row)), *spreads, f"{costs[0]:g}", f"{costs[1]:.1f}"])
+    return markdown_table(["", "n", *map(label, figures), "evaluations", "seconds"], lines)
 
 
-def write_table(rows: Mapping[str, Sequence[Mapping[str, float]]], path: str | os.PathLike) -> None:
-    """Write the means as a Markdown table, and each pair's figures as JSON beside it; print the table."""
+def tests_against(results: Sequence[Result], baseline: str) -> dict[str, dict[str, PairedTest]]:
+    """Row -> figure -> paired t-test of that row against the baseline's; the baseline and "real" have none."""
+    rows = by_row(results)
+    values = {
+        name: {f: {s: r.figures[f] for s, r in row.items()} for f in TESTED}
+        for name, row in rows.items()
+        if name != "real"
+    }
+    if baseline not in values:
+        return {}
+    return {
+        name: {f: paired_test(row[f], values[baseline][f]) for f in TESTED}
+        for name, row in values.items()
+        if name != baseline
+    }
+
+
+def tests_table(tests: Mapping[str, Mapping[str, PairedTest]]) -> str:
+    """Markdown: mean difference with p in brackets for each row and tested figure."""
+
+    def cell(figure: str, test: PairedTest) -> str:
+        p = "-" if math.isnan(test.p) else f"{test.p:.2g}"
+        return f"{test.difference:+.{digits_of(figure)}f} ({p})"
+
+    lines = [
+        [name, str(max(t.n for t in row.values())), *(cell(f, t) for f, t in row.items())]
+        for name, row in tests.items()
+    ]
+    return markdown_table(["", "n", *map(label, TESTED)], lines)
+
+
+def write_ablation(
+    results: Sequence[Result], path: str | os.PathLike, notes: Mapping[str, object], baseline: str = "Pure BBDM"
+) -> None:
+    """Write the table as Markdown and every subject's figures as JSON beside it; print the table.
+
+    Args:
+        results: of `run_study`, "real" first.
+        path: of the Markdown file.
+        notes: what was done, told below the table by name.
+        baseline: row that the others are tested against.
+    """
+    tests = tests_against(results, baseline)
+    subjects = list(dict.fromkeys(r.subject for r in results))
+    chosen = {r.subject: r.style_key for r in results if "best" in r.row}
+    notes = {"subjects": ", ".join(subjects), **notes}
+    if chosen:
+        notes["best key"] = ", ".join(f"{key} for {subject}" for subject, key in chosen.items())
+    text = [quality_table(results), ""]
+    if tests:
+        text += [f"Mean difference to {baseline} (p of the paired t-test over subjects):", "", tests_table(tests), ""]
+    text += ["Mean ± standard deviation over subjects. Evaluations: of the network on each slab."]
+    text += ["", *(f"- {name}: {value}" for name, value in notes.items())]
+    content = {
+        "notes": notes,
+        "rows": {name: {s: _as_json(r) for s, r in row.items()} for name, row in by_row(results).items()},
+        "tests": {name: {f: finite(asdict(t)) for f, t in row.items()} for name, row in tests.items()},
+    }
+    write_pair("\n".join(text), content, path)
+
+
+def write_pair(text: str, content: Mapping, path: str | os.PathLike) -> None:
+    """Write Markdown, and JSON beside it under the same name; print the Markdown."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    table = as_markdown(mean_table(rows))
-    file.write_text(table + "\n", encoding="utf-8")
-    # JSON has no infinity, which the PSNR of the target against itself is
-    finite = {
-        name: [{k: v if math.isfinite(v) else None for k, v in r.items()} for r in row] for name, row in rows.items()
-    }
-    file.with_suffix(".json").write_text(json.dumps(finite, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(table)
+    file.write_text(text + "\n", encoding="utf-8")
+    file.with_suffix(".json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(text)
+
+
+def _as_json(result: Result) -> dict:
+    kept = {k: v for k, v in asdict(result).items() if k not in ("row", "subject", "settings")}
+    return {**kept, "figures": finite(result.figures)}
