@@ -13,16 +13,18 @@ ARROWS = {
     "slabs": set(),
     "style_key": set(),
     "losses": set(),
+    "out_of_distribution": set(),
     "networks": {"schedulers", "slabs", "style_key", "losses"},
     "weights": {"files"},
     "inferers": {"schedulers", "slabs", "style_key"},
     "engines": {"inferers", "files"},
-    "transforms": {"slabs", "style_key", "files"},
+    "transforms": {"slabs", "style_key", "files", "out_of_distribution"},
     "data": {"slabs", "style_key", "files", "transforms"},
-    "evaluation": {"slabs"},
+    "evaluation": {"slabs", "files"},
+    "report": {"files", "evaluation", "style_key", "transforms"},
 }
 # Rooms of plain mathematics: nothing but these.
-PLAIN_ROOMS = ("schedulers", "slabs", "style_key", "losses", "networks")
+PLAIN_ROOMS = ("schedulers", "slabs", "style_key", "losses", "out_of_distribution", "networks")
 PLAIN_PACKAGES = {"torch", "numpy", "monai"}
 STANDARD_LIBRARY = {"__future__", "abc", "collections", "functools", "itertools", "json", "math", "pathlib", "typing"}
 

@@ -33,6 +33,7 @@ TINY = {
     "batch_size": 2,
     "warmup_iterations": 2,
     "num_workers": 0,
+    "prepare_workers": 1,
     "log_interval": 1,
     "val_interval": 0,
     "device": "$torch.device('cpu')",
@@ -122,6 +123,9 @@ def test_training_on_real_pairs_learns_and_leaves_weights(workflow, tmp_path):
     losses = losses_of(made)
     assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:5])
     assert "average" in load_style_keys(tmp_path / "out" / "style_keys.json")
+    assert load_style_keys(tmp_path / "out" / "source_keys.json").keys() <= load_style_keys(
+        tmp_path / "out" / "style_keys.json"
+    ).keys() - {"average"}
     weights = {name: tmp_path / "out" / name for name in ("model.pt", "model_best.pt")}
     for path in weights.values():
         load_weights(made.network_def, path)

@@ -1,15 +1,20 @@
-"""Training slabs drawn from packed 8-bit volumes held in memory."""
+"""Training slabs drawn from volumes that are packed in 8 or 16 bits and held in memory."""
 
+import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from scripts.style_key import style_key_from_histogram
+from scripts.data.volume_cache import Arrays, prepared_arrays
+from scripts.files import CaseError
+from scripts.style_key import compute_style_key, style_key_from_histogram
 
+_TYPES = {8: np.uint8, 16: np.uint16}
 _FINE_BINS = 4096
 
 
@@ -19,9 +24,9 @@ class PackedVolume:
 
     Attributes:
         subject: its name.
-        target: (Z, H, W) uint8, 255 is 1.0.
-        sources: (K, Z, H, W) uint8: the K renderings of the source (one for a real pair).
-        histogram: (4096,) counts of the target's voxels over (0, 1], before the rounding to 8 bits.
+        target: (Z, H, W) uint8 or uint16, whose largest value is 1.0.
+        sources: (K, Z, H, W) of the same type: the K renderings of the source (one for a real pair).
+        histogram: (4096,) counts of the target's voxels in the brain over [0, 1], before they were rounded.
         slices: indices of the slices that hold brain.
         weight: how often the subject is drawn, relative to the others.
     """
@@ -35,7 +40,13 @@ class PackedVolume:
 
     def style_key(self, num_bins: int = 128) -> np.ndarray:
         """(3, num_bins) float32: the key of the target as it is."""
-        return ContrastCurve(np.array([0.0, 1.0]), np.array([0.0, 1.0])).style_key(self.histogram, num_bins)
+        return ContrastCurve.identity().style_key(self.histogram, num_bins)
+
+    def source_keys(self, num_bins: int = 128) -> dict[str, np.ndarray]:
+        """Key of each source, (3, num_bins) float32, by name: the subject's, with "#0", "#1", ... for several."""
+        names = [self.subject] if len(self.sources) == 1 else [f"{self.subject}#{k}" for k in range(len(self.sources))]
+        top = np.iinfo(self.sources.dtype).max
+        return {name: compute_style_key(s / top, num_bins) for name, s in zip(names, self.sources, strict=True)}
 
 
 def _fit(volume: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> np.ndarray:
@@ -48,10 +59,10 @@ def _fit(volume: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> np.n
     return out
 
 
-def _to_uint8(image: torch.Tensor) -> np.ndarray:
-    """(1, H, W, Z) in [0, 1] to (Z, H, W) uint8."""
-    array = torch.as_tensor(image)[0].permute(2, 0, 1).clamp(0, 1).mul(255).round()
-    return array.to(torch.uint8).numpy()
+def _pack(image: torch.Tensor, dtype: type[np.unsignedinteger]) -> np.ndarray:
+    """(1, H, W, Z) in [0, 1] to (Z, H, W) of an integer type, whose largest value is 1.0."""
+    array = torch.as_tensor(image)[0].permute(2, 0, 1).float().clamp(0, 1).numpy()
+    return np.round(array * np.float32(np.iinfo(dtype).max)).astype(dtype)
 
 
 def pack_volume(
@@ -61,6 +72,7 @@ def pack_volume(
     num_sources: int,
     size: Sequence[int],
     seed: int,
+    bits: int = 8,
 ) -> PackedVolume:
     """Prepare one subject.
 
@@ -72,6 +84,7 @@ def pack_volume(
         num_sources: renderings drawn from it.
         size: (H, W) of the slabs.
         seed: of this subject's draws.
+        bits: of a packed voxel, 8 or 16.
     """
     data = volume_transform(dict(item))
     mask = torch.as_tensor(data["mask"])[0] > 0
@@ -86,8 +99,8 @@ def pack_volume(
     inside = target[0][mask].float().numpy()
     return PackedVolume(
         subject=str(item.get("subject", "")),
-        target=_fit(_to_uint8(target), centre, size),
-        sources=np.stack([_fit(_to_uint8(source), centre, size) for source in rendered]),
+        target=_fit(_pack(target, _TYPES[bits]), centre, size),
+        sources=np.stack([_fit(_pack(source, _TYPES[bits]), centre, size) for source in rendered]),
         histogram=np.histogram(inside, bins=_FINE_BINS, range=(0, 1))[0],
         slices=torch.nonzero(mask.flatten(0, 1).any(dim=0)).flatten().numpy(),
         weight=float(item.get("weight", 1.0)),
@@ -102,6 +115,11 @@ class ContrastCurve:
     values: np.ndarray
 
     @classmethod
+    def identity(cls) -> "ContrastCurve":
+        """The curve that changes nothing."""
+        return cls(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+
+    @classmethod
     def draw(cls, rng: np.random.Generator, spread: float, num_knots: int = 5) -> "ContrastCurve":
         """Draw one: the inner knots move by up to ``spread`` (less than half their distance)."""
         knots = np.linspace(0, 1, num_knots)
@@ -109,9 +127,12 @@ class ContrastCurve:
         values[1:-1] += rng.uniform(-spread, spread, num_knots - 2)
         return cls(knots, values)
 
-    def table(self) -> np.ndarray:
-        """(256,) float32: the curve at the 8-bit levels."""
-        return np.interp(np.arange(256) / 255, self.knots, self.values).astype(np.float32)
+    def __call__(self, packed: np.ndarray) -> np.ndarray:
+        """The curve at packed voxels of any shape, uint8 or uint16: float32 in [0, 1]."""
+        top = np.iinfo(packed.dtype).max
+        if packed.size < top:
+            return np.interp(packed / top, self.knots, self.values).astype(np.float32)
+        return np.interp(np.arange(top + 1) / top, self.knots, self.values).astype(np.float32)[packed]
 
     def style_key(self, histogram: np.ndarray, num_bins: int) -> np.ndarray:
         """(3, num_bins): the key of the volume after the curve, exactly, from the histogram before it."""
@@ -178,11 +199,7 @@ class SlabDataset(Dataset):
     ) -> None:
         if not data:
             raise ValueError("there is no training volume: the datalist's list is empty or every subject failed")
-        reach = slab_size // 2
-        pad = [(reach, reach), (0, 0), (0, 0)]
-        self.volumes = [
-            replace(v, target=np.pad(v.target, pad), sources=np.pad(v.sources, [(0, 0), *pad])) for v in data
-        ]
+        self.volumes = list(data)
         self.length = length
         self.slab_size = slab_size
         self.num_bins = num_bins
@@ -208,20 +225,27 @@ class SlabDataset(Dataset):
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, self.epoch, index])
         volume = self.volumes[int(np.searchsorted(self._cumulative, rng.random()).clip(0, len(self.volumes) - 1))]
-        first = int(rng.choice(volume.slices))  # the padding makes this the slab's first slice
-        chosen = slice(first, first + self.slab_size)
-        source = volume.sources[rng.integers(len(volume.sources)), chosen]
+        centre = int(rng.choice(volume.slices))
+        source = self._slab(volume.sources[rng.integers(len(volume.sources))], centre)
         # draws of its own: the others stay what they are without it
         source_rng = np.random.default_rng([self.seed, self.epoch, index, 1])
         source_curve = ContrastCurve.draw(source_rng, self.source_contrast_spread if self.augment else 0.0)
-        source = torch.from_numpy(source_curve.table()[source])
+        source = torch.from_numpy(source_curve(source))
         curve = ContrastCurve.draw(rng, self.contrast_spread if self.augment else 0.0)
-        target = torch.from_numpy(curve.table()[volume.target[chosen]])
+        target = torch.from_numpy(curve(self._slab(volume.target, centre)))
         if self.augment:
             source, target = self._transform(torch.cat([source, target]), rng).split(self.slab_size)
             source = self._degrade(source, source_rng)
         key = torch.from_numpy(curve.style_key(volume.histogram, self.num_bins)).float()
         return {"source": source, "target": target, "style_key": key}
+
+    def _slab(self, volume: np.ndarray, centre: int) -> np.ndarray:
+        """(2N+1, H, W) around a slice of (Z, H, W), with zeros beyond the ends."""
+        wanted = np.arange(self.slab_size) + centre - self.slab_size // 2
+        there = (wanted >= 0) & (wanted < len(volume))
+        slab = volume[wanted.clip(0, len(volume) - 1)]
+        slab[~there] = 0
+        return slab
 
     @staticmethod
     def _transform(slab: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -248,9 +272,36 @@ def build_volumes(
     size: Sequence[int] = (104, 128),
     seed: int = 0,
     progress: Callable = iter,
+    bits: int = 8,
+    cache_dir: str | os.PathLike | None = None,
+    num_workers: int | None = 1,
 ) -> list[PackedVolume]:
-    """``pack_volume`` for each entry of a datalist; ``progress`` wraps the loop (tqdm)."""
+    """``pack_volume`` for each entry of a datalist, in several processes and only once: see ``prepared_arrays``.
+
+    Raises:
+        CaseError: bits that are neither 8 nor 16, or what a transform refuses.
+    """
+    if bits not in _TYPES:
+        raise CaseError(f"packed_bits is {bits}; a voxel is packed in 8 or 16 bits.")
+    make = functools.partial(
+        _packed_arrays,
+        volume_transform=volume_transform,
+        source_transform=source_transform,
+        num_sources=num_sources,
+        size=tuple(size),
+        seed=seed if source_transform else 0,
+        bits=bits,
+    )
+    numbered = [{**item, "number": number} for number, item in enumerate(items)]
+    unused = {"subject", "weight"} if source_transform else {"subject", "weight", "number"}
+    packed = prepared_arrays(numbered, make, cache_dir, num_workers, progress, unused)
     return [
-        pack_volume(item, volume_transform, source_transform, num_sources, size, seed + number)
-        for number, item in enumerate(progress(items))
+        PackedVolume(subject=str(item.get("subject", "")), weight=float(item.get("weight", 1.0)), **arrays)
+        for item, arrays in zip(items, packed, strict=True)
     ]
+
+
+def _packed_arrays(item: Mapping, seed: int, **settings: object) -> Arrays:
+    """``pack_volume`` without what the datalist knows."""
+    volume = pack_volume(item, seed=seed + item["number"], **settings)
+    return {f.name: getattr(volume, f.name) for f in fields(volume) if f.name not in ("subject", "weight")}

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from scripts.files import CaseError, sha256_of_file
+from scripts.transforms.measures import UNKNOWN_ORIENTATION, case_warnings
 from scripts.transforms.picture import three_planes
 
 __all__ = ["SaveSyntheticd", "nifti_like"]
@@ -29,8 +30,6 @@ GEOMETRY_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
-
-UNKNOWN_ORIENTATION = "unknown: sform and qform codes of the source are 0, so that left and right are a guess"
 
 
 class SaveSyntheticd(SaveImaged):
@@ -52,6 +51,8 @@ class SaveSyntheticd(SaveImaged):
         source_contrast: what the source is, over its picture.
         record: what every volume of this run was made with; goes into the JSON, and decides what counts as done.
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
+        measures: such as `CaseMeasures`: given the dictionary, returns what goes into the JSON as `measured`; the log
+            tells what is odd about it.
         allow_missing_keys: no error where a key is missing.
 
     Raises:
@@ -69,6 +70,7 @@ class SaveSyntheticd(SaveImaged):
         source_contrast: str = "CT",
         record: Mapping[str, Any] | None = None,
         source_root: Any = None,
+        measures: Callable[[Mapping[Hashable, Any]], dict[str, float]] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(
@@ -86,15 +88,19 @@ class SaveSyntheticd(SaveImaged):
         self.source_contrast = source_contrast
         self.record = dict(record or {})
         self.source_root = None if source_root is None else Path(str(source_root)).expanduser()
+        self.measures = measures
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the volume at each key; the dictionary comes back unchanged."""
         d = dict(data)
         for key in self.key_iterator(d):
-            self._save(d[key], d[self.source_key], d.get("case"), d.get(self.mask_key))
+            measured = None if self.measures is None else self.measures({**d, "synthetic": d[key]})
+            self._save(d[key], d[self.source_key], d.get("case"), d.get(self.mask_key), measured)
         return d
 
-    def _save(self, synthetic: MetaTensor, source: MetaTensor, case: str | None, mask: Any) -> None:
+    def _save(
+        self, synthetic: MetaTensor, source: MetaTensor, case: str | None, mask: Any, measured: dict | None
+    ) -> None:
         source_file = Path(source.meta["filename_or_obj"])
         if not torch.isfinite(synthetic).all():
             raise CaseError(
@@ -114,8 +120,10 @@ class SaveSyntheticd(SaveImaged):
             record = {**self.record, "source": self._source_record(source_file), "grid": _grid_record(image)}
             if isinstance(mask, MetaTensor):
                 record["mask_from"] = mask.meta.get("skull_strip")
-            if record["grid"]["orientation"] == UNKNOWN_ORIENTATION:
-                logger.warning(f"{source_file.name}: orientation {UNKNOWN_ORIENTATION}.")
+            if measured is not None:
+                record["measured"] = measured
+            for warning in case_warnings(record):
+                logger.warning(f"{source_file.name}: {warning}")
             (working / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             # an older JSON must not vouch for newer files
             (self.output_dir / f"{stem}.json").unlink(missing_ok=True)

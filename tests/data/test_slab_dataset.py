@@ -85,7 +85,7 @@ def test_a_contrast_curve_rises_keeps_its_ends_and_carries_the_key_with_it():
     histogram = np.histogram(values, bins=4096, range=(0, 1))[0]
     for _ in range(5):
         curve = ContrastCurve.draw(rng, 0.09)
-        table = curve.table()
+        table = curve(np.arange(256, dtype=np.uint8))
         assert table[0] == 0
         assert table[-1] == 1
         assert (np.diff(table) > 0).all()
@@ -156,3 +156,15 @@ def test_renderings_are_drawn_from_the_source_transform():
     packed = make()
     assert len({int(s.max()) for s in packed.sources}) == 3
     np.testing.assert_array_equal(packed.sources, make().sources)
+
+
+def test_each_source_has_its_key():
+    one, two = ramp_volume(renderings=1), ramp_volume()
+    assert list(one.source_keys()) == ["a"]
+    keys = two.source_keys(num_bins=64)
+    assert list(keys) == ["a#0", "a#1"]
+    for key, source in zip(keys.values(), two.sources, strict=True):
+        np.testing.assert_array_equal(key, compute_style_key(source / 255, 64))
+    # the second one is 100 grey levels brighter
+    centres = [np.average(np.arange(64), weights=key[0]) / 64 for key in keys.values()]
+    assert centres[1] - centres[0] == pytest.approx(100 / 255, abs=0.02)
