@@ -1,15 +1,21 @@
 """From a datalist of subjects to what the trainer and the validation read."""
 
+import functools
 import json
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from monai.data import MetaTensor
 
 from scripts.data.slab_dataset import PackedVolume
+from scripts.data.volume_cache import IMAGES, Arrays, prepared_arrays
 from scripts.files import CaseError
 
-_IMAGES = ("source", "target", "mask", "labels")
+_VOLUMES = ("source", "target", "mask")
 
 
 def training_datalist(dataset_dir: str, section: str, pairs: str = "real", may_be_empty: bool = True) -> list[dict]:
@@ -30,6 +36,25 @@ def training_datalist(dataset_dir: str, section: str, pairs: str = "real", may_b
     """
     if pairs not in ("real", "simulated"):
         raise CaseError(f"pairs is '{pairs}'; it takes 'real' (CT and MRI) or 'simulated' (MRI alone).")
+    path, listed = _read_datalist(dataset_dir)
+    if not isinstance(listed.get(section), list):
+        raise CaseError(f"{path} has no list '{section}'; add it, empty if there is nobody to put there.")
+    if not listed[section] and not may_be_empty:
+        raise CaseError(f"The list '{section}' of {path} is empty; add subjects to it.")
+    needed = ("source", "target") if pairs == "real" else ("target",)
+    return [_absolute(entry, path, needed) for entry in listed[section]]
+
+
+def listed_ct_window(dataset_dir: str) -> list[float] | None:
+    """The HU that 0 and 1 stand for in the sources of a prepared set, `ct_window` of its datalist; None without.
+
+    Raises:
+        CaseError: no datalist that can be read.
+    """
+    return _read_datalist(dataset_dir)[1].get("ct_window")
+
+
+def _read_datalist(dataset_dir: str) -> tuple[Path, Mapping]:
     path = Path(dataset_dir) / "datalist.json"
     if not path.is_file():
         raise CaseError(
@@ -39,12 +64,7 @@ def training_datalist(dataset_dir: str, section: str, pairs: str = "real", may_b
         listed = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise CaseError(f"{path} is not valid JSON ({error}); repair it.") from error
-    if not isinstance(listed, Mapping) or not isinstance(listed.get(section), list):
-        raise CaseError(f"{path} has no list '{section}'; add it, empty if there is nobody to put there.")
-    if not listed[section] and not may_be_empty:
-        raise CaseError(f"The list '{section}' of {path} is empty; add subjects to it.")
-    needed = ("source", "target") if pairs == "real" else ("target",)
-    return [_absolute(entry, path, needed) for entry in listed[section]]
+    return path, listed if isinstance(listed, Mapping) else {}
 
 
 def _absolute(entry: Mapping, path: Path, needed: Sequence[str]) -> dict:
@@ -55,7 +75,7 @@ def _absolute(entry: Mapping, path: Path, needed: Sequence[str]) -> dict:
     if missing:
         raise CaseError(f"Subject {subject} of {path} has no '{missing[0]}'; add its path, or leave the subject out.")
     item = {"mask": entry["target"], **entry}
-    for key in _IMAGES:
+    for key in IMAGES:
         if key in item:
             item[key] = str(path.parent / item[key])
             if not Path(item[key]).is_file():
@@ -69,27 +89,57 @@ def prepare_pairs(
     source_transform: Callable | None = None,
     seed: int = 0,
     progress: Callable = iter,
+    cache_dir: str | os.PathLike | None = None,
+    num_workers: int | None = 1,
 ) -> list[dict]:
     """Whole volumes for validation and evaluation, each source drawn once and the same in every run.
 
     Args:
         items: entries of the datalist.
         volume_transform, source_transform: as in ``pack_volume``.
-        seed: of the first subject's draw; the next ones count up.
+        seed: of the first subject's draw; the next ones count up, or go by an entry's "number".
         progress: wraps the loop (tqdm).
+        cache_dir, num_workers: as in ``prepared_arrays``.
 
     Returns:
-        {"subject", "source", "target", "mask": (1, H, W, Z)} for each, images in [0, 1].
+        {"subject", "source", "target", "mask": (1, H, W, Z) MetaTensors} for each, images in [0, 1].
     """
+    make = functools.partial(
+        _pair_arrays,
+        volume_transform=volume_transform,
+        source_transform=source_transform,
+        seed=seed if source_transform else 0,
+    )
+    numbered = [{"number": number, **item} for number, item in enumerate(items)]
+    unused = {"subject", "weight"} if source_transform else {"subject", "weight", "number"}
     prepared = []
-    for number, item in enumerate(progress(items)):
-        data = volume_transform(dict(item))
-        if source_transform is not None:
-            source_transform.set_random_state(seed=seed + number)
-            data = source_transform(data)
-        volumes = {key: torch.as_tensor(data[key]).float().contiguous() for key in ("source", "target", "mask")}
+    for item, arrays in zip(
+        items, prepared_arrays(numbered, make, cache_dir, num_workers, progress, unused), strict=True
+    ):
+        affine = torch.from_numpy(arrays["affine"])
+        volumes = {key: MetaTensor(torch.from_numpy(arrays[key]), affine=affine) for key in _VOLUMES}
         prepared.append({"subject": item["subject"], **volumes})
     return prepared
+
+
+def _pair_arrays(item: Mapping, volume_transform: Callable, source_transform: Callable | None, seed: int) -> Arrays:
+    """Source, target and mask of a subject, float32, and the affine of their grid."""
+    data = volume_transform(dict(item))
+    if source_transform is not None:
+        source_transform.set_random_state(seed=seed + item["number"])
+        data = source_transform(data)
+    volumes = {key: torch.as_tensor(data[key]).float().contiguous().numpy() for key in _VOLUMES}
+    return {**volumes, "affine": np.asarray(data["target"].affine, dtype=np.float64)}
+
+
+def part_of(items: Sequence[Mapping], rank: int, num_processes: int) -> list[dict]:
+    """The share of one of several processes that validate together, each entry with its "number" in the whole list.
+
+    All shares have the same length, as the exchange of the metrics wants it: the first entries are repeated for that.
+    """
+    numbered = [{**item, "number": number} for number, item in enumerate(items)]
+    length = math.ceil(len(items) / num_processes)
+    return [numbered[index % len(items)] for index in range(rank, length * num_processes, num_processes)]
 
 
 def training_style_keys(volumes: Sequence[PackedVolume], num_bins: int = 128) -> dict:
