@@ -91,11 +91,9 @@ def safe_name(text: str) -> str:
 def volume_problem(path: Path) -> str | None:
     """Why a listed volume (file, or folder of DICOM) cannot be read, as the end of a sentence; None if it can."""
     if path.is_dir():
-        return None if any(files_below(path)) else f"the folder {path.name} is empty"
+        return None if any(files_below(path)) else "its DICOM folder is empty"
     if not path.exists():
-        return (
-            f"{path.name} is a link to a file that is not there" if path.is_symlink() else f"{path.name} is not there"
-        )
+        return f"{path.name} is {'a link to a file that is ' if path.is_symlink() else ''}not there"
     return None if path.stat().st_size else f"{path.name} is an empty file"
 
 
