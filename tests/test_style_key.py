@@ -9,6 +9,7 @@ import torch
 
 from scripts.style_key import (
     average_style_key,
+    choose_style_key,
     compute_style_key,
     load_style_keys,
     nearest_style_key,
@@ -191,3 +192,20 @@ def test_real_whole_heads_are_refused_and_real_brains_are_not(shared_data, keys_
         else:
             with pytest.raises(ValueError, match="strip its skull"):
                 resolve_style_key(path, keys_file)
+
+
+def test_best_is_the_nearest_training_subject_but_never_the_target_itself(tmp_path):
+    rng = np.random.default_rng(0)
+    images = {name: rng.normal(mean, 0.1, (12, 12, 12)).clip(0.01, 1) for name, mean in (("anna", 0.3), ("bert", 0.7))}
+    keys = {name: compute_style_key(image) for name, image in images.items()}
+    file = tmp_path / "keys.json"
+    near_anna = compute_style_key(images["anna"] * 0.99)
+    save_style_keys({**keys, "average": near_anna, "colin27": near_anna}, file)
+    name, key = choose_style_key("best", file, images["anna"], subject="someone else")
+    assert name == "anna"
+    np.testing.assert_array_equal(key, keys["anna"])
+    assert choose_style_key("best", file, images["anna"], subject="anna")[0] == "bert"
+    assert choose_style_key(None, file, images["anna"]) == (None, None)
+    assert choose_style_key("average", file, images["anna"])[0] == "average"
+    with pytest.raises(ValueError, match="best is that of the training subject nearest to the real MRI"):
+        resolve_style_key("best", file)

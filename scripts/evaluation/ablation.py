@@ -37,7 +37,7 @@ def quality_table(results: Sequence[Result], figures: Sequence[str] = FIGURES) -
     return markdown_table(["", "n", *map(label, figures), "evaluations", "seconds"], lines)
 
 
-def tests_against(results: Sequence[Result], baseline: str) -> dict[str, dict[str, PairedTest]]:
+def paired_tests(results: Sequence[Result], baseline: str) -> dict[str, dict[str, PairedTest]]:
     """Row -> figure -> paired t-test of that row against the baseline's; the baseline and "real" have none."""
     rows = by_row(results)
     values = {
@@ -79,7 +79,7 @@ def write_ablation(
         notes: what was done, told below the table by name.
         baseline: row that the others are tested against.
     """
-    tests = tests_against(results, baseline)
+    tests = paired_tests(results, baseline)
     subjects = list(dict.fromkeys(r.subject for r in results))
     chosen = {r.subject: r.style_key for r in results if "best" in r.row}
     notes = {"subjects": ", ".join(subjects), **notes}

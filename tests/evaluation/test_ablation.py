@@ -1,19 +1,27 @@
-"""The ablation table: each variant on each pair, flicker seen, means over pairs."""
+"""The ablation's table: means, deviations, paired tests, and what `best` took."""
 
 import json
+import math
 
 import numpy as np
 import pytest
-import torch
+from scipy import stats
 
-from scripts.evaluation.ablation import adjacent_difference, mean_table, sample_variants, write_table
+from scripts.evaluation.ablation import FIGURES, paired_tests, write_ablation
+from scripts.evaluation.figures import adjacent_difference
+from scripts.evaluation.study import Result
+
+VALUES = {"real": [math.inf] * 3, "Pure BBDM": [20.0, 22.0, 21.0], "+SKC best +ISTA": [21.0, 23.5, 22.0]}
 
 
 @pytest.fixture
-def pairs() -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    smooth = torch.rand(2, 1, 16, 16, 1, generator=generator).expand(2, 1, 16, 16, 12) * 0.5 + 0.2
-    return [{"source": 1 - v, "target": v.clone(), "mask": torch.ones_like(v)} for v in smooth]
+def results() -> list[Result]:
+    made = []
+    for row, values in VALUES.items():
+        for subject, value in zip(("anna", "bert", "cleo"), values, strict=True):
+            figures = {name: value if name.startswith("psnr") else 0.5 for name in FIGURES}
+            made.append(Result(row, subject, figures, "dora" if "best" in row else None, 19.0, 2.0))
+    return made
 
 
 def test_flicker_between_slices_is_what_the_difference_measures():
@@ -26,34 +34,28 @@ def test_flicker_between_slices_is_what_the_difference_measures():
     assert adjacent_difference(np.full((4, 4, 6), 0.3), np.ones((4, 4, 6), dtype=bool)) == 0
 
 
-def test_every_variant_meets_every_pair_and_the_better_one_wins(pairs: list[dict], tmp_path):
-    def inverse(source: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
-        return network(1 - source)
-
-    def flickering(source: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
-        return inverse(source, network) + 0.05 * (-1.0) ** torch.arange(source.shape[-1])
-
-    rows = sample_variants(
-        pairs, torch.nn.Identity(), {"exact": inverse, "flicker": flickering}, report=lambda line: None
-    )
-    assert {name: len(row) for name, row in rows.items()} == {"real": 2, "exact": 2, "flicker": 2}
-    table = mean_table(rows)
-    assert table["exact"]["pearson"] == pytest.approx(1)
-    assert table["flicker"]["psnr"] == pytest.approx(-20 * np.log10(0.05), abs=1e-3)
-    assert table["flicker"]["adjacent_difference"] == pytest.approx(0.1, abs=1e-6)
-    assert table["flicker"]["i_ssim"] < table["real"]["i_ssim"]
-    write_table({name: row for name, row in rows.items() if name != "exact"}, tmp_path / "out" / "ablation.md")
-    assert "| flicker |" in (tmp_path / "out" / "ablation.md").read_text()
-    written = json.loads((tmp_path / "out" / "ablation.json").read_text())
-    assert len(written["flicker"]) == 2
-    assert written["real"][0]["psnr"] is None
+def test_each_row_is_tested_against_the_baseline_on_the_same_subjects(results):
+    tests = paired_tests(results, "Pure BBDM")
+    assert list(tests) == ["+SKC best +ISTA"]
+    test = tests["+SKC best +ISTA"]["psnr_brain"]
+    expected = stats.ttest_rel(VALUES["+SKC best +ISTA"], VALUES["Pure BBDM"])
+    assert (test.n, test.difference) == (3, pytest.approx(3.5 / 3))
+    assert (test.t, test.p) == (pytest.approx(expected.statistic), pytest.approx(expected.pvalue))
+    assert math.isnan(tests["+SKC best +ISTA"]["ssim"].p)  # all differences are equal
+    assert paired_tests(results[:3], "Pure BBDM") == {}
 
 
-def test_what_lies_outside_the_mask_has_no_say(pairs: list[dict]):
-    for pair in pairs:
-        pair["mask"][:, 8:] = 0
-        pair["target"] = pair["target"] * pair["mask"]
-    rows = sample_variants(
-        pairs, torch.nn.Identity(), {"all": lambda y, network: network(1 - y)}, report=lambda line: None
-    )
-    assert [row["ssim"] for row in rows["all"]] == pytest.approx([1, 1], abs=1e-5)
+def test_the_table_has_mean_and_deviation_and_the_notes(results, tmp_path):
+    write_ablation(results, tmp_path / "new" / "ablation.md", {"weights": "model.pt"})
+    lines = (tmp_path / "new" / "ablation.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| Pure BBDM | 3 |"))
+    assert "| 21.000 ± 1.000 |" in row
+    assert row.endswith("| 19 | 2.0 |")
+    assert any(line.startswith("| real | 3 | ") and "| inf |" in line for line in lines)
+    assert any(line.startswith("| +SKC best +ISTA | 3 |") and "+1.167 (0.02" in line for line in lines)
+    assert "- weights: model.pt" in lines
+    assert "- best key: dora for anna, dora for bert, dora for cleo" in lines
+    written = json.loads((tmp_path / "new" / "ablation.json").read_text())
+    assert written["rows"]["+SKC best +ISTA"]["bert"]["figures"]["psnr"] == 23.5
+    assert written["rows"]["real"]["anna"]["figures"]["psnr"] is None
+    assert written["tests"]["+SKC best +ISTA"]["psnr"]["n"] == 3
