@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 
 class CaseError(ValueError):
@@ -12,3 +13,10 @@ def sha256_of_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is either the old one or the whole new one, whenever it is read."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
 
+from scripts.data.brain import crop_to, fill_slices, largest_component, mask_from_background
 from scripts.files import CaseError
 from scripts.transforms.bias_field import correct_bias
 from scripts.transforms.mri_brain_mask import hd_bet_mask
@@ -31,38 +31,6 @@ def load_ras(path: Path, axes: str = "LIA") -> nib.Nifti1Image:
         return nib.Nifti1Image(np.ascontiguousarray(nib.apply_orientation(volume, to_ras)), np.eye(4))
     image = nib.as_closest_canonical(nib.load(path))
     return nib.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine)
-
-
-def mask_from_background(image: nib.Nifti1Image, relative_threshold: float = 0.02) -> np.ndarray:
-    """Brain mask of a volume that is stripped already: above a share of its 99.9 percentile, one piece, no holes."""
-    data = np.asarray(image.dataobj)
-    if not (data > 0).any():
-        return np.zeros(data.shape, dtype=bool)
-    return fill_slices(largest_component(data > relative_threshold * np.percentile(data[data > 0], 99.9)))
-
-
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest face-connected piece of a mask."""
-    pieces, count = ndimage.label(mask)
-    if count == 0:
-        return mask
-    return pieces == 1 + int(np.argmax(ndimage.sum_labels(mask, pieces, range(1, count + 1))))
-
-
-def fill_slices(mask: np.ndarray) -> np.ndarray:
-    """Fill the holes of each slice along each axis (ventricles that open to the outside elsewhere are holes in 2D)."""
-    mask = mask.copy()
-    for axis in range(3):
-        for index in range(mask.shape[axis]):
-            where = tuple(index if a == axis else slice(None) for a in range(3))
-            mask[where] = ndimage.binary_fill_holes(mask[where])
-    return mask
-
-
-def crop_to(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Slices of the mask's bounding box, `margin` voxels wider where there is room."""
-    found = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in found)
 
 
 def prepare_subject(

@@ -6,15 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.data.prepare_t1 import (
-    crop_to,
-    fill_slices,
-    largest_component,
-    load_ras,
-    mask_from_background,
-    prepare_listed,
-    prepare_subject,
-)
+from scripts.data.prepare_t1 import load_ras, prepare_listed, prepare_subject
 from scripts.files import CaseError
 
 SPACING = 3.0
@@ -68,33 +60,6 @@ def test_loads_an_npz_in_the_axes_that_are_named(tmp_path):
     # L, I, A -> R, A, S: the first axis turns round, the second one too and becomes the third
     expected = volume[::-1, ::-1].transpose(0, 2, 1).astype(np.float32)
     np.testing.assert_array_equal(load_ras(tmp_path / "a.npz").get_fdata(), expected)
-
-
-def test_mask_of_a_stripped_volume_is_one_piece_without_holes(brain):
-    volume, mask = brain
-    speckled = volume.copy()
-    speckled[0, 0, :3] = 500  # a stray piece
-    speckled[18:22, 22:26, 20:24] = 0  # a ventricle as dark as the background
-    np.testing.assert_array_equal(mask_from_background(nib.Nifti1Image(speckled, np.eye(4))), mask)
-
-
-def test_largest_component_and_holes_of_slices():
-    mask = np.zeros((6, 7, 8), dtype=bool)
-    mask[1:5, 1:6, 1:7] = True
-    whole = mask.copy()
-    mask[2:4, 2:5, 3:] = False  # a tunnel to the outside: no hole in 3D, but one in axial slices
-    stray = mask.copy()
-    stray[0, 0, 0] = True
-    np.testing.assert_array_equal(largest_component(stray), mask)
-    np.testing.assert_array_equal(fill_slices(mask), whole)
-    assert not largest_component(np.zeros((2, 2, 2), dtype=bool)).any()
-
-
-def test_crop_keeps_the_mask_and_stays_in_the_volume():
-    mask = np.zeros((20, 20, 20), dtype=bool)
-    mask[1:5, 8:10, 17:20] = True
-    assert mask[crop_to(mask, 2)].sum() == mask.sum()
-    assert mask[crop_to(mask, 2)].shape == (7, 6, 5)
 
 
 def test_subject_is_cropped_in_place_and_zero_outside_its_brain(save, brain, tmp_path):
