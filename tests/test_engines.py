@@ -9,7 +9,9 @@ from monai.engines import SupervisedTrainer
 from torch import nn
 
 from scripts import engines
+from scripts.files import CaseError
 from scripts.inferers import BridgeInferer, ISTAInferer, to_network_range
+from scripts.losses import BridgeL2Loss, elbo_weights
 from scripts.schedulers import BrownianBridgeScheduler
 from scripts.weights import load_weights
 
@@ -91,6 +93,16 @@ def test_one_step_training_shows_the_network_what_one_step_sampling_does():
     torch.testing.assert_close(label, to_network_range(batch["target"]))
 
 
+def test_a_loss_that_weights_by_timestep_gets_the_timesteps():
+    scheduler = BrownianBridgeScheduler(prediction_type="sample")
+    inferer, batch = BridgeInferer(scheduler), make_batch()
+    _, label, _, kwargs = engines.BridgePrepareBatch(inferer, label_timesteps=True)(batch)
+    weights, prediction = elbo_weights(scheduler.source_weights), torch.zeros_like(batch["target"])
+    errors = (prediction - to_network_range(batch["target"])).square().flatten(1).mean(1)
+    expected = (weights[kwargs["timesteps"]] * errors).mean()
+    torch.testing.assert_close(BridgeL2Loss(weights)(prediction, label), expected.float())
+
+
 def test_the_average_follows_its_recurrence_and_holds_buffers():
     network = nn.BatchNorm1d(2)
     averaged = engines.averaged_model(network, decay=0.9)
@@ -167,6 +179,95 @@ def test_cosine_decay_rises_then_falls_to_zero():
     assert factor(10) == 1
     assert factor(60) == pytest.approx(0.5)
     assert factor(110) == factor(500) == pytest.approx(0, abs=1e-12)
+
+
+def test_warmup_rises_then_stays():
+    factor = engines.warmup(10)
+    assert [factor(i) for i in (0, 4, 9, 10, 5000)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+
+
+def test_float16_is_refused():
+    engines.check_training_dtype(torch.bfloat16)
+    with pytest.raises(CaseError, match="bfloat16 or float32"):
+        engines.check_training_dtype(torch.float16)
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def spend(self, seconds):
+        self.now += seconds
+
+
+class Batches:
+    """A loader that takes its time."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def __iter__(self):
+        for _ in range(4):
+            self.clock.spend(2)
+            yield 0
+
+
+class Writer:
+    """A summary writer that remembers."""
+
+    def __init__(self):
+        self.scalars, self.images = {}, []
+
+    def add_scalar(self, tag, value, step):
+        self.scalars[tag, step] = value
+
+    def add_image(self, tag, image, step, dataformats):
+        self.images.append((tag, image, step, dataformats))
+
+    def flush(self):
+        pass
+
+
+def test_time_is_told_by_what_it_was_spent_on(caplog):
+    clock, writer = Clock(), Writer()
+    trainer, validator = (Engine(lambda engine, batch, s=s: clock.spend(s)) for s in (5, 7))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: clock.spend(1))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: validator.run([0]))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: clock.spend(3))
+    engines.Throughput(16, validator, writer, clock).attach(trainer)
+    with caplog.at_level("INFO"):
+        trainer.run(Batches(clock), max_epochs=2, epoch_length=4)
+    assert writer.scalars["throughput/slabs_per_second", 1] == pytest.approx(4 * 16 / 32)
+    shares = {
+        tag.partition("share_")[2]: v for (tag, step), v in writer.scalars.items() if step == 2 and "share" in tag
+    }
+    assert shares == pytest.approx(
+        {"waiting_for_data": 8 / 42, "computing": 24 / 42, "validation": 7 / 42, "saving": 3 / 42}
+    )
+    assert writer.scalars["throughput/share_validation", 1] == 0
+    last = caplog.messages[-1]
+    assert last.startswith(
+        "Trained on 128 slabs in 1.3 minutes: 2.0 slabs/s; waiting for data 20.8 %, computing 62.3 %"
+    )
+
+
+def test_each_validation_shows_its_first_volume():
+    writer = Writer()
+    volumes = torch.rand(3, 3, 2, 4, 5, 6)
+    outputs = [[{"image": v[0, :1], "pred": v[1, :1], "label": v[2]}] for v in volumes]
+    evaluator = Engine(lambda engine, batch: outputs[batch])
+    draw = lambda source, synthetic, real, affine: torch.stack([source, synthetic, real]).mean((1, 3)).numpy()  # noqa: E731
+    engines.ValidationPicture(writer, draw).attach(evaluator)
+    for _ in range(2):
+        evaluator.run([1, 0, 2])
+    assert len(writer.images) == 2
+    for tag, image, _, layout in writer.images:
+        assert (tag, layout) == ("validation", "HW")
+        torch.testing.assert_close(torch.from_numpy(image), volumes[1][:, 0].mean((1, 3)))
 
 
 def test_a_checkpoint_without_its_end_is_passed_over(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.engines import OneStepPrepareBatch, checkpoints, latest_checkpoint
 from scripts.evaluation.metrics import psnr
@@ -136,6 +137,62 @@ def test_training_on_real_pairs_learns_and_leaves_weights(workflow, tmp_path):
     )
     assert made.evaluator.state.metrics.keys() == {"psnr_brain", "ssim_brain"}
     assert [p.name for p in checkpoints(tmp_path / "out")] == ["checkpoint_epoch=3.pt", "checkpoint_epoch=2.pt"]
+    events = EventAccumulator(str(tmp_path / "out"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 61))
+    assert [event.step for event in events.Scalars("psnr_brain")] == [2]
+    assert [event.step for event in events.Scalars("throughput/slabs_per_second")] == [1, 2, 3]
+    (picture,) = events.Images("validation")
+    assert (picture.step, picture.width) == (2, 3 * 320)
+
+
+def test_a_second_start_finds_its_volumes_prepared(workflow, tmp_path, caplog):
+    first = workflow(val_interval=1)
+    before = [*first.train_dataset_data, *first.val_dataset_data]
+    assert len(list((tmp_path / "out" / "cache").glob("*.npz"))) == 3
+    with caplog.at_level("INFO"):
+        second = workflow(val_interval=1)
+        after = [*second.train_dataset_data, *second.val_dataset_data]
+    assert "2 of 2 subjects come prepared" in caplog.text
+    assert "1 of 1 subjects come prepared" in caplog.text
+    for old, new in zip(before[:2], after[:2], strict=True):
+        assert (old.subject, old.weight) == (new.subject, new.weight)
+        np.testing.assert_array_equal(old.target, new.target)
+        np.testing.assert_array_equal(old.sources, new.sources)
+        np.testing.assert_array_equal(old.style_key(), new.style_key())
+    for key in ("source", "target", "mask"):
+        torch.testing.assert_close(before[2][key].as_tensor(), after[2][key].as_tensor(), rtol=0, atol=0)
+        torch.testing.assert_close(before[2][key].affine, after[2][key].affine, rtol=0, atol=0)
+    assert workflow(packed_bits=16).train_dataset_data[0].target.dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+    "overlays", [("train_gpu.json",), ("one_step.json", "train_cpu_2mm.json"), ("loss_paper.json",)], ids="/".join
+)
+def test_the_overlays_train(workflow, overlays):
+    made = workflow(*overlays, max_epochs=1, iterations_per_epoch=2)
+    losses = losses_of(made)
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+
+
+def test_the_recipes_fit_the_network(bundle_root):
+    for name in ("train.json", "train_gpu.json", "train_cpu_2mm.json"):
+        recipe = json.loads((bundle_root / "configs" / name).read_text())
+        assert all(size % 8 == 0 for size in recipe["slab_shape"])  # MONAI's levels and the space-to-depth stem
+        # a brain of 160 x 192 mm is in the slab
+        assert all(n * s >= mm for n, s, mm in zip(recipe["slab_shape"], recipe["spacing"], (150, 190), strict=False))
+
+
+def test_mlflow_logs_what_tensorboard_does(workflow, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    losses = losses_of(workflow("mlflow.json", max_epochs=1, val_interval=1))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'out' / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("brain_ct_to_mri").experiment_id])
+    assert run.info.run_name == "out"
+    logged = client.get_metric_history(run.info.run_id, "loss")
+    assert [metric.value for metric in logged] == pytest.approx(losses)
+    assert "psnr_brain" in run.data.metrics
+    assert run.data.params["batch_size"] == "2"
 
 
 def test_training_on_simulated_pairs(workflow, dataset_dir, tmp_path):
@@ -196,7 +253,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(workflow, bundle_roo
 
 
 def test_two_processes_train_one_network(bundle_root, dataset_dir, environment, tmp_path):
-    arguments = command(bundle_root, dataset_dir, tmp_path, "multi_gpu_train.json", max_epochs=1)
+    arguments = command(bundle_root, dataset_dir, tmp_path, "multi_gpu_train.json", max_epochs=1, val_interval=1)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python", sys.executable]
     done = subprocess.run([sys.executable, *launch, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -204,6 +261,8 @@ def test_two_processes_train_one_network(bundle_root, dataset_dir, environment, 
     assert state["trainer"]["iteration"] == 3
     assert not any(name.startswith("module.") for name in state["network"])
     assert (done.stdout + done.stderr).count("Iter: 3/3") == 1  # one of the two speaks
+    assert (done.stdout + done.stderr).count("slabs/s") == 2  # of the epoch and of the whole
+    assert (tmp_path / "model_best.pt").is_file()
 
 
 def test_two_processes_share_an_epoch_without_overlap(workflow):

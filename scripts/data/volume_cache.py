@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import enum
 import functools
@@ -199,4 +200,5 @@ def _save(arrays: Arrays, path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         logger.warning(f"The cache {path.parent} cannot be written ({error})")
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

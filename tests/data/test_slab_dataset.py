@@ -9,9 +9,11 @@ from scripts.data.slab_dataset import (
     PackedVolume,
     SlabDataset,
     affine_slab,
+    build_volumes,
     pack_volume,
     smooth_shading,
 )
+from scripts.files import CaseError
 from scripts.style_key import compute_style_key
 
 
@@ -91,6 +93,20 @@ def test_a_contrast_curve_rises_keeps_its_ends_and_carries_the_key_with_it():
         assert (np.diff(table) > 0).all()
         mapped = np.interp(values, curve.knots, curve.values)
         np.testing.assert_allclose(curve.style_key(histogram, 128)[:2], compute_style_key(mapped)[:2], atol=0.02)
+
+
+def test_sixteen_bits_hold_what_eight_round_off():
+    image = torch.rand(1, 8, 8, 4, generator=torch.Generator().manual_seed(0))
+    data = {"target": image, "source": image.flip(1), "mask": torch.ones_like(image)}
+    curve = ContrastCurve.identity()
+    for bits, error in ((8, 0.5 / 255), (16, 0.5 / 65535)):
+        packed = pack_volume({}, lambda item: data, None, 1, (8, 8), seed=0, bits=bits)
+        deviation = np.abs(curve(packed.target) - image[0].permute(2, 0, 1).numpy()).max()
+        assert 0.8 * error < deviation < 1.01 * error
+        item = SlabDataset([packed], length=1, augment=False)[0]
+        assert item["target"].max() <= 1
+    with pytest.raises(CaseError, match="8 or 16 bits"):
+        build_volumes([], lambda item: item, bits=12)
 
 
 def brain_volume() -> PackedVolume:
