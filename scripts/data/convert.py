@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from scripts.data.pairs import files_below
 from scripts.files import CaseError
 
 _INSTALL = "pip install -r requirements-prepare.txt brings it"
+_TAGS = ["ImageOrientationPatient", "SOPInstanceUID", "SeriesInstanceUID"]
+_TAGS += ["ImagePositionPatient", "PixelSpacing", "Rows", "Columns"]
 _SEVERAL = "give the folder of one series alone"
 
 
@@ -128,13 +131,12 @@ def _read_stack(folder: Path) -> Stack | None:
         import pydicom  # an extra, like dcm2niix
     except ImportError as error:
         raise CaseError(f"DICOM needs the package pydicom; {_INSTALL}.") from error
-    tags = ["SOPInstanceUID", "SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
     stacks: list[dict[str, pydicom.Dataset]] = []
     for path in files_below(folder):
         try:
-            header = pydicom.dcmread(path, True, True, True, [*tags, "PixelSpacing", "Rows", "Columns"])
-            orientation = np.array(header.ImageOrientationPatient, dtype=float)
-            identity, series = header.SOPInstanceUID, header.SeriesInstanceUID
+            with warnings.catch_warnings(action="ignore"):  # of small faults of form; they may quote a name
+                header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+            orientation, identity, series, *_ = (getattr(header, tag) for tag in _TAGS)
         except Exception:
             continue  # no DICOM, or none with a place: a report, an index, a text
         for stack in stacks:
@@ -213,7 +215,10 @@ def _one_volume(working: Path) -> _Written:
     several_slices = [forms for forms in volumes.values() if len(nib.load(min(forms)[2]).shape) > 2]
     several_slices = [forms for forms in several_slices if nib.load(min(forms)[2]).shape[2] > 1]
     if not several_slices:
-        raise CaseError("The DICOM folder holds no volume that can be converted; give a folder with a whole series.")
+        raise CaseError(
+            "No volume could be made of the DICOM folder, which holds no series of several slices or a damaged file; "
+            "export it again."
+        )
     if len(several_slices) > 1:
         raise CaseError(f"The DICOM folder holds {len(several_slices)} volumes; {_SEVERAL}.")
     forms = several_slices[0]
