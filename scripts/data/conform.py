@@ -85,15 +85,21 @@ def prepare_pair(pair: Pair, recipe: Recipe, output: Path) -> dict[str, Any]:
             registration = register_rigid(source.image, target.image)
             check_registration(registration, pair.subject)
         brain = find_brain(source, target, recipe.skull_strip, pair.mask, pair.labels)
-        to_source = IDENTITY if registration is None else registration.matrix
+        to_source = registration.matrix if _is_worth_it(registration, recipe) else IDENTITY
         made = _Conformed.of(source, target, brain, to_source, recipe, pair.subject)
         _write(made, pair, working)
         (output / "quality").mkdir(exist_ok=True)
         for name in output_files(pair).values():
             os.replace(working / name, output / name)
-        return _record(source, target, registration, brain, made, time.monotonic() - began)
+        figures = _registration_record(registration, applied=_is_worth_it(registration, recipe))
+        return _record(source, target, figures, brain, made, time.monotonic() - began)
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def _is_worth_it(registration: Registration | None, recipe: Recipe) -> bool:
+    """Whether there is a way of half a voxel; a shorter one mends less than its interpolation blurs."""
+    return registration is not None and registration.displacement_mm > recipe.spacing / 2
 
 
 @dataclass(frozen=True)
@@ -181,26 +187,23 @@ def _write(made: _Conformed, pair: Pair, folder: Path) -> None:
     quality_picture(made.source, made.target, made.mask, contrasts).save(folder / names["picture"])
 
 
+def _registration_record(registration: Registration | None, applied: bool) -> dict[str, Any] | None:
+    if registration is None:
+        return None
+    figures = asdict(registration)
+    matrix = figures.pop("matrix").round(6).tolist()
+    return {**{key: round(value, 4) for key, value in figures.items()}, "applied": applied, "matrix": matrix}
+
+
 def _record(
-    source: Volume,
-    target: Volume,
-    registration: Registration | None,
-    brain: Brain,
-    made: _Conformed,
-    seconds: float,
+    source: Volume, target: Volume, registration: dict[str, Any] | None, brain: Brain, made: _Conformed, seconds: float
 ) -> dict[str, Any]:
-    figures = None
-    if registration is not None:
-        figures = {
-            key: value.round(6).tolist() if isinstance(value, np.ndarray) else round(value, 4)
-            for key, value in asdict(registration).items()
-        }
-    volume = made.mask.sum() * abs(np.linalg.det(made.grid.affine[:3, :3])) / 1000
+    millilitres = made.mask.sum() * abs(np.linalg.det(made.grid.affine[:3, :3])) / 1000
     return {
         "source": _volume_record(source),
         "target": _volume_record(target),
-        "registration": figures,
-        "brain": {"from": brain.origin, "millilitres": round(float(volume)), "seen": round(made.seen, 4)},
+        "registration": registration,
+        "brain": {"from": brain.origin, "millilitres": round(float(millilitres)), "seen": round(made.seen, 4)},
         "voxels": list(made.grid.shape),
         "seconds": round(seconds, 1),
     }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import resource
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -111,6 +113,8 @@ def _attempt(
 ) -> Mapping[str, Any]:
     """The record of a pair, made now or, from the same files, before; or {"reason"} where it cannot be made."""
     pair, known = item
+    logging.getLogger("monai").setLevel(logging.ERROR)  # that a decoder of DICOM is missing, for each volume
+    warnings.filterwarnings("ignore", message=".*nvImageCodec.*")
     try:
         inputs = _inputs(pair, root)
         there = all((output / name).is_file() for name in output_files(pair).values())

@@ -1,6 +1,7 @@
 """The command `prepare`: raw scans in, a training set out, and whoever fails is named."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -19,12 +20,13 @@ AFFINE = nib.affines.from_matvec(np.diag([4.0] * 3), [-86, -102, -90])
 OPTIONS = {"spacing": 4.0, "margin": 8.0, "bias_correction": False, "num_workers": 0, "registration": False}
 SHIFT = nib.affines.from_matvec(np.eye(3), [9.0, -6.0, 3.0])  # mm, from the target to the source
 FOUND = Registration(
-    matrix=SHIFT,
-    mutual_information_before=0.2,
-    mutual_information_after=0.9,
-    mutual_information_mirrored=0.3,
-    symmetry=0.4,
-    displacement_mm=11.2,
+    **{
+        **{field.name: 0.5 for field in fields(Registration)},
+        "matrix": SHIFT,
+        "mutual_information_before": 0.2,
+        "mutual_information_after": 0.9,
+        "displacement_mm": 11.2,
+    }
 )
 
 
@@ -155,6 +157,18 @@ def test_the_source_is_moved_by_the_registration(scans, out):
     assert record["mutual_information_before"] == 0.2
     assert record["mutual_information_after"] == 0.9
     np.testing.assert_allclose(record["matrix"], SHIFT)
+    assert record["applied"]
+
+
+def test_a_pair_that_lies_together_is_not_interpolated(scans, out, monkeypatch):
+    tiny = replace(FOUND, matrix=nib.affines.from_matvec(np.eye(3), [1.5, 0, 0]), displacement_mm=1.5)
+    monkeypatch.setattr(conform, "register_rigid", lambda source, target: tiny)
+    monkeypatch.setattr(conform, "check_registration", lambda registration, name: None)
+    scans.add("anna", brain(0), brain(0))
+    run(scans, out, registration=True)
+    source, target = (volume(out, f"anna_{key}.nii.gz").get_fdata() for key in ("source", "target"))
+    np.testing.assert_allclose(source, target, atol=1e-6)
+    assert not json.loads((out / "prepare.json").read_text())["subjects"]["anna"]["registration"]["applied"]
 
 
 @pytest.mark.usefixtures("registered_by_shift")
