@@ -25,14 +25,12 @@ def person_of(name: str) -> str:
 
 def histogram_distance(key: np.ndarray, other: np.ndarray) -> float:
     """Total variation between the histograms of two style keys (3, B): 0 is equal, 1 is without any overlap."""
-    h, g = (np.asarray(k[0], dtype=np.float64) for k in (key, other))
-    return float(np.abs(h / h.sum() - g / g.sum()).sum() / 2)
+    return float(np.abs(_shares(key) - _shares(other)).sum() / 2)
 
 
 def key_contrast(key: np.ndarray) -> float:
     """Distance from the 10 to the 90 percentile of the foreground that a style key (3, B) describes, in [0, 1]."""
-    h = np.asarray(key[0], dtype=np.float64)
-    cumulative = np.concatenate([[0.0], np.cumsum(h) / h.sum()])
+    cumulative = np.concatenate([[0.0], np.cumsum(_shares(key))])
     # empty bins make it flat: a tiny slope tells np.interp which end to take
     cumulative += 1e-9 * np.arange(len(cumulative))
     low, high = np.interp([0.1, 0.9], cumulative, np.linspace(0.001, 1, len(cumulative)))
@@ -60,14 +58,19 @@ class TrainingRange:
         self.num_people = len({person_of(name) for name in self.keys})
         if self.num_people < 3:
             raise ValueError(f"The training keys are of {self.num_people} people; at least 3 are needed for a range.")
-        alone = [self._nearest(key, person_of(name)) for name, key in self.keys.items()]
-        self.distance_limit = (1 + margin) * max(alone)
+        self._histograms = np.stack([_shares(key) for key in self.keys.values()])
+        people = np.array([person_of(name) for name in self.keys])
+        distances = np.abs(self._histograms[:, None] - self._histograms[None]).sum(axis=2) / 2
+        distances[people[:, None] == people[None]] = np.inf
+        self.distance_limit = float((1 + margin) * distances.min(axis=1).max())
         self.contrast_limit = (1 - margin) * min(key_contrast(key) for key in self.keys.values())
 
     def distance(self, key: np.ndarray) -> float:
         """`histogram_distance` of a key (3, B) to the nearest training key."""
-        return self._nearest(key, None)
+        return float(np.abs(self._histograms - _shares(key)).sum(axis=1).min() / 2)
 
-    def _nearest(self, key: np.ndarray, left_out: str | None) -> float:
-        others = (other for name, other in self.keys.items() if person_of(name) != left_out)
-        return min(histogram_distance(key, other) for other in others)
+
+def _shares(key: np.ndarray) -> np.ndarray:
+    """Share of the foreground in each bin."""
+    h = np.asarray(key[0], dtype=np.float64)
+    return h / h.sum()

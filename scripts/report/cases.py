@@ -1,0 +1,194 @@
+"""What a folder of results holds: the cases, their files, records and figures, and what failed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.files import CaseError, sha256_of_file
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz")
+SUMMARY_ROWS = ("mean", "std")  # rows of subjects.csv that are no subject
+
+
+@dataclass
+class Case:
+    """One synthetic image and what belongs to it.
+
+    Attributes:
+        name: CASE, or the subject of an evaluation.
+        synthetic: its file.
+        real, source, mask: files, where there are any; the mask is the brain's.
+        record: the JSON that the main job wrote beside it; empty where there is none.
+        figures: of the synthetic image against the real one, by name.
+        notes: what the page has to say about missing files, one sentence each.
+    """
+
+    name: str
+    synthetic: Path
+    real: Path | None = None
+    source: Path | None = None
+    mask: Path | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def list_cases(results_dir: Path, source_dirs: Iterable[Path] = (), real: Path | None = None) -> list[Case]:
+    """The cases of an evaluation folder (`cases.csv`), else those of the main job's output folder.
+
+    Args:
+        results_dir: the folder.
+        source_dirs: where the main job's sources may be, folders or files; each is known by its SHA-256.
+        real: folder of real images named like the case, or one image where there is one case.
+
+    Raises:
+        CaseError: no folder, or nothing in it to report.
+    """
+    if not results_dir.is_dir():
+        raise CaseError(f"{results_dir} is no folder; give the output folder of the main job or of an evaluation.")
+    if (results_dir / "cases.csv").is_file():
+        cases = _evaluated_cases(results_dir)
+    else:
+        cases = _translated_cases(results_dir)
+        for case in cases:
+            case.source = _find_source(case, source_dirs)
+    if not cases:
+        raise CaseError(
+            f"{results_dir} holds no case: neither CASE_t1.nii.gz with its CASE_t1.json, nor a cases.csv; "
+            "give the output folder of the main job or of an evaluation."
+        )
+    if real is not None:
+        _find_real(cases, real)
+    return cases
+
+
+def list_failures(results_dir: Path) -> list[dict[str, str]]:
+    """The cases that failed, {"case", "file", "reason"}, from failures.json; none where there is no such file."""
+    path = results_dir / "failures.json"
+    if not path.is_file():
+        return []
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            {"case": str(f.get("case", f.get("subject", ""))), "file": str(f.get("file", "")), "reason": f["reason"]}
+            for f in listed
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CaseError(f"{path} is no list of failures; remove it, or run the main job again.") from None
+
+
+def _translated_cases(results_dir: Path) -> list[Case]:
+    """Each JSON with an image of the same name beside it."""
+    cases = []
+    for path in sorted(results_dir.glob("*.json")):
+        image = path.with_suffix(".nii.gz")
+        if image.is_file():
+            cases.append(Case(path.stem.removesuffix("_t1"), image, record=_read_record(path)))
+    return cases
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CaseError(f"{path} is not valid JSON ({error}); translate the case again.") from None
+    return record if isinstance(record, dict) else {}
+
+
+def _evaluated_cases(results_dir: Path) -> list[Case]:
+    """The rows of cases.csv, with the figures of subjects.csv and the JSON beside each synthetic image."""
+    figures = _read_figures(results_dir / "subjects.csv")
+    cases = []
+    for row in _read_rows(results_dir / "cases.csv", ("subject", "synthetic")):
+        files = {key: results_dir / row[key] for key in ("synthetic", "real", "source", "mask") if row.get(key)}
+        for key, path in files.items():
+            if not path.is_file():
+                raise CaseError(f"The {key} of {row['subject']}, {path}, is not there; evaluate again.")
+        name = files["synthetic"].name
+        stem = next((name[: -len(s)] for s in SUFFIXES if name.lower().endswith(s)), name)
+        record = files["synthetic"].with_name(f"{stem}.json")
+        cases.append(
+            Case(
+                row["subject"],
+                **files,
+                record=_read_record(record) if record.is_file() else {},
+                figures=figures.get(row["subject"], {}),
+            )
+        )
+    return cases
+
+
+def _read_figures(path: Path) -> dict[str, dict[str, float]]:
+    """Subject -> figures by name; cells that are no finite number are left out."""
+    if not path.is_file():
+        return {}
+    rows = _read_rows(path, ("subject",))
+    return {row["subject"]: _numbers(row) for row in rows if row["subject"] not in SUMMARY_ROWS}
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    numbers = {}
+    for name, cell in row.items():
+        try:
+            value = float(cell)
+        except (TypeError, ValueError):
+            continue
+        if name and name != "subject" and math.isfinite(value):
+            numbers[name] = value
+    return numbers
+
+
+def _read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for name in needed:
+        if any(not row.get(name) for row in rows):
+            raise CaseError(f"{path} has a row without '{name}'; evaluate again.")
+    return rows
+
+
+def _find_source(case: Case, source_dirs: Iterable[Path]) -> Path | None:
+    """The file that the record names, where one of the folders has it with the same checksum."""
+    named = case.record.get("source") or {}
+    name, digest = str(named.get("file", "")), named.get("sha256")
+    changed = False
+    for folder in source_dirs:
+        path = folder if folder.is_file() and folder.name == Path(name).name else folder / name
+        if name and path.is_file():
+            if sha256_of_file(path) == digest:
+                return path
+            changed = True
+    case.notes.append(
+        "The source is not shown: the file of that name is another one than was translated."
+        if changed
+        else "The source is not shown: its folder was not given (--dataset_dir)."
+    )
+    return None
+
+
+def _find_real(cases: list[Case], real: Path) -> None:
+    """Give each case the real image that is named like it.
+
+    Raises:
+        CaseError: nothing at that path, or not one real image for any case.
+    """
+    if real.is_file():
+        if len(cases) > 1:
+            raise CaseError(f"{real} is one image for {len(cases)} cases; give a folder of them, named like the cases.")
+        cases[0].real = real
+        return
+    if not real.is_dir():
+        raise CaseError(f"{real} is not there; give the folder of the real images, named like the cases.")
+    for case in cases:
+        names = [f"{case.name}{middle}{suffix}" for middle in ("", "_t1") for suffix in SUFFIXES]
+        case.real = next((real / name for name in names if (real / name).is_file()), case.real)
+        if case.real is None:
+            case.notes.append("There is no real image named like this case.")
+    if all(case.real is None for case in cases):
+        raise CaseError(f"{real} has no image named like a case, for example {cases[0].name}.nii.gz; rename them.")

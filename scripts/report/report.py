@@ -1,0 +1,215 @@
+"""The report's pages: what goes where, and the command that writes them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tqdm import tqdm
+
+from scripts.evaluation.figures import digits_of, label
+from scripts.files import CaseError, write_whole
+from scripts.report.cases import Case, list_cases, list_failures
+from scripts.report.charts import distribution
+from scripts.report.pictures import ERROR_COLOURS, data_url, still_picture, thumbnail
+from scripts.report.volumes import ShownVolume, case_volumes
+from scripts.transforms.measures import case_warnings
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+SAMPLE = HERE.parents[1] / "docs" / "sample"
+ASSETS = ("templates/report.css", "templates/index.js", "templates/case.js", "niivue/niivue.umd.js", "niivue/LICENSE")
+# figures of the table, in this order; the others stand on the case's page
+COLUMNS = ("psnr", "ssim", "nrmse", "i_ssim", "pearson", "sharpness", "dice_csf", "dice_gm", "dice_wm")
+MEASURES = {
+    "source_distance": "source: distance from training",
+    "synthetic_distance": "synthetic: distance from training",
+    "source_contrast": "source: contrast",
+    "source_median": "source: median in the brain",
+    "brain_ml": "brain (mL)",
+}
+
+
+@dataclass
+class Page:
+    """A case with what its page shows."""
+
+    case: Case
+    file: str
+    volumes: list[ShownVolume]
+    figures: dict[str, float]
+    warnings: list[str]
+
+
+def report(
+    results_dir: str, dataset_dir: str | None = None, real: str | None = None, output: str | None = None
+) -> None:
+    """Write pages that show a folder of results: a table of the cases, and a viewer for each.
+
+    They open from disk in any browser and need no network: open index.html.
+
+    Args:
+        results_dir: output folder of the main job, or of an evaluation.
+        dataset_dir: folder (or file) of the sources that the main job was given, to show them beside the results.
+        real: folder of real, skull-stripped T1 named like the cases (CASE.nii.gz), or one file for one case.
+        output: folder to write, RESULTS_DIR/report by default.
+    """
+    results = Path(str(results_dir)).expanduser()
+    folder = results / "report" if output is None else Path(str(output)).expanduser()
+    sources = [SAMPLE] if dataset_dir is None else [Path(str(dataset_dir)).expanduser()]
+    cases = list_cases(results, sources, None if real is None else Path(str(real)).expanduser())
+    failures = list_failures(results)
+    try:
+        (folder / "assets").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaseError(f"{folder} cannot be written ({error.strerror}); give another folder as output.") from None
+    for asset in ASSETS:
+        shutil.copyfile(HERE / asset, folder / "assets" / _asset_name(asset))
+    pages, rows = [], []
+    for case in tqdm(cases, desc="cases", unit="case"):
+        page = _make_page(case, f"case-{len(pages) + 1:03d}.html", failures)
+        if page is not None:
+            if pages:
+                _write_case(folder, pages, following=page.file)
+            pages.append(page)
+            rows.append(_row(page))
+    if not pages:
+        raise CaseError(f"No case of {results} can be shown; the last one: {failures[-1]['reason']}")
+    _write_case(folder, pages)
+    write_whole(folder / "index.html", _render("index.html", **_index_fields(pages, rows, failures)))
+    print(f"{len(pages)} of {len(cases)} cases shown; open {(folder / 'index.html').resolve()}")
+
+
+def _asset_name(asset: str) -> str:
+    return "niivue.LICENSE.txt" if asset.endswith("LICENSE") else Path(asset).name
+
+
+def _make_page(case: Case, file: str, failures: list[dict[str, str]]) -> Page | None:
+    """The case with its images; one that cannot be read joins the failures."""
+    try:
+        volumes, figures = case_volumes(case)
+    except CaseError as error:
+        failures.append({"case": case.name, "file": case.synthetic.name, "reason": str(error)})
+        return None
+    return Page(case, file, volumes, figures, case_warnings(case.record))
+
+
+def _write_case(folder: Path, pages: Sequence[Page], following: str | None = None) -> None:
+    """Write the last page and let go of its images: one case at a time stays in memory."""
+    page = pages[-1]
+    previous = pages[-2].file if len(pages) > 1 else None
+    write_whole(folder / page.file, _render("case.html", **_case_fields(page), previous=previous, following=following))
+    page.volumes = []
+
+
+def _render(template: str, **fields: Any) -> str:
+    """A page; jinja2 escapes whatever a user gave."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(today=date.today().isoformat(), **fields)
+
+
+def _case_fields(page: Page) -> dict[str, Any]:
+    record = page.case.record
+    return {
+        "name": page.case.name,
+        "warnings": page.warnings,
+        "notes": page.case.notes,
+        "measured": bool(record.get("measured")),
+        "images": [_image_fields(volume) for volume in page.volumes],
+        "error_colours": ERROR_COLOURS,
+        "picture": data_url(still_picture(page.volumes)),
+        "voxel": " x ".join(f"{edge:.3g}" for edge in page.volumes[0].spacing),
+        "figures": [(label(name), _number(name, value)) for name, value in page.figures.items()],
+        "measures": _measure_rows(record.get("measured") or {}),
+        "record": list(_flat(record)),
+    }
+
+
+def _image_fields(volume: ShownVolume) -> dict[str, Any]:
+    low, high = volume.window
+    return {
+        "key": volume.key,
+        "title": volume.title,
+        "low": low,
+        "high": high,
+        "unit": volume.unit,
+        "step": 1 if volume.unit else round((high - low) / 50, 3),
+        "data": volume.base64(),
+    }
+
+
+def _measure_rows(measured: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Label, value and limit of what the main job measured."""
+    rows = []
+    for name, text in MEASURES.items():
+        if name in measured:
+            limit = measured.get(f"{name}_limit")
+            side = "at least" if name == "source_contrast" else "at most"
+            rows.append((text, _number(name, measured[name]), "" if limit is None else f"{side} {limit:.3f}"))
+    return rows
+
+
+def _flat(record: Mapping[str, Any], before: str = "") -> Any:
+    """(name, value) of a record without its measures, nested names joined by a dot."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            if name != "measured":
+                yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", "-" if value is None else value
+
+
+def _number(name: str, value: float) -> str:
+    digits = {"brain_ml": 0, "source_median": 1}.get(name)
+    return f"{value:.{digits_of(name) if digits is None else digits}f}"
+
+
+def _row(page: Page) -> dict[str, Any]:
+    """A row of the table: the figures and measures by name."""
+    measured = page.case.record.get("measured") or {}
+    return {
+        "name": page.case.name,
+        "file": page.file,
+        "thumbnail": data_url(thumbnail(page.volumes)),
+        "warnings": page.warnings,
+        "values": {**page.figures, **{name: measured[name] for name in MEASURES if name in measured}},
+    }
+
+
+def _index_fields(
+    pages: Sequence[Page], rows: Sequence[Mapping[str, Any]], failures: Sequence[dict[str, str]]
+) -> dict[str, Any]:
+    present = {name for row in rows for name in row["values"]}
+    figures = [name for base in COLUMNS for name in (f"{base}_brain", base) if name in present]
+    # where a figure is there inside the brain and over the whole volume, the honest one is enough
+    figures = [name for name in figures if name.endswith("_brain") or f"{name}_brain" not in present]
+    columns = [(name, label(name)) for name in figures] + [(n, text) for n, text in MEASURES.items() if n in present]
+    links = {row["name"]: row["file"] for row in rows}
+    charts = []
+    for name, text in columns:
+        values = {row["name"]: row["values"][name] for row in rows if name in row["values"]}
+        if len(values) > 1:
+            largest = max(map(abs, values.values()))
+            charts.append((text, distribution(values, links, 3 if largest < 10 else 1 if largest < 200 else 0)))
+    return {
+        "rows": rows,
+        "columns": columns,
+        "number": _number,
+        "charts": charts,
+        "failures": failures,
+        "num_warned": sum(bool(page.warnings) for page in pages),
+        "num_real": sum(page.case.real is not None for page in pages),
+    }

@@ -1,0 +1,239 @@
+"""What the pages hold, read as HTML: volumes that decode to the right voxels, figures, warnings, nothing unescaped."""
+
+import base64
+import csv
+import gzip
+import json
+from html.parser import HTMLParser
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.files import CaseError
+from scripts.report import report
+from scripts.report.charts import distribution
+from scripts.report.pictures import still_picture
+from scripts.report.volumes import LARGEST_GRID, ShownVolume, _shown_grid
+from tests.report.phantom import BALL, NAMES, phantom
+
+
+class Page(HTMLParser):
+    """Text, links, tags, table cells and embedded volumes of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links, self.tags, self.cells, self.volumes, self.texts = [], [], [], {}, []
+        self._inside = ("", {})
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self._inside = (tag, attributes)
+        self.links += [attributes[a] for a in ("href", "src") if a in attributes]
+        if tag == "td" and "data-value" in attributes:
+            self.cells.append(attributes["data-value"])
+
+    def handle_endtag(self, tag):
+        self._inside = ("", {})
+
+    def handle_data(self, data):
+        tag, attributes = self._inside
+        if tag == "script" and attributes.get("class") == "volume":
+            self.volumes[attributes["data-key"]] = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(data)))
+        elif data.strip():
+            self.texts.append(data.strip())
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+@pytest.fixture(scope="module")
+def pages(results, tmp_path_factory):
+    """The report of the three cases: name -> parsed page; "folder" -> where they are."""
+    out, dataset_dir, real = results
+    folder = tmp_path_factory.mktemp("pages")
+    report(str(out), str(dataset_dir), str(real), str(folder))
+    parsed = {path.name: Page(path.read_text(encoding="utf-8")) for path in folder.glob("*.html")}
+    return {**parsed, "folder": folder}
+
+
+def test_every_link_leads_to_a_file_beside_it_and_none_to_the_network(pages):
+    folder = pages["folder"]
+    html = [page for name, page in pages.items() if name.endswith(".html")]
+    assert len(html) == 4
+    for page in html:
+        local = [link for link in page.links if not link.startswith("data:")]
+        assert all((folder / link).is_file() for link in local)
+        assert {"assets/report.css", "assets/niivue.LICENSE.txt"} <= set(local)
+    assert {"case-001.html", "case-002.html", "case-003.html"} <= set(pages["index.html"].links)
+    assert "case-003.html" in pages["case-002.html"].links
+
+
+def test_embedded_volumes_are_the_case_cropped_on_one_grid(pages):
+    """The ball is on the patient's left in each image, at its place and with its value."""
+    volumes = pages["case-001.html"].volumes
+    assert list(volumes) == ["source", "synthetic", "real", "error"]
+    expected = {"source": 70.0, "synthetic": 1.0, "real": 1.0, "error": 0.0}
+    for key, image in volumes.items():
+        assert image.get_data_dtype() == np.uint8
+        assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+        np.testing.assert_array_equal(image.affine, volumes["synthetic"].affine)
+        voxel = tuple(np.rint(nib.affines.apply_affine(np.linalg.inv(image.affine), BALL)).astype(int))
+        assert image.get_fdata()[voxel] == pytest.approx(expected[key], abs=0.7 if key == "source" else 0.005)
+    _, t1, affine = phantom()
+    shown = volumes["synthetic"]
+    brain = np.argwhere(shown.get_fdata() > 0)
+    original = np.argwhere(t1 > 0)
+    np.testing.assert_allclose(
+        nib.affines.apply_affine(shown.affine, brain).mean(axis=0),
+        nib.affines.apply_affine(affine, original).mean(axis=0),
+        atol=1e-3,
+    )
+    assert len(brain) == len(original)
+    assert np.prod(shown.shape) < 0.8 * t1.size  # cropped
+
+
+def test_the_error_map_is_signed_and_zero_outside_the_brain(pages):
+    error = pages["case-002.html"].volumes["error"].get_fdata()
+    synthetic = pages["case-002.html"].volumes["synthetic"].get_fdata()
+    # real: (0.5 - 0.1) / 0.9 in the brain's body where the synthetic image is 0.5
+    assert np.median(error[synthetic > 0]) == pytest.approx(0.5 - 0.4 / 0.9, abs=0.006)
+    assert np.abs(error[synthetic == 0]).max() < 1e-6
+
+
+def test_what_a_user_gave_is_text_and_no_markup(pages):
+    assert 'a <b>"&' in pages["case-001.html"].text
+    assert "</script><script>alert(1)</script>" in pages["case-001.html"].text
+    assert "d.nii.gz is <i>empty</i>; export it again." in pages["index.html"].text
+    tags = {tag for name, page in pages.items() if name.endswith(".html") for tag, _ in page.tags}
+    assert "i" not in tags
+    scripts = [a for tag, a in pages["case-001.html"].tags if tag == "script" and a.get("class") != "volume"]
+    assert [a["src"] for a in scripts] == ["assets/niivue.umd.js", "assets/case.js"]
+
+
+def test_pages_say_what_they_show_and_warn(pages):
+    case, index = pages["case-001.html"].text, pages["index.html"].text
+    for text in (case, index):
+        assert "not for diagnostic use" in text
+    assert "Out of distribution" in case
+    assert "Thick slices: 4.0 mm" in case
+    assert "Out of distribution" not in pages["case-002.html"].text  # 0.2, below its limit
+    assert "PSNR (dB), brain" in index
+    assert "radiological" in case.lower()
+    assert "Distributions" in index
+
+
+def test_the_table_has_the_raw_values_for_sorting(pages):
+    cells = pages["index.html"].cells
+    assert {"0.3", "0.2", "25.0"} <= {cell[:4] for cell in cells}
+    assert all(name in cells for name in NAMES)
+
+
+def test_a_source_that_changed_or_is_elsewhere_is_not_shown(results, tmp_path):
+    out, dataset_dir, _ = results
+    other = tmp_path / "other" / "Doe Jane"
+    other.mkdir(parents=True)
+    for path in (dataset_dir / "Doe Jane").iterdir():
+        (other / path.name).write_bytes(path.read_bytes() + b" ")
+    for given, said in ((None, "its folder was not given"), (str(other.parent), "another one than was translated")):
+        report(str(out), given, output=str(tmp_path / "pages"))
+        page = Page((tmp_path / "pages" / "case-002.html").read_text(encoding="utf-8"))
+        assert list(page.volumes) == ["synthetic"]
+        assert said in page.text
+
+
+def test_an_evaluation_folder_brings_its_own_figures(results, tmp_path):
+    out, dataset_dir, real = results
+    rows = [
+        {
+            "subject": name,
+            "synthetic": str(out / f"{name}_t1.nii.gz"),
+            "real": str(real / f"{name}.nii.gz"),
+            "source": str(dataset_dir / "Doe Jane" / f"{name}.nii.gz"),
+            "mask": "",
+        }
+        for name in ("b", "c")
+    ]
+    for file, table in (
+        ("cases.csv", rows),
+        (
+            "subjects.csv",
+            [{"subject": s, "psnr_brain": p, "ssim_brain": "nan"} for s, p in (("b", 21.25), ("c", 7), ("mean", 9))],
+        ),
+    ):
+        with (tmp_path / file).open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, table[0].keys())
+            writer.writeheader()
+            writer.writerows(table)
+    report(str(tmp_path))
+    index = Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+    assert "21.250" in index.text
+    assert "21.25" in index.cells
+    assert "mean" not in index.cells
+    assert len(Page((tmp_path / "report" / "case-001.html").read_text(encoding="utf-8")).volumes) == 4
+
+
+def test_a_case_that_cannot_be_read_is_told_and_the_others_are_shown(results, tmp_path):
+    out, _, _ = results
+    for path in out.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "b_t1.nii.gz").write_bytes(b"half")
+    (tmp_path / "failures.json").unlink()
+    report(str(tmp_path))
+    index = Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+    assert "b_t1.nii.gz cannot be read" in index.text
+    assert {"case-001.html", "case-002.html"} <= set(index.links)
+    assert "case-003.html" not in index.links
+
+
+@pytest.mark.parametrize("content", [None, "empty"])
+def test_a_folder_without_cases_is_refused_by_name(tmp_path, content):
+    folder = tmp_path / "results"
+    if content:
+        folder.mkdir()
+        (folder / "notes.json").write_text(json.dumps({"no": "case"}))
+    with pytest.raises(CaseError, match=r"results (is no folder|holds no case)"):
+        report(str(folder))
+
+
+def test_real_images_that_fit_no_case_are_refused(results, tmp_path):
+    out, _, _ = results
+    (tmp_path / "x.nii.gz").touch()
+    for real, said in ((tmp_path, "no image named like a case"), (tmp_path / "x.nii.gz", "is one image for 3 cases")):
+        with pytest.raises(CaseError, match=said):
+            report(str(out), real=str(real), output=str(tmp_path / "pages"))
+
+
+def test_a_fine_grid_is_shown_at_a_millimetre_over_the_same_field():
+    affine = nib.affines.from_matvec(np.diag([0.5, 0.5, 4.0]), [10.0, 20.0, 30.0])
+    image = nib.Nifti1Image(np.zeros((500, 520, 28), np.uint8), affine)
+    assert np.prod(image.shape) > LARGEST_GRID
+    shown = _shown_grid(image)
+    assert shown.shape == (250, 260, 28)
+    np.testing.assert_allclose(nib.affines.voxel_sizes(shown.affine), [1, 1, 4])
+    corners = [nib.affines.apply_affine(i.affine, [-0.5, -0.5, -0.5]) for i in (image, shown)]
+    np.testing.assert_allclose(*corners)
+
+
+def test_the_still_picture_is_radiological():
+    """A bright corner at the patient's left, front and top: right and up in the axial plane."""
+    voxels = np.full((20, 24, 16), 50, np.uint8)
+    voxels[:6, 18:, :] = 255
+    volume = ShownVolume("synthetic", "", voxels, 1 / 255, 0.0, np.eye(4), (0.0, 1.0))
+    axial = np.asarray(still_picture([volume], panel_width=240).convert("L"))[26 : 26 + 240]
+    rows, columns = np.nonzero(axial > 200)
+    rows, columns = rows[np.abs(rows - 120) < 110], columns[np.abs(rows - 120) < 110]
+    assert np.median(columns) > 150
+    assert np.median(rows) < 100
+
+
+def test_dots_of_a_distribution_lead_to_their_pages():
+    chart = Page(str(distribution({"a": 1.0, "<b>": 3.0}, {"a": "1.html", "<b>": "2.html"})))
+    places = [float(a["cx"]) for tag, a in chart.tags if tag == "circle"]
+    assert places[0] < 100 < 200 < places[1]
+    assert chart.links == ["1.html", "2.html"]
+    assert "b" not in {tag for tag, _ in chart.tags}
