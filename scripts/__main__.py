@@ -5,6 +5,7 @@ import fire
 from scripts.data.prepare import prepare
 from scripts.data.prepare_t1 import prepare_listed
 from scripts.evaluation.compare import as_markdown, compare_volumes
+from scripts.evaluation.evaluate import evaluate
 from scripts.evaluation.curves import learning_curves
 from scripts.report import report
 from scripts.workflow import shorten_errors
@@ -29,6 +30,7 @@ COMMANDS = {
     "prepare": prepare,
     "prepare_t1": prepare_listed,
     "compare": compare,
+    "evaluate": evaluate,
     "learning_curves": learning_curves,
     "report": report,
 }

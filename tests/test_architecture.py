@@ -20,7 +20,7 @@ ARROWS = {
     "engines": {"inferers", "files"},
     "transforms": {"slabs", "style_key", "files", "out_of_distribution"},
     "data": {"slabs", "style_key", "files", "transforms"},
-    "evaluation": {"slabs", "files"},
+    "evaluation": {"slabs", "files", "data", "transforms"},  # files are found and read as everywhere
     "report": {"files", "evaluation", "style_key", "transforms"},
 }
 # Rooms of plain mathematics: nothing but these.

@@ -6,27 +6,20 @@ the whole volume, as the papers do, or inside a mask, which is the honest figure
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor
 
 __all__ = [
-    "SubjectTable",
     "VolumeMetric",
     "inter_slice_ssim",
     "metric_handler",
-    "metric_handlers",
     "nrmse",
     "psnr",
-    "reference_inter_slice_ssim",
     "ssim",
 ]
 
@@ -66,11 +59,6 @@ def inter_slice_ssim(image: Tensor, reference: Tensor | None = None, mask: Tenso
     return values[_windows(inside[:-1] & inside[1:], 2)].mean()
 
 
-def reference_inter_slice_ssim(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
-    """I-SSIM of the reference itself, which that of the image should come near to, not exceed."""
-    return inter_slice_ssim(reference, mask=mask)
-
-
 class VolumeMetric(CumulativeIterationMetric):
     """A function (image, reference, mask or None) -> number as a MONAI metric.
 
@@ -107,55 +95,6 @@ def metric_handler(
         VolumeMetric(function, masked),
         output_transform=lambda output: [[o[k] for o in output] for k in ("pred", "label")],
     )
-
-
-def metric_handlers(left_out: Iterable[str] = ()) -> dict[str, IgniteMetricHandler]:
-    """All metrics but some, over the whole volume (plain names) and inside the mask (names that end in "_brain")."""
-    functions = {
-        "nrmse": nrmse,
-        "psnr": psnr,
-        "ssim": ssim,
-        "i_ssim": inter_slice_ssim,
-        "i_ssim_reference": reference_inter_slice_ssim,
-    }
-    whole = {name: metric_handler(function, masked=False) for name, function in functions.items()}
-    brain = {f"{name}_brain": metric_handler(function) for name, function in functions.items()}
-    return {name: handler for name, handler in {**whole, **brain}.items() if name not in set(left_out)}
-
-
-class SubjectTable:
-    """Handler of an evaluator that writes its metrics as CSV: a row for each subject, then mean and standard deviation.
-
-    Args:
-        path: file to write; its folder is made.
-        subject_key: what names a subject in a decollated batch.
-    """
-
-    def __init__(self, path: str | os.PathLike, subject_key: str = "subject") -> None:
-        self.path = Path(path)
-        self.subject_key = subject_key
-        self._subjects: list[str] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose metrics save their details."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._subjects.clear)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_subjects)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def _note_subjects(self, engine: Engine) -> None:
-        self._subjects += [str(item[self.subject_key]) for item in engine.state.batch]
-
-    def __call__(self, engine: Engine) -> None:
-        """Write the table."""
-        columns = {name: values.flatten().double().cpu() for name, values in engine.state.metric_details.items()}
-        rows = [[subject, *values] for subject, *values in zip(self._subjects, *columns.values(), strict=True)]
-        rows.append(["mean", *(values.mean() for values in columns.values())])
-        rows.append(["std", *(values.std(correction=min(1, len(values) - 1)) for values in columns.values())])
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["subject", *columns])
-            writer.writerows([name, *(f"{float(value):.6g}" for value in values)] for name, *values in rows)
 
 
 def _volume(image: Tensor) -> Tensor:

@@ -1,12 +1,10 @@
 """Metrics against their definitions and scikit-image."""
 
-import csv
 import math
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, State
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
@@ -69,7 +67,6 @@ def test_identical_slices_have_inter_slice_ssim_one(pair):
     assert metrics.inter_slice_ssim(same).item() == pytest.approx(1, abs=1e-6)
     assert metrics.inter_slice_ssim(same, reference, mask).item() == pytest.approx(1, abs=1e-6)
     assert metrics.inter_slice_ssim(image) < 0.9
-    assert metrics.reference_inter_slice_ssim(same, reference) == metrics.inter_slice_ssim(reference)
 
 
 @pytest.mark.parametrize("metric", [metrics.psnr, metrics.nrmse])
@@ -94,30 +91,3 @@ def test_the_monai_metric_clips_and_takes_the_mask_from_the_label(pair):
     metric(y_pred=[image[None], too_bright[None]], y=[label, label])
     assert metric.get_buffer().shape == (2, 1)
     torch.testing.assert_close(metric.aggregate(), metrics.psnr(image, reference, mask))
-
-
-def test_the_table_has_a_row_for_each_subject_then_mean_and_deviation(pair, tmp_path):
-    image, reference, mask = pair
-    predictions = {"anna": image, "bert": reference * 0.5}
-
-    def iteration(engine, subject):
-        engine.state.batch = [{"subject": subject}]
-        return [{"pred": predictions[subject][None], "label": torch.stack([reference, mask])}]
-
-    engine = Engine(iteration)
-    engine.state = State(metrics={}, metric_details={})
-    for name, handler in metrics.metric_handlers(left_out=["psnr"]).items():
-        handler.attach(engine, name)
-    metrics.SubjectTable(tmp_path / "new" / "subjects.csv").attach(engine)
-    engine.run(list(predictions))
-
-    with open(tmp_path / "new" / "subjects.csv", newline="") as file:
-        rows = {row["subject"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["anna", "bert", "mean", "std"]
-    assert "psnr" not in rows["anna"]
-    values = [float(rows[name]["psnr_brain"]) for name in predictions]
-    expected = [metrics.psnr(p, reference, mask).item() for p in predictions.values()]
-    assert values == pytest.approx(expected, rel=1e-4)
-    assert float(rows["mean"]["psnr_brain"]) == pytest.approx(np.mean(values), rel=1e-4)
-    assert float(rows["std"]["psnr_brain"]) == pytest.approx(np.std(values, ddof=1), rel=1e-4)
-    assert float(rows["anna"]["i_ssim_reference"]) == float(rows["bert"]["i_ssim_reference"])

@@ -1,0 +1,215 @@
+"""Figures of synthetic volumes against the real ones, whichever method made them: files in, tables out."""
+
+import concurrent.futures
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.processing import resample_from_to
+from tqdm import tqdm
+
+from scripts.evaluation.compare import pearson
+from scripts.evaluation.pairs import ResultPair, pairs_of_folders, pairs_of_table
+from scripts.evaluation.results import Evaluation, comparison, read_subjects, subject_figures, write_results
+from scripts.files import CaseError, write_whole
+from scripts.transforms.checks import CheckVolumed, LoadVolumed
+
+_PERCENTILE = 99.9  # of the brain becomes 1, as in training
+_LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3
+_LEAST_COVER = 0.5  # share of the real brain that the synthetic image has to hold
+_CLEARLY = 0.7  # a mirrored image fits clearly better where 1 - Pearson correlation falls to this share
+
+
+def evaluate(
+    synthetic: str | None = None,
+    real: str | None = None,
+    pairs: str | None = None,
+    masks: str | None = None,
+    source: str | None = None,
+    output_dir: str = "eval",
+    against: str | None = None,
+    workers: int = 1,
+) -> None:
+    """Measure synthetic MRI, also of other methods, against the real ones: a table by subject and a summary.
+
+    Args:
+        synthetic: folder of synthetic volumes, or one file.
+        real: folder of the real ones with the same names, but for endings such as _t1, _target, _synthetic.
+        pairs: instead of both, a CSV with the columns subject, synthetic, real, and as you like mask, source.
+        masks: folder of brain masks; without, the brain is where the real volume is above 0.
+        source: folder of the sources, noted for the report.
+        output_dir: receives subjects.csv, summary.md, cases.csv. Alone with --against: the evaluation to compare.
+        against: another evaluation's folder; adds a paired t-test for each figure.
+        workers: processes.
+    """
+    if pairs is None and synthetic is None and real is None and against is not None:
+        text = comparison(read_subjects(output_dir), against)
+        folder = Path(output_dir) if Path(output_dir).is_dir() else Path(output_dir).parent
+        write_whole(folder / "against.md", text)
+        print(text)
+        return
+    listed, left_out = _listed(synthetic, real, pairs, masks, source)
+    if against is not None:
+        read_subjects(against)  # refused before the work, not after it
+    evaluation = evaluate_pairs(listed, workers)
+    evaluation.failures = {**left_out, **evaluation.failures}
+    if not evaluation.figures:
+        raise CaseError(f"No pair could be evaluated; the first: {next(iter(evaluation.failures.items()))}.")
+    print(write_results(evaluation, output_dir, against))
+    print(f"Evaluated {len(evaluation.figures)} subjects; the tables are in {Path(output_dir).resolve()}")
+
+
+def _listed(
+    synthetic: str | None, real: str | None, pairs: str | None, masks: str | None, source: str | None
+) -> tuple[list[ResultPair], dict[str, str]]:
+    if pairs is not None and synthetic is None and real is None:
+        return pairs_of_table(str(pairs))
+    if pairs is None and synthetic is not None and real is not None:
+        return pairs_of_folders(str(synthetic), str(real), masks, source)
+    raise CaseError("Give either --pairs CSV, or --synthetic DIR and --real DIR.")
+
+
+def evaluate_pairs(pairs: list[ResultPair], workers: int = 1) -> Evaluation:
+    """Figures of all pairs; one that cannot be compared is noted among the failures, and the rest go on."""
+    evaluation = Evaluation(about={"pairs": f"{len(pairs)} files of each kind"})
+    with tqdm(total=len(pairs), desc="evaluate", unit="subject", disable=None) as bar:
+        for pair, outcome in zip(pairs, _outcomes(pairs, workers), strict=True):
+            if isinstance(outcome, str):
+                evaluation.failures[pair.subject] = outcome
+                tqdm.write(f"{pair.subject} is left out: {outcome}")
+            else:
+                evaluation.figures[pair.subject], evaluation.notes[pair.subject] = outcome
+                files = {kind: getattr(pair, kind) for kind in ("synthetic", "real", "source", "mask")}
+                evaluation.cases[pair.subject] = {kind: path for kind, path in files.items() if path is not None}
+            bar.update()
+    return evaluation
+
+
+def _outcomes(pairs: list[ResultPair], workers: int):
+    """What `_figures_or_reason` gives for each pair, in order."""
+    if workers <= 1 or len(pairs) == 1:
+        yield from map(_figures_or_reason, pairs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        yield from pool.map(_figures_or_reason, pairs)
+
+
+def _figures_or_reason(pair: ResultPair) -> tuple[dict[str, float], list[str]] | str:
+    try:
+        compared = load_pair(pair)
+        figures = subject_figures(compared.synthetic, compared.real, compared.mask, compared.spacing_mm)
+        return figures, compared.notes
+    except ValueError as error:  # CaseError, and volumes that have no figures
+        return str(error)
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    """Two volumes that can be compared.
+
+    Attributes:
+        synthetic, real: (H, W, Z) float32, [0, 1], on the real image's grid with axes nearest to R, A, S.
+        mask: (H, W, Z) bool, the brain.
+        spacing_mm: voxel size.
+        notes: what was done to them.
+    """
+
+    synthetic: np.ndarray
+    real: np.ndarray
+    mask: np.ndarray
+    spacing_mm: tuple[float, ...]
+    notes: list[str]
+
+
+def load_pair(pair: ResultPair) -> ComparedPair:
+    """Read a pair, bring the synthetic image to the real one's grid, and both to [0, 1].
+
+    Raises:
+        CaseError: a file that cannot be read, a brain that cannot be told from the head, or images that do not show the
+            same place.
+    """
+    real, synthetic = _read(pair.real), _read(pair.synthetic)
+    reference = real.get_fdata(dtype=np.float32)
+    mask = _brain(pair, real)
+    notes = []
+    image = synthetic.get_fdata(dtype=np.float32)
+    if synthetic.shape != real.shape or not np.allclose(synthetic.affine, real.affine, atol=1e-2):
+        inside = resample_from_to(_like(synthetic, np.ones_like(image)), real, order=0).get_fdata(dtype=np.float32) > 0
+        image = resample_from_to(synthetic, real, order=1).get_fdata(dtype=np.float32)
+        notes.append("synthetic image resampled to the real one's grid (linear)")
+        _check_cover(pair, inside & mask, mask, "field of view")
+    top = np.percentile(image[mask], _PERCENTILE)
+    _check_cover(pair, mask & (image > 0.02 * max(top, 0)), mask, "brain")
+    reference = _scaled(reference, mask, "real", pair.real, notes)
+    image = _scaled(image, mask, "synthetic", pair.synthetic, notes)
+    _check_sides(pair, image, reference, mask)
+    return ComparedPair(image, reference, mask, tuple(map(float, nib.affines.voxel_sizes(real.affine))), notes)
+
+
+def _read(path: Path) -> nib.Nifti1Image:
+    """A volume of one channel, checked, axes nearest to R, A, S."""
+    volume = LoadVolumed("image")({"image": str(path)})["image"]
+    volume = CheckVolumed("image")({"image": volume[None] if volume.ndim == 3 else volume.movedim(-1, 0)})["image"]
+    return nib.as_closest_canonical(nib.Nifti1Image(volume[0].numpy(), volume.affine.numpy()))
+
+
+def _like(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
+    return nib.Nifti1Image(data, image.affine)
+
+
+def _brain(pair: ResultPair, real: nib.Nifti1Image) -> np.ndarray:
+    """The brain on the real image's grid: the given mask, or where a stripped image is above 0."""
+    if pair.mask is not None:
+        mask = resample_from_to(_read(pair.mask), real, order=0).get_fdata(dtype=np.float32) > 0
+        if not mask.any():
+            raise CaseError(f"The mask {pair.mask.name} is empty within {pair.real.name}; check what belongs together.")
+        return mask
+    values = real.get_fdata(dtype=np.float32)
+    mask = values > 0
+    litres = mask.sum() * float(np.prod(nib.affines.voxel_sizes(real.affine))) / 1e6
+    if values.min() < 0 or mask.mean() > 0.9 or litres > _LARGEST_BRAIN:
+        raise CaseError(
+            f"{pair.real.name} is not skull-stripped (0 outside the brain); strip it or give its brain mask."
+        )
+    return mask
+
+
+def _check_cover(pair: ResultPair, covered: np.ndarray, mask: np.ndarray, what: str) -> None:
+    share = covered.sum() / mask.sum()
+    if share < _LEAST_COVER:
+        raise CaseError(
+            f"The {what} of {pair.synthetic.name} holds {share:.0%} of the brain of {pair.real.name}, so they lie "
+            "elsewhere by their headers; register them or check which belong together."
+        )
+
+
+def _scaled(image: np.ndarray, mask: np.ndarray, kind: str, path: Path, notes: list[str]) -> np.ndarray:
+    """[0, 1]; images of another unit by the percentile of their brain."""
+    if image.max() > 1.001:
+        top = float(np.percentile(image[mask], _PERCENTILE))
+        if top <= 0:
+            raise CaseError(f"{path.name} is not positive inside the brain; check the file and its mask.")
+        image = image / top
+        notes.append(f"{kind} image divided by {top:.4g}, the {_PERCENTILE} percentile of its brain")
+    return np.clip(image, 0, 1)
+
+
+def _check_sides(pair: ResultPair, image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> None:
+    """Refuse an image that fits clearly better when mirrored: its header contradicts what it shows."""
+    box = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(mask))
+    image, reference, mask = image[box], reference[box], mask[box]
+    as_is = pearson(image, reference, mask)
+    for axis, sides in enumerate(("left and right", "front and back", "top and bottom")):
+        both = mask & np.flip(mask, axis)
+        mirrored = pearson(np.flip(image, axis), reference, both) if both.any() else -1.0
+        if 1 - mirrored < _CLEARLY * (1 - as_is):
+            raise CaseError(
+                f"{pair.synthetic.name} fits {pair.real.name} better with {sides} exchanged (correlation "
+                f"{mirrored:.2f} instead of {as_is:.2f}); one of the two headers is wrong: mend it."
+            )

@@ -1,0 +1,244 @@
+"""What an evaluation leaves: subjects.csv, summary.md and cases.csv, whoever has made the volumes."""
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+from scripts.evaluation.figures import (
+    digits_of,
+    format_spread,
+    label,
+    markdown_table,
+    mean_and_deviation,
+    volume_figures,
+)
+from scripts.evaluation.significance import compare_runs
+from scripts.evaluation.tissue_dice import tissue_dice
+from scripts.files import CaseError, write_whole
+
+CASE_COLUMNS = ("subject", "synthetic", "real", "source", "mask")
+_SUMMARIES = ("mean", "std")  # names of the last rows of subjects.csv, which are no subjects
+_PACKAGES = ("torch", "monai", "numpy", "scipy", "dipy", "nibabel")
+
+
+@dataclass
+class Evaluation:
+    """Figures of several subjects.
+
+    Attributes:
+        figures: subject -> figure -> value.
+        cases: subject -> "synthetic", "real", "source", "mask" -> file.
+        notes: subject -> what was done to its volumes.
+        failures: subject -> why it was left out.
+        about: what was done to all, by name.
+    """
+
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    cases: dict[str, dict[str, Path]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
+
+
+def subject_figures(
+    image: np.ndarray, reference: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float]
+) -> dict[str, float]:
+    """`volume_figures` and the tissue Dice of one subject, (H, W, Z) in [0, 1] and bool."""
+    return {**volume_figures(image, reference, mask), **tissue_dice(image, reference, mask, spacing_mm)}
+
+
+def write_results(
+    evaluation: Evaluation, output_dir: str | os.PathLike, against: str | os.PathLike | None = None
+) -> str:
+    """Write subjects.csv, summary.md and cases.csv, and failures.json where there are any; returns the summary.
+
+    Args:
+        evaluation: of at least one subject.
+        output_dir: made if it is not there.
+        against: another evaluation's folder or subjects.csv; the summary then has a paired t-test for each figure.
+
+    Raises:
+        CaseError: the other evaluation cannot be read or has no subject in common; all files but the summary are there.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_subjects(evaluation.figures, folder / "subjects.csv")
+    _write_cases(evaluation.cases, folder)
+    failures = [{"subject": subject, "reason": reason} for subject, reason in evaluation.failures.items()]
+    if failures:
+        write_whole(folder / "failures.json", json.dumps(failures, indent=2) + "\n")
+    else:
+        (folder / "failures.json").unlink(missing_ok=True)
+    text = summary(evaluation)
+    if against is not None:
+        text += "\n" + comparison(evaluation.figures, against)
+    write_whole(folder / "summary.md", text)
+    return text
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The Markdown page: figures over the whole volume and inside the brain, then how they came about."""
+    runs = evaluation.figures
+    columns = {name: [row[name] for row in runs.values()] for name in next(iter(runs.values()))}
+    spreads = {name: format_spread(values, digits_of(name)) for name, values in columns.items()}
+    names = dict.fromkeys(name.removesuffix("_brain") for name in columns)
+    # tissues are only looked for inside the brain
+    rows = [
+        [label(n), "" if n.startswith("dice") else spreads.get(n, ""), spreads.get(f"{n}_brain", spreads.get(n, ""))]
+        for n in names
+    ]
+    lines = [
+        f"# Evaluation of {len(runs)} subject{'s' if len(runs) != 1 else ''}",
+        "",
+        markdown_table(["", "whole volume", "inside the brain"], rows),
+        "",
+        f"Mean ± standard deviation, n = {len(runs)}. Data range 1, images clipped to [0, 1]. NRMSE: over the range of "
+        "the real image. SSIM: uniform window of 7 voxels, 3D. I-SSIM: of adjacent axial slices; nearer to the real "
+        "image's is better. Sharpness: gradient energy as a share of the real image's. Dice: both images divided alike "
+        "by a hidden Markov random field.",
+        "",
+        *(f"- {name}: {value}" for name, value in {**evaluation.about, "versions": versions()}.items()),
+    ]
+    lines += _section("What was done to single subjects", {s: "; ".join(n) for s, n in evaluation.notes.items() if n})
+    lines += _section("Left out", evaluation.failures)
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, items: Mapping[str, str]) -> list[str]:
+    return ["", f"## {title}", "", *(f"- {name}: {text}" for name, text in items.items())] if items else []
+
+
+def comparison(figures: Mapping[str, Mapping[str, float]], against: str | os.PathLike) -> str:
+    """Markdown section: paired t-test of every figure against another evaluation.
+
+    Raises:
+        CaseError: the other evaluation cannot be read or has no subject in common.
+    """
+    other = read_subjects(against)
+    try:
+        table = compare_runs(figures, other)
+    except ValueError as error:
+        raise CaseError(str(error)) from error
+    return f"## Against {Path(against).name}\n\nPaired t-test, two-sided; difference: this one minus that.\n\n{table}\n"
+
+
+def read_subjects(path: str | os.PathLike) -> dict[str, dict[str, float]]:
+    """Subject -> figure -> value of a subjects.csv, or of the folder that holds it.
+
+    Raises:
+        CaseError: not there, or no such table.
+    """
+    file = Path(path)
+    file = file / "subjects.csv" if file.is_dir() else file
+    if not file.is_file():
+        raise CaseError(f"There is no {file}; give the folder of an evaluation, or its subjects.csv.")
+    try:
+        with open(file, newline="", encoding="utf-8") as opened:
+            rows = {row.pop("subject"): row for row in csv.DictReader(opened)}
+        return {s: {k: float(v) for k, v in row.items()} for s, row in rows.items() if s not in _SUMMARIES}
+    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
+        raise CaseError(f"{file} is no table of an evaluation ({error!r}); give a subjects.csv.") from error
+
+
+def versions() -> str:
+    """The bundle's version and those of what computes the figures."""
+    metadata = json.loads((Path(__file__).parents[2] / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    packages = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
+    return ", ".join([f"{metadata['name']} {metadata['version']}", f"Python {platform.python_version()}", *packages])
+
+
+def _write_subjects(figures: Mapping[str, Mapping[str, float]], file: Path) -> None:
+    names = list(next(iter(figures.values())))
+    spreads = [mean_and_deviation([row[name] for row in figures.values()]) for name in names]
+    rows = [[subject, *(row[name] for name in names)] for subject, row in figures.items()]
+    rows += [[summary, *(spread[n] for spread in spreads)] for n, summary in enumerate(_SUMMARIES)]
+    with open(file, "w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["subject", *names])
+        writer.writerows([row[0], *(f"{float(value):.6g}" for value in row[1:])] for row in rows)
+
+
+def _write_cases(cases: Mapping[str, Mapping[str, Path]], folder: Path) -> None:
+    """Paths relative to the folder; none where the volumes were not kept."""
+    if not cases:
+        (folder / "cases.csv").unlink(missing_ok=True)
+        return
+    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(CASE_COLUMNS)
+        for subject, files in cases.items():
+            paths = [files.get(column) for column in CASE_COLUMNS[1:]]
+            writer.writerow([subject, *("" if p is None else os.path.relpath(p, folder) for p in paths)])
+
+
+class SubjectResults:
+    """Handler of an evaluator: the figures of every subject, and at the end the files of `write_results`.
+
+    Args:
+        output_dir: of the files.
+        spacing_mm: voxel size of the volumes.
+        save_volumes: whether to keep each subject's volumes as OUTPUT/SUBJECT_{synthetic,real,source,mask}.nii.gz.
+        against: see `write_results`.
+        about: what was done, told in the summary by name.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        spacing_mm: Sequence[float],
+        save_volumes: bool = False,
+        against: str | os.PathLike | None = None,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.spacing_mm = tuple(spacing_mm)
+        self.save_volumes = save_volumes
+        self.against = against
+        self.about = dict(about or {})
+        self.evaluation = Evaluation()
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator whose batch and output are decollated."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _begin(self, engine: Engine) -> None:
+        self.evaluation = Evaluation(about=self.about)
+
+    def _add(self, engine: Engine) -> None:
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            subject = str(item["subject"])
+            image = torch.as_tensor(output["pred"])[0].float().cpu().numpy()
+            reference, mask = (torch.as_tensor(a).float().cpu().numpy() for a in output["label"])
+            volumes = {
+                "synthetic": image,
+                "real": reference,
+                "mask": mask,
+                "source": np.asarray(item["source"].cpu())[0],
+            }
+            self.evaluation.figures[subject] = subject_figures(image, reference, mask > 0, self.spacing_mm)
+            if self.save_volumes:
+                affine = np.asarray(getattr(item["target"], "affine", np.diag([*self.spacing_mm, 1.0])), dtype=float)
+                self.evaluation.cases[subject] = {k: self._save(subject, k, v, affine) for k, v in volumes.items()}
+
+    def _save(self, subject: str, kind: str, volume: np.ndarray, affine: np.ndarray) -> Path:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        file = self.output_dir / f"{subject}_{kind}.nii.gz"
+        dtype = np.uint8 if kind == "mask" else np.float32
+        nib.save(nib.Nifti1Image(np.clip(volume, 0, 1).astype(dtype), affine), file)
+        return file
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the files; print the summary."""
+        print(write_results(self.evaluation, self.output_dir, self.against))

@@ -1,0 +1,187 @@
+"""The command `evaluate`: whatever grid and unit the files have, what is compared is the same brain."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nibabel.processing import resample_from_to
+from scipy import ndimage
+
+from scripts.evaluation.evaluate import evaluate, load_pair
+from scripts.evaluation.metrics import psnr
+from scripts.evaluation.pairs import ResultPair
+from scripts.evaluation.results import read_subjects
+from scripts.files import CaseError
+
+SHAPE = (30, 34, 28)
+AFFINE = np.array([[4.0, 0, 0, -58], [0, 4, 0, -66], [0, 0, 4, -54], [0, 0, 0, 1]])
+
+
+def brain(seed: int = 0) -> np.ndarray:
+    """A brain of three noisy tissues in [0, 1], other on the left than on the right, 0 outside."""
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
+    radius = np.sqrt((grid**2).sum(axis=0))
+    rng = np.random.default_rng(seed)
+    tissue = np.select([radius < 0.4, radius < 0.65, radius < 0.85], [0.8, 0.5, 0.2])
+    texture = ndimage.gaussian_filter(rng.normal(0, 1, SHAPE), 1.5)
+    return np.clip(tissue + 2 * texture, 0.05, 1) * (radius < 0.85)
+
+
+@pytest.fixture
+def save(tmp_path):
+    def function(name, volume, affine=AFFINE):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.asarray(volume, np.float32), affine), path)
+        return path
+
+    return function
+
+
+def pair_of(save, synthetic, real, mask=None, affine=AFFINE) -> ResultPair:
+    files = {"synthetic": save("s.nii.gz", synthetic, affine), "real": save("r.nii.gz", real)}
+    return ResultPair("anna", mask=None if mask is None else save("m.nii.gz", mask), **files)
+
+
+def rows_of(file) -> dict[str, dict[str, str]]:
+    with open(file, newline="") as opened:
+        return {row["subject"]: row for row in csv.DictReader(opened)}
+
+
+def test_the_unit_has_no_say_and_is_told(save):
+    real = brain()
+    real = np.clip(real / np.percentile(real[real > 0], 99.9), 0, 1)
+    plain = load_pair(pair_of(save, 0.8 * real, real))
+    assert plain.notes == []
+    scaled = load_pair(pair_of(save, 0.8 * real, 700 * real))
+    np.testing.assert_allclose(scaled.real, plain.real, atol=1e-3)
+    assert scaled.notes == ["real image divided by 700, the 99.9 percentile of its brain"]
+    np.testing.assert_array_equal(plain.mask, real > 0)
+    assert plain.spacing_mm == (4, 4, 4)
+
+
+def test_order_and_direction_of_the_axes_have_no_say(save):
+    real, image = brain(), 0.9 * brain()
+    turned = nib.Nifti1Image(image, AFFINE).as_reoriented([[1, -1], [0, 1], [2, -1]])
+    here = load_pair(pair_of(save, np.asarray(turned.dataobj), real, affine=turned.affine))
+    np.testing.assert_allclose(here.synthetic, image, atol=1e-6)
+    assert here.notes == []
+
+
+def test_another_grid_is_resampled_and_told(save):
+    real = ndimage.gaussian_filter(brain(), 1)
+    finer = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+    image = resample_from_to(nib.Nifti1Image(real, AFFINE), (tuple(2 * n for n in SHAPE), finer), order=1)
+    mask = real > 0.02
+    here = load_pair(pair_of(save, np.asarray(image.dataobj), real, mask, finer))
+    assert "resampled" in here.notes[0]
+    assert np.abs(here.synthetic - real)[mask].mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("shifted", "holds .*% of the brain of r.nii.gz, so they lie elsewhere"),
+        ("mirrored", "fits r.nii.gz better with left and right exchanged"),
+        ("upside down", "fits r.nii.gz better with top and bottom exchanged"),
+        ("whole head", "r.nii.gz is not skull-stripped"),
+        ("black", "s.nii.gz is empty"),
+    ],
+)
+def test_what_does_not_show_the_same_is_refused(save, change, sentence):
+    real, image, affine = brain(), brain(), AFFINE.copy()
+    if change == "shifted":
+        affine[:3, 3] += 70
+    elif change == "mirrored":
+        image = image[::-1]
+    elif change == "upside down":
+        image = image[:, :, ::-1]
+    elif change == "whole head":
+        real = real + 0.1
+    else:
+        image = 0 * image
+    with pytest.raises(CaseError, match=sentence):
+        load_pair(pair_of(save, image, real, affine=affine))
+
+
+def test_a_mask_makes_a_whole_head_comparable(save):
+    real = brain()
+    head = np.where(real > 0, real, 0.3)
+    here = load_pair(pair_of(save, 0.9 * real, head, mask=real > 0))
+    np.testing.assert_array_equal(here.mask, real > 0)
+
+
+def folders(save, tmp_path, factor: float = 1.0):
+    """Three subjects of which one is broken; gives the two folders."""
+    for seed, name in enumerate(("anna", "bert", "cleo")):
+        noise = np.random.default_rng(seed).normal(0, 0.05 * factor, SHAPE)
+        real = brain(seed)
+        save(f"ours{factor}/{name}_t1.nii.gz", np.clip(real + noise, 0, 1) * (real > 0))
+        save(f"real/{name}.nii.gz", 500 * real)
+    save("real/dora.nii.gz", brain())
+    (tmp_path / f"ours{factor}" / "cleo_t1.nii.gz").write_bytes(b"no volume")
+    return str(tmp_path / f"ours{factor}"), str(tmp_path / "real")
+
+
+def test_folders_give_tables_and_a_bad_pair_does_not_stop_the_rest(save, tmp_path):
+    out = tmp_path / "eval"
+    evaluate(*folders(save, tmp_path), output_dir=str(out))
+    rows = rows_of(out / "subjects.csv")
+    assert list(rows) == ["anna", "bert", "mean", "std"]
+    here = load_pair(ResultPair("anna", tmp_path / "ours1.0/anna_t1.nii.gz", tmp_path / "real/anna.nii.gz"))
+    expected = psnr(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (here.synthetic, here.real, here.mask)))
+    assert float(rows["anna"]["psnr_brain"]) == pytest.approx(expected.item(), abs=1e-3)
+    assert float(rows["anna"]["psnr"]) > float(rows["anna"]["psnr_brain"])
+    values = [float(rows[s]["ssim"]) for s in ("anna", "bert")]
+    assert float(rows["mean"]["ssim"]) == pytest.approx(np.mean(values), rel=1e-4)
+    assert float(rows["std"]["ssim"]) == pytest.approx(np.std(values, ddof=1), rel=1e-3)
+    failures = {f["subject"]: f["reason"] for f in json.loads((out / "failures.json").read_text())}
+    assert failures.keys() == {"cleo", "dora"}
+    assert "cannot be read" in failures["cleo"]
+    text = (out / "summary.md").read_text()
+    assert "| PSNR (dB) | " in text
+    assert "n = 2" in text
+    assert "- anna: real image divided by" in text
+    assert "- dora: there is no synthetic image of it" in text
+    cases = rows_of(out / "cases.csv")
+    assert (out / cases["bert"]["synthetic"]).resolve() == tmp_path / "ours1.0" / "bert_t1.nii.gz"
+    assert cases["bert"]["mask"] == ""
+
+
+def test_two_runs_are_tested_against_each_other(save, tmp_path, capsys):
+    for factor in (1.0, 2.0):
+        evaluate(*folders(save, tmp_path, factor), output_dir=str(tmp_path / f"eval{factor}"))
+    evaluate(*folders(save, tmp_path), output_dir=str(tmp_path / "eval1.0"), against=str(tmp_path / "eval2.0"))
+    line = next(
+        ln for ln in (tmp_path / "eval1.0" / "summary.md").read_text().splitlines() if "| PSNR (dB) | 2 | +" in ln
+    )
+    first, second = (read_subjects(tmp_path / f"eval{factor}") for factor in (1.0, 2.0))
+    difference = np.mean([first[s]["psnr"] - second[s]["psnr"] for s in first])
+    assert f"| {difference:+.3f} |" in line
+    capsys.readouterr()
+    evaluate(output_dir=str(tmp_path / "eval2.0"), against=str(tmp_path / "eval1.0" / "subjects.csv"))
+    assert f"| PSNR (dB) | 2 | {-difference:+.3f} |" in capsys.readouterr().out
+    assert (tmp_path / "eval2.0" / "against.md").is_file()
+
+
+def test_nothing_to_evaluate_is_an_error(save, tmp_path):
+    synthetic = save("ours/anna.nii.gz", 0 * brain())
+    real = save("real/anna.nii.gz", brain())
+    with pytest.raises(CaseError, match="No pair could be evaluated"):
+        evaluate(str(synthetic.parent), str(real.parent), output_dir=str(tmp_path / "eval"))
+    with pytest.raises(CaseError, match="Give either --pairs CSV"):
+        evaluate(str(synthetic.parent))
+    with pytest.raises(CaseError, match=r"There is no .*subjects\.csv"):
+        evaluate(str(synthetic.parent), str(real.parent), against=str(tmp_path / "ours"))
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same(save, tmp_path):
+    ours, real = folders(save, tmp_path)
+    for workers in (1, 2):
+        evaluate(ours, real, output_dir=str(tmp_path / f"eval{workers}"), workers=workers)
+    one, two = ((tmp_path / f"eval{workers}" / "subjects.csv").read_text() for workers in (1, 2))
+    assert one == two
