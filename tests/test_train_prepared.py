@@ -1,0 +1,96 @@
+"""What `prepare` makes of CT and T1 is what the training reads."""
+
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow
+from scipy import ndimage
+
+from scripts.data import listed_ct_window
+from scripts.data.prepare import prepare
+from scripts.files import CaseError
+
+SHAPE = (40, 46, 40)
+AFFINE = nib.affines.from_matvec(np.diag([4.0] * 3), [-78, -90, -78])
+TINY = {
+    "network_def#channels": [8, 8],
+    "network_def#norm_num_groups": 4,
+    "network_def#num_head_channels": 8,
+    "spacing": [4.0, 4.0, 4.0],
+    "slab_shape": [32, 40],
+    "max_epochs": 1,
+    "iterations_per_epoch": 2,
+    "batch_size": 2,
+    "warmup_iterations": 1,
+    "num_workers": 0,
+    "val_interval": 0,
+    "device": "$torch.device('cpu')",
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A set made of three people's stripped CT (10 to 60 HU) and T1, one of whom is in each list."""
+    raw = tmp_path_factory.mktemp("raw")
+    grid = np.stack(np.meshgrid(*(np.linspace(-1.2, 1.2, n) for n in SHAPE), indexing="ij"))
+    inside = (grid**2).sum(axis=0) < 1
+    lines = ["subject,source,target,split"]
+    for number, split in enumerate(("training", "validation", "test")):
+        noise = ndimage.gaussian_filter(np.random.default_rng(number).normal(size=SHAPE), 1.5)
+        tissue = np.clip(noise / noise.std(), -2.5, 2.5)
+        volumes = {"ct": np.where(inside, 35 + 10 * tissue, -1000), "t1": np.where(inside, 600 + 150 * tissue, 0)}
+        for name, volume in volumes.items():
+            nib.save(nib.Nifti1Image(volume.astype(np.float32), AFFINE), raw / f"p{number}_{name}.nii.gz")
+        lines.append(f"p{number},p{number}_ct.nii.gz,p{number}_t1.nii.gz,{split}")
+    (raw / "pairs.csv").write_text("\n".join(lines))
+    out = tmp_path_factory.mktemp("prepared")
+    prepare("csv", str(raw), str(out), registration=False, bias_correction=False, spacing=4.0, num_workers=0)
+    return out
+
+
+def entry_of(prepared, section):
+    [entry] = json.loads((prepared / "datalist.json").read_text())[section]
+    return {key: str(prepared / entry[key]) for key in ("source", "target", "mask")}
+
+
+def test_training_reads_hounsfield_units_back(prepared, bundle_root):
+    assert listed_ct_window(str(prepared)) == [0, 80]
+    parser = ConfigParser()
+    parser.read_config(bundle_root / "configs" / "train.json")
+    parser.update({"dataset_dir": str(prepared), "spacing": TINY["spacing"]})
+    steps = parser.get_parsed_content("load_real").transforms
+    names = [type(step).__name__ for step in steps]
+    data = entry_of(prepared, "training")
+    for step in steps[: names.index("CheckHounsfieldd") + 1]:
+        data = step(data)
+    hu = np.asarray(data["source"][0])[np.asarray(data["mask"][0]) > 0]
+    assert hu.min() >= 0
+    assert hu.mean() == pytest.approx(35, abs=1)
+    assert hu.std() == pytest.approx(9, abs=1)
+
+
+def test_a_prepared_set_trains(prepared, bundle_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the workflow changes it
+    made = ConfigWorkflow(
+        config_file=str(bundle_root / "configs" / "train.json"),
+        meta_file=str(bundle_root / "configs" / "metadata.json"),
+        logging_file=str(bundle_root / "configs" / "logging.conf"),
+        workflow_type="train",
+        **{**TINY, "dataset_dir": str(prepared), "output_dir": str(tmp_path / "out")},
+    )
+    made.initialize()
+    made.run()
+    made.finalize()
+    assert np.isfinite(made.trainer.state.output["loss"].item())
+    assert (tmp_path / "out" / "model.pt").is_file()
+
+
+def test_a_list_without_a_window_is_of_hounsfield_units(tmp_path):
+    (tmp_path / "datalist.json").write_text('{"training": []}')
+    assert listed_ct_window(str(tmp_path)) is None
+    with pytest.raises(CaseError, match=r"There is no .*datalist\.json"):
+        listed_ct_window(str(tmp_path / "elsewhere"))
