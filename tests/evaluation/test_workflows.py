@@ -1,0 +1,135 @@
+"""The overlays evaluate, ablation and samplers as their user meets them: a tiny trained network on tiny volumes."""
+
+import csv
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from scripts.evaluation.evaluate import evaluate
+from scripts.evaluation.results import read_subjects
+from scripts.style_key import save_style_keys, style_key_from_histogram
+
+TINY = {
+    "network_def#channels": [8, 8],
+    "network_def#norm_num_groups": 4,
+    "network_def#num_head_channels": 8,
+    "spacing": [4.0, 4.0, 4.0],
+    "num_inference_steps": 2,
+    "device": "$torch.device('cpu')",
+    "dtype": "float32",
+    "prepare_workers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two heads of four tissues, listed for validation and test, and style keys by name."""
+    root = tmp_path_factory.mktemp("pairs")
+    shape, affine = (30, 36, 28), np.diag([4.0, 4.0, 4.0, 1.0])
+    radius = np.sqrt((np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")) ** 2).sum(0))
+    mask, items = radius < 0.9, []
+    for number in range(2):
+        noise = 0.05 * np.random.default_rng(number).standard_normal(shape)
+        t1 = (np.select([radius < 0.4, radius < 0.7], [0.8, 0.5], 0.2) + noise).clip(0.02, 1) * mask
+        volumes = {"target": 1000 * t1, "source": np.where(mask, 20 + 20 * t1, -1000), "mask": mask}
+        entry = {"subject": f"head{number}"}
+        for key, volume in volumes.items():
+            entry[key] = f"head{number}_{key}.nii.gz"
+            nib.save(nib.Nifti1Image(volume.astype(np.float32), affine), root / entry[key])
+        items.append(entry)
+    (root / "datalist.json").write_text(json.dumps({"training": items, "validation": items, "test": items}))
+    flat = style_key_from_histogram(np.ones(128))
+    low = style_key_from_histogram(np.linspace(2, 0, 128))
+    save_style_keys({"average": flat, "head0": flat, "dora": low}, root / "keys.json")
+    return root
+
+
+@pytest.fixture
+def run(bundle_root, folder, tmp_path, monkeypatch):
+    """Run train.json with overlays on random weights; gives the output folder."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the workflow changes it
+
+    def function(*overlays, **overrides):
+        made = ConfigWorkflow(
+            config_file=[str(bundle_root / "configs" / name) for name in ("train.json", *overlays)],
+            meta_file=str(bundle_root / "configs" / "metadata.json"),
+            logging_file=str(bundle_root / "configs" / "logging.conf"),
+            workflow_type="train",
+            **{
+                **TINY,
+                "dataset_dir": str(folder),
+                "output_dir": str(tmp_path / "eval"),
+                "weights": str(tmp_path / "weights.pt"),
+                "style_keys_file": str(folder / "keys.json"),
+                **overrides,
+            },
+        )
+        torch.manual_seed(0)
+        network = made.parser.get_parsed_content("network_def")
+        if not (tmp_path / "weights.pt").exists():
+            # the last layer of a new network is zero: drawn weights make it heed its inputs
+            state = {name: value + 0.1 * torch.randn_like(value) for name, value in network.state_dict().items()}
+            torch.save(state, tmp_path / "weights.pt")
+        made.initialize()
+        made.run()
+        return tmp_path / "eval"
+
+    return function
+
+
+def rows_of(file) -> dict[str, dict[str, str]]:
+    with open(file, newline="") as opened:
+        return {row["subject"]: row for row in csv.DictReader(opened)}
+
+
+def test_saved_volumes_give_the_same_figures_to_the_command(run, tmp_path):
+    out = run("evaluate.json", save_volumes=True)
+    rows = rows_of(out / "subjects.csv")
+    assert list(rows) == ["head0", "head1", "mean", "std"]
+    assert "- weights: weights.pt, SHA-256 " in (out / "summary.md").read_text()
+    assert rows_of(out / "cases.csv")["head1"]["source"] == "head1_source.nii.gz"
+    evaluate(pairs=str(out / "cases.csv"), output_dir=str(tmp_path / "again"))
+    first, second = read_subjects(out), read_subjects(tmp_path / "again")
+    for subject, figures in first.items():
+        assert second[subject] == pytest.approx(figures, abs=2e-4, nan_ok=True)
+
+
+def test_the_best_key_is_that_of_another_person(run):
+    best = read_subjects(run("evaluate.json", style_key="best", subjects="head0"))
+    dora = read_subjects(run("evaluate.json", style_key="dora"))
+    average = read_subjects(run("evaluate.json"))
+    assert list(best) == ["head0"]
+    assert best["head0"] == pytest.approx(dora["head0"], nan_ok=True)
+    assert best["head0"]["psnr"] != average["head0"]["psnr"]
+
+
+def test_the_ablation_has_the_rows_of_the_paper(run, capsys):
+    out = run("ablation.json", evaluations=4, rows="Pure BBDM,+SKC colin,+ISTA,+SKC avg +ISTA cp-only,+SKC best +ISTA")
+    content = json.loads((out / "ablation.json").read_text())
+    assert list(content["rows"]) == ["real", "Pure BBDM", "+ISTA", "+SKC avg +ISTA cp-only", "+SKC best +ISTA"]
+    assert "The row +SKC colin is left out: The style key colin27" in capsys.readouterr().out
+    evaluations = {row: subjects["head1"]["evaluations"] for row, subjects in content["rows"].items()}
+    # 4 steps; with a correction S + (S - 1) evaluations may not be more, so that S is 2
+    assert evaluations == {"real": 0, "Pure BBDM": 4, "+ISTA": 3, "+SKC avg +ISTA cp-only": 4, "+SKC best +ISTA": 3}
+    assert content["rows"]["+SKC best +ISTA"]["head0"]["style_key"] == "dora"
+    assert content["tests"]["+ISTA"]["psnr"]["n"] == 2
+    kept = {path: path.stat().st_mtime_ns for path in (out / "ablation").iterdir()}
+    run("ablation.json", evaluations=4, rows="Pure BBDM,+ISTA")
+    assert {path: path.stat().st_mtime_ns for path in (out / "ablation").iterdir()} == kept
+
+
+def test_the_sampler_study_writes_table_points_and_picture(run):
+    curves = [["ancestral", "linear"], ["implicit_2", "lambda"]]
+    out = run("ablation.json", "samplers.json", curves=curves, steps=[2, 4], slices=9, subjects="head1")
+    content = json.loads((out / "samplers.json").read_text())
+    assert {name: [p["steps"] for p in points] for name, points in content["curves"].items()} == {
+        "F1 ancestral, linear": [2, 4],
+        "F4 implicit_2, lambda": [2, 4],
+    }
+    assert "- slices: the 9 in the middle of the brain" in (out / "samplers.md").read_text()
+    assert (out / "samplers.png").is_file()
