@@ -27,7 +27,11 @@ def results(tmp_path_factory):
             "style_key": "</script><script>alert(1)</script>",
             "source": {"file": f"Doe Jane/{name}.nii.gz", "sha256": sha256_of_file(source)},
             "grid": {"voxels": list(SHAPE), "spacing_mm": [SPACING] * 3, "orientation": "as in the source's header"},
-            "measured": {"source_distance": round(0.3 - 0.1 * number, 3), "source_distance_limit": 0.25, "source_median": 25.0},
+            "measured": {
+                "source_distance": round(0.3 - 0.1 * number, 3),
+                "source_distance_limit": 0.25,
+                "source_median": 25.0,
+            },
         }
         (folder / "out" / f"{name}_t1.json").write_text(json.dumps(record))
     failures = [{"case": "d", "file": "d.nii.gz", "reason": "d.nii.gz is <i>empty</i>; export it again."}]
