@@ -1,14 +1,17 @@
 """Rigid registration of a source to its target by Mattes mutual information, and the check of what came out.
 
 All geometry is in RAS millimetres. Both volumes are first resampled to axis-aligned grids there, so that oblique and
-left-handed affines need no further thought.
+left-handed affines need no further thought. Grey values become ranks: HU and the units of an MRI are then alike, and
+no bin of the histogram is spent on a range that holds nothing.
 
 Mattes et al., PET-CT image registration in the chest using free-form deformations, IEEE TMI 22, 2003.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import itk
 import nibabel as nib
@@ -22,21 +25,57 @@ ImageType = itk.Image[itk.F, 3]
 MetricType = itk.MattesMutualInformationImageToImageMetricv4[ImageType, ImageType]
 
 HISTOGRAM_BINS = 32
-PADDING = 40.0  # mm
-MARGIN = 10.0  # mm around the target's foreground that are sampled too
-HEAD_RADIUS = 80.0  # mm: turns an angle into the way of a point at the surface of the head
-START_ANGLE = 20.0  # degrees
+AIR = -1000.0  # HU; what lies below is padding
+PADDING = 40.0  # mm about a volume, its border continued: a head that is cut off gets no edge there
+MARGIN = 10.0  # mm about the target's foreground that count too: the outline of the head is told by both sides
+INNER_DEPTH = 4.0  # mm below the target's surface; from there on inwards the figures are taken
+HEAD_RADIUS = 80.0  # mm: turns an angle into the way of a point on the head
+START_ANGLES = (-24.0, -12.0, 0.0, 12.0, 24.0)  # degrees about each axis
+NUM_STARTS = 12
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the search; lengths in mm.
+
+    Attributes:
+        spacing: edge of the voxels.
+        num_samples: points that the mutual information is estimated from.
+        first_step: of the ascent.
+        last_step: the ascent stops when its steps are shorter.
+        num_starts: how many starts are followed from here, the best first.
+    """
+
+    spacing: float
+    num_samples: int
+    first_step: float
+    last_step: float
+    num_starts: int
+
+
+SHIFT = 4.0  # mm
+PERSON_GAIN = 1.2
+MIRRORED_GAIN = 1.03
+SHARP = 0.3
+SYMMETRIC = 0.8
+LEVELS = (Level(8.0, 3_000, 4.0, 0.5, NUM_STARTS), Level(4.0, 10_000, 3.0, 0.2, 3), Level(2.0, 30_000, 1.0, 0.02, 1))
+ITERATIONS = 60
 
 
 @dataclass(frozen=True)
 class Registration:
     """What a rigid registration found.
 
+    The mutual informations are in nats, all estimated from the same points inside the target.
+
     Attributes:
-        matrix: (4, 4) target RAS mm -> source RAS mm.
-        mutual_information_before: with the headers as they are, nats.
+        matrix: (4, 4) target RAS mm -> source RAS mm; the identity where the headers could not be improved on.
+        mutual_information_before: with the headers as they are.
         mutual_information_after: with `matrix`.
-        mutual_information_mirrored: the best that a left-right mirrored target reaches.
+        mutual_information_mirrored: the most that the target, mirrored left to right, reaches.
+        sharpness: the fraction of it that is lost on average when the source is shifted by `SHIFT` along an axis.
+        symmetry: the most that the target and the mirrored target have in common, as a fraction of what the target has
+            with itself; 1 is a symmetric image.
         displacement_mm: the longest way of a point of the target's foreground.
     """
 
@@ -44,209 +83,214 @@ class Registration:
     mutual_information_before: float
     mutual_information_after: float
     mutual_information_mirrored: float
+    sharpness: float
+    symmetry: float
     displacement_mm: float
 
 
 @dataclass(frozen=True)
 class _Volume:
-    """A volume on an axis-aligned RAS grid: data (H, W, Z) in [0, 1], origin (3,) mm, spacing mm, foreground."""
+    """A volume on an axis-aligned RAS grid.
+
+    Attributes:
+        data: (H, W, Z) float32, 0 in the background, else the rank of the grey value in (0, 1].
+        foreground: (H, W, Z) bool, inside the field of view.
+        origin: (3,) mm.
+        spacing: edge of the voxels, mm.
+    """
 
     data: np.ndarray
+    foreground: np.ndarray
     origin: np.ndarray
     spacing: float
-    foreground: np.ndarray
 
-    def centre_of_mass(self) -> np.ndarray:
-        return self.origin + self.spacing * np.array(ndimage.center_of_mass(self.foreground))
+    @classmethod
+    def of(cls, image: nib.Nifti1Image, spacing: float) -> _Volume:
+        """The image at a spacing."""
+        data, view, origin = _on_ras_grid(image, spacing)
+        foreground = data > foreground_threshold(data[view])
+        if not (foreground & view).any():
+            raise CaseError("The volume has one value everywhere; check the file.")
+        ranks = np.linspace(0.1, 1, 129)
+        values = np.interp(data, np.quantile(data[foreground & view], np.linspace(0, 1, ranks.size)), ranks)
+        values[~foreground] = 0
+        return cls(values.astype(np.float32), foreground & view, origin, spacing)
 
-    def centre_of_box(self) -> np.ndarray:
+    @property
+    def centre(self) -> np.ndarray:
+        """(3,) centre of mass of the foreground, mm."""
+        return self.points(np.array(ndimage.center_of_mass(self.foreground)))
+
+    @property
+    def box_centre(self) -> np.ndarray:
+        """(3,) centre of the foreground's box, mm."""
         found = np.argwhere(self.foreground)
-        return self.origin + self.spacing * (found.min(axis=0) + found.max(axis=0)) / 2
+        return self.points((found.min(axis=0) + found.max(axis=0)) / 2)
+
+    def points(self, voxels: np.ndarray) -> np.ndarray:
+        """(..., 3) voxel indices -> mm."""
+        return self.origin + self.spacing * voxels
 
     def mirrored(self) -> _Volume:
-        """The volume mirrored left to right about the centre of its grid."""
-        return _Volume(self.data[::-1], self.origin, self.spacing, self.foreground[::-1])
+        """Mirrored left to right about the middle of its grid."""
+        return _Volume(self.data[::-1], self.foreground[::-1], self.origin, self.spacing)
 
-    def itk_image(self):
-        image = itk.image_from_array(np.ascontiguousarray(self.data.transpose(2, 1, 0), dtype=np.float32))
-        image.SetOrigin([float(x) for x in self.origin])
-        image.SetSpacing([float(self.spacing)] * 3)
+    def mirrored_points(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3) where points of this volume are in the mirrored one, mm."""
+        middle = self.origin[0] + self.spacing * (self.data.shape[0] - 1) / 2
+        return np.column_stack([2 * middle - points[:, 0], points[:, 1:]])
+
+    def samples(self, count: int, margin: float = MARGIN) -> np.ndarray:
+        """(count, 3) points in mm, off the grid, whose own points are sharper than others.
+
+        Args:
+            count: how many.
+            margin: mm about the foreground; below 0 for points that lie deeper than that inside it.
+        """
+        inside = self.foreground if margin >= 0 else ~self.foreground
+        distance = ndimage.distance_transform_edt(~inside, sampling=self.spacing)
+        voxels = np.argwhere(distance <= margin if margin >= 0 else distance > -margin)
+        if not len(voxels):
+            voxels = np.argwhere(self.foreground)
+        random = np.random.default_rng(0)
+        chosen = voxels[random.integers(len(voxels), size=count)]
+        jittered = chosen + random.uniform(-0.5, 0.5, chosen.shape)
+        return self.points(jittered.clip(0, np.array(self.data.shape) - 1))
+
+    def itk_image(self, centre: np.ndarray, unit: float) -> ImageType:
+        """As ITK has it, with lengths from a centre (3,) mm in units of so many mm."""
+        image = itk.image_from_array(np.ascontiguousarray(self.data.transpose(2, 1, 0)))
+        image.SetOrigin(((self.origin - centre) / unit).tolist())
+        image.SetSpacing([self.spacing / unit] * 3)
         return image
 
 
-def _foreground_threshold(values: np.ndarray) -> float:
+def foreground_threshold(values: np.ndarray) -> float:
+    """What lies above is no background: halfway between the background's median and Otsu's threshold.
+
+    Otsu's own would put dark fluid into the background of a stripped volume.
+    """
     low, high = np.percentile(values, [0.5, 99.5])
-    lowest, count = np.unique(values, return_counts=True)
-    if count[0] > 0.2 * values.size:  # a background of one value
-        return float(lowest[0])
-    histogram, edges = np.histogram(values.clip(low, high), bins=256)
+    counts, edges = np.histogram(values.clip(low, high), bins=256)
     centres = (edges[1:] + edges[:-1]) / 2
-    weight = np.cumsum(histogram)
-    mean = np.cumsum(histogram * centres)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (mean[-1] * weight / weight[-1] - mean) ** 2 / (weight * (weight[-1] - weight))
-    return float(centres[np.nanargmax(between[:-1])])
+    weight, total = np.cumsum(counts)[:-1], np.cumsum(counts * centres)
+    between = (total[-1] * weight / counts.sum() - total[:-1]) ** 2 / (weight * (counts.sum() - weight))
+    otsu = centres[:-1][between.argmax()]
+    return float((np.median(values[values <= otsu]) + otsu) / 2)
 
 
-def _resampled(image: nib.Nifti1Image, spacing: float, padding: float) -> tuple[np.ndarray, np.ndarray]:
-    data = np.nan_to_num(np.asanyarray(image.dataobj, dtype=np.float32))
-    voxels = nib.affines.voxel_sizes(image.affine)
-    sigmas = np.maximum((spacing / voxels - 1) / 2, 0)
+def _on_ras_grid(image: nib.Nifti1Image, spacing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Data on an axis-aligned grid, its border continued; where the image's field of view is; the grid's origin, mm."""
+    data = np.nan_to_num(np.asanyarray(image.dataobj, dtype=np.float32)).clip(AIR, None)
+    sigmas = np.maximum((spacing / nib.affines.voxel_sizes(image.affine) - 1) / 2, 0)
     data = ndimage.gaussian_filter(data, sigmas, mode="nearest")
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in data.shape], indexing="ij"), axis=-1).reshape(-1, 3)
-    corners = nib.affines.apply_affine(image.affine, corners)
-    origin = corners.min(axis=0) - padding
-    shape = np.ceil((corners.max(axis=0) + padding - origin) / spacing).astype(int) + 1
-    grid = np.diag([spacing] * 3 + [1.0])
-    grid[:3, 3] = origin
-    to_voxels = np.linalg.inv(image.affine) @ grid
-    result = ndimage.affine_transform(
-        data, to_voxels[:3, :3], to_voxels[:3, 3], tuple(shape), order=1, mode="constant", cval=float(data.min())
-    )
-    return result, origin
-
-
-def _volume(image: nib.Nifti1Image, spacing: float) -> _Volume:
-    """The image at a spacing; grey values as ranks, so that every bin of the histogram counts alike."""
-    data, origin = _resampled(image, spacing, PADDING)
-    threshold = _foreground_threshold(data)
-    foreground = data > threshold
-    foreground = ndimage.binary_opening(foreground) if spacing <= 4 else foreground
-    if not foreground.any():
-        foreground = data > threshold
-    quantiles = np.quantile(data[data > threshold], np.linspace(0, 1, 129))
-    ranks = np.interp(data, quantiles, np.linspace(0.1, 1, 129))
-    ranks[data <= threshold] = 0
-    return _Volume(ranks.astype(np.float32), origin, spacing, foreground)
+    corners = nib.affines.apply_affine(image.affine, list(product(*[(0, n - 1) for n in data.shape])))
+    origin = corners.min(axis=0) - PADDING
+    shape = np.ceil((corners.max(axis=0) + PADDING - origin) / spacing).astype(int) + 1
+    grid = nib.affines.from_matvec(np.eye(3) * spacing, origin)
+    matrix, offset = nib.affines.to_matvec(np.linalg.inv(image.affine) @ grid)
+    resampled = ndimage.affine_transform(data, matrix, offset, tuple(shape), order=1, mode="nearest")
+    voxels = np.moveaxis(np.indices(shape, dtype=np.float32), 0, -1) @ matrix.T.astype(np.float32) + offset
+    view = ((voxels > -0.5) & (voxels < np.array(data.shape) - 0.5)).all(axis=-1)
+    return resampled, view, origin
 
 
 class _MutualInformation:
-    """Mutual information of two volumes as a function of a rigid transform; one thread, fixed samples.
+    """Mutual information of two volumes as a function of a rigid transform: fixed points, one thread, deterministic.
 
-    A transform is six numbers: Euler angles (radians) about the target's centre, then the translation (mm).
+    A transform is a (4, 4), target mm -> source mm.
+
+    Args:
+        source: the moving volume.
+        target: the fixed volume.
+        points: (N, 3) points of the target that it is estimated from, mm.
     """
 
-    def __init__(self, source: _Volume, target: _Volume, num_samples: int) -> None:
-        self.centre = target.centre_of_mass()
+    def __init__(self, source: _Volume, target: _Volume, points: np.ndarray) -> None:
+        # In units of the head's radius about its centre an angle and a shift of the same number move the head alike,
+        # so that the ascent needs no other scales.
+        self.centre = target.centre
         self.transform = itk.Euler3DTransform[itk.D].New()
-        self.transform.SetCenter([float(x) for x in self.centre])
         self.metric = MetricType.New()
         self.metric.SetNumberOfHistogramBins(HISTOGRAM_BINS)
-        self.metric.SetFixedImage(target.itk_image())
-        self.metric.SetMovingImage(source.itk_image())
+        self.metric.SetFixedImage(target.itk_image(self.centre, HEAD_RADIUS))
+        self.metric.SetMovingImage(source.itk_image(self.centre, HEAD_RADIUS))
         self.metric.SetMovingTransform(self.transform)
         self.metric.SetMaximumNumberOfWorkUnits(1)
-        self.metric.SetFixedSampledPointSet(_point_set(_samples(target, num_samples)))
+        point_set = itk.PointSet[itk.F, 3].New()
+        scaled = ((points - self.centre) / HEAD_RADIUS).astype(np.float32)
+        point_set.SetPoints(itk.vector_container_from_array(scaled.ravel()))
+        self.metric.SetFixedSampledPointSet(point_set)
         self.metric.UseSampledPointSetOn()
         self.metric.Initialize()
 
-    def value(self, parameters: np.ndarray) -> float:
-        self._set(parameters)
+    def at(self, matrix: np.ndarray) -> float:
+        """Nats."""
+        self._place(matrix)
         return -self.metric.GetValue()
 
-    def optimise(self, parameters: np.ndarray, step: float, smallest_step: float, iterations: int) -> np.ndarray:
-        """Climb from a start with steps that begin at `step` mm and end at `smallest_step` mm."""
-        self._set(parameters)
-        estimator = itk.RegistrationParameterScalesFromPhysicalShift[MetricType].New()
-        estimator.SetMetric(self.metric)
+    def ascend(self, matrix: np.ndarray, level: Level) -> np.ndarray:
+        """The transform at the top of the hill on which the given one stands."""
+        self._place(matrix)
         optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New()
         optimizer.SetMetric(self.metric)
-        optimizer.SetScalesEstimator(estimator)
         optimizer.DoEstimateLearningRateAtEachIterationOff()
         optimizer.DoEstimateLearningRateOnceOff()
-        optimizer.SetLearningRate(step)
-        optimizer.SetMinimumStepLength(smallest_step)
-        optimizer.SetRelaxationFactor(0.5)
-        optimizer.SetNumberOfIterations(iterations)
+        optimizer.SetLearningRate(level.first_step / HEAD_RADIUS)
+        optimizer.SetMinimumStepLength(level.last_step / HEAD_RADIUS)
+        optimizer.SetGradientMagnitudeTolerance(1e-9)
+        optimizer.SetNumberOfIterations(ITERATIONS)
         optimizer.StartOptimization()
-        return np.array(list(self.transform.GetParameters()))
+        linear = itk.array_from_matrix(self.transform.GetMatrix())
+        shift = HEAD_RADIUS * np.array(list(self.transform.GetOffset()))
+        return nib.affines.from_matvec(linear, shift + self.centre - linear @ self.centre)
 
-    def _set(self, parameters: np.ndarray) -> None:
-        values = itk.OptimizerParameters[itk.D](6)
-        for i, value in enumerate(parameters):
-            values.SetElement(i, float(value))
-        self.transform.SetParameters(values)
-
-
-def _samples(target: _Volume, count: int) -> np.ndarray:
-    """(count, 3) points in mm, between the grid's own, in the target's foreground and a margin about it."""
-    near = ndimage.distance_transform_edt(~target.foreground, sampling=target.spacing) <= MARGIN
-    voxels = np.argwhere(near)
-    random = np.random.default_rng(0)
-    chosen = voxels[random.choice(len(voxels), min(count, len(voxels)), replace=False)]
-    points = chosen + random.uniform(-0.5, 0.5, chosen.shape)
-    points = points.clip(0, np.array(target.data.shape) - 1.001)
-    return target.origin + target.spacing * points
+    def _place(self, matrix: np.ndarray) -> None:
+        linear, offset = nib.affines.to_matvec(matrix)
+        self.transform.SetMatrix(itk.matrix_from_array(linear))
+        self.transform.SetTranslation(((linear @ self.centre + offset - self.centre) / HEAD_RADIUS).tolist())
 
 
-def _point_set(points: np.ndarray):
-    point_set = itk.PointSet[itk.F, 3].New()
-    point_set.SetPoints(itk.vector_container_from_array(points.astype(np.float32).ravel()))
-    return point_set
+def _starts(information: _MutualInformation, source: _Volume, target: _Volume) -> list[np.ndarray]:
+    """The headers as they are, and the most promising of many turns about aligned centres; (4, 4) each."""
+    centre = target.centre
+    shifts = [source.centre - centre, source.box_centre - target.box_centre]
+    rotations = Rotation.from_euler("xyz", list(product(START_ANGLES, repeat=3)), degrees=True).as_matrix()
+    turned = [nib.affines.from_matvec(r, centre + s - r @ centre) for s in shifts for r in rotations]
+    turned.sort(key=information.at, reverse=True)
+    return _different([np.eye(4), *turned], centre)[:NUM_STARTS]
 
 
-def _matrix(parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """(4, 4) of the six numbers; ITK's Euler3DTransform turns about y, then x, then z."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler("ZXY", np.asarray(parameters)[[2, 0, 1]]).as_matrix()
-    matrix[:3, 3] = centre + parameters[3:] - matrix[:3, :3] @ centre
-    return matrix
+def _search(pyramid: Sequence[tuple[_Volume, _Volume]]) -> np.ndarray:
+    """The best rigid (4, 4) that was found, target mm -> source mm, through the levels of the pyramid."""
+    found: list[np.ndarray] = []
+    for level, (source, target) in zip(LEVELS, pyramid, strict=True):
+        information = _MutualInformation(source, target, target.samples(level.num_samples))
+        starts = _different(found, target.centre) if found else _starts(information, source, target)
+        found = [information.ascend(start, level) for start in starts[: level.num_starts]]
+        found.sort(key=information.at, reverse=True)
+    return found[0]
 
 
-def _parameters(matrix: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """The six numbers of a rigid (4, 4), the reverse of `_matrix`."""
-    angles = Rotation.from_matrix(matrix[:3, :3]).as_euler("ZXY")[[1, 2, 0]]
-    return np.concatenate([angles, matrix[:3, :3] @ centre + matrix[:3, 3] - centre])
-
-
-def _starts(source: _Volume, target: _Volume) -> list[np.ndarray]:
-    shifts = [
-        np.zeros(3),
-        source.centre_of_mass() - target.centre_of_mass(),
-        source.centre_of_box() - target.centre_of_box(),
-    ]
-    angle = np.deg2rad(START_ANGLE)
-    turns = [np.zeros(3)] + [sign * angle * axis for axis in np.eye(3) for sign in (-1, 1)]
-    return [np.concatenate([turn, shift]) for shift in shifts for turn in turns]
-
-
-def _search(
-    levels: list[tuple[_Volume, _Volume]], starts_also: list[np.ndarray] = ()
-) -> tuple[np.ndarray, _MutualInformation]:
-    coarse, middle, fine = levels
-    information = _MutualInformation(*coarse, 4000)
-    starts = _starts(*coarse) + [_parameters(m, information.centre) for m in starts_also]
-    found = [information.optimise(start, 8.0, 1.0, 25) for start in starts]
-    found.sort(key=information.value, reverse=True)
-    matrices = [_matrix(p, information.centre) for p in found]
-    information = _MutualInformation(*middle, 10000)
-    chosen = _distinct(matrices, information.centre)[:3]
-    found = [information.optimise(_parameters(m, information.centre), 3.0, 0.2, 60) for m in chosen]
-    best = _matrix(max(found, key=information.value), information.centre)
-    information = _MutualInformation(*fine, 30000)
-    best = information.optimise(_parameters(best, information.centre), 1.0, 0.02, 60)
-    return _matrix(best, information.centre), information
-
-
-def _distinct(matrices: list[np.ndarray], centre: np.ndarray) -> list[np.ndarray]:
+def _different(matrices: Sequence[np.ndarray], centre: np.ndarray) -> list[np.ndarray]:
+    """Those that bring no point of the head close to where one before them brings it."""
+    sphere = centre + HEAD_RADIUS * np.concatenate([np.eye(3), -np.eye(3)])
     kept: list[np.ndarray] = []
     for matrix in matrices:
-        if all(_displacement(np.linalg.inv(other) @ matrix, _sphere(centre)) > 6 for other in kept):
+        if all(longest_way(np.linalg.inv(other) @ matrix, sphere) > LEVELS[0].spacing / 2 for other in kept):
             kept.append(matrix)
     return kept
 
 
-def _sphere(centre: np.ndarray) -> np.ndarray:
-    return centre + HEAD_RADIUS * np.concatenate([np.eye(3), -np.eye(3)])
-
-
-def _displacement(matrix: np.ndarray, points: np.ndarray) -> float:
-    """The longest way of a point, mm."""
+def longest_way(matrix: np.ndarray, points: np.ndarray) -> float:
+    """How far the point that a (4, 4) moves most is moved; points (N, 3), mm."""
     return float(np.linalg.norm(nib.affines.apply_affine(matrix, points) - points, axis=1).max())
 
 
 def register_rigid(source: nib.Nifti1Image, target: nib.Nifti1Image) -> Registration:
-    """Register a source rigidly to its target.
+    """Register a source rigidly to its target, and its mirrored target too, for `check_registration`.
+
+    Deterministic; one thread.
 
     Args:
         source: (H, W, Z), any contrast and affine.
@@ -254,18 +298,57 @@ def register_rigid(source: nib.Nifti1Image, target: nib.Nifti1Image) -> Registra
 
     Returns:
         The registration.
+
+    Raises:
+        CaseError: a volume has one value everywhere.
     """
-    levels = [(_volume(source, spacing), _volume(target, spacing)) for spacing in (8.0, 4.0, 2.0)]
-    matrix, information = _search(levels)
-    before = information.value(np.zeros(6))
-    after = information.value(_parameters(matrix, information.centre))
-    if before >= after:
-        matrix, after = np.eye(4), before
-    mirrored_levels = [(s, t.mirrored()) for s, t in levels]
-    _, mirrored_information = mirror = _search(mirrored_levels)
-    mirrored = mirrored_information.value(_parameters(mirror[0], mirrored_information.centre))
-    points = _samples(levels[-1][1], 2000)
-    return Registration(matrix, before, after, mirrored, _displacement(matrix, points))
+    pyramid = [(_Volume.of(source, level.spacing), _Volume.of(target, level.spacing)) for level in LEVELS]
+    mirrored = [(moving, fixed.mirrored()) for moving, fixed in pyramid]
+    matrix, mirrored_matrix = _search(pyramid), _search(mirrored)
+    (moving, fixed), flipped = pyramid[-1], mirrored[-1][1]
+    points = _inner_points(fixed, source, matrix)
+    information = _MutualInformation(moving, fixed, points)
+    if information.at(np.eye(4)) >= information.at(matrix):
+        matrix = np.eye(4)
+    after = information.at(matrix)
+    shifted = [information.at(_shift(sign * SHIFT * axis) @ matrix) for axis in np.eye(3) for sign in (-1, 1)]
+    return Registration(
+        matrix=matrix,
+        mutual_information_before=information.at(np.eye(4)),
+        mutual_information_after=after,
+        mutual_information_mirrored=_MutualInformation(moving, flipped, fixed.mirrored_points(points)).at(
+            mirrored_matrix
+        ),
+        sharpness=1 - float(np.mean(shifted)) / after,
+        symmetry=_symmetry([fixed for _, fixed in pyramid[1:]], points, np.linalg.inv(mirrored_matrix) @ matrix),
+        displacement_mm=longest_way(matrix, points),
+    )
+
+
+def _shift(shift: np.ndarray) -> np.ndarray:
+    return nib.affines.from_matvec(np.eye(3), shift)
+
+
+def _inner_points(volume: _Volume, source: nib.Nifti1Image, matrix: np.ndarray) -> np.ndarray:
+    """Points inside the target that the source shows too; all of them where next to none is shown."""
+    points = volume.samples(LEVELS[-1].num_samples, -INNER_DEPTH)
+    shown = _inside(source, nib.affines.apply_affine(matrix, points))
+    return points[shown] if shown.mean() > 0.1 else points
+
+
+def _symmetry(targets: Sequence[_Volume], points: np.ndarray, start: np.ndarray) -> float:
+    """See `Registration`; the search begins at (4, 4) target mm -> mirrored target mm, on all levels but the first."""
+    matrix = start
+    for level, target in zip(LEVELS[1:], targets, strict=True):
+        matrix = _MutualInformation(target.mirrored(), target, target.samples(level.num_samples)).ascend(matrix, level)
+    common = _MutualInformation(targets[-1].mirrored(), targets[-1], points).at(matrix)
+    return common / _MutualInformation(targets[-1], targets[-1], points).at(np.eye(4))
+
+
+def _inside(image: nib.Nifti1Image, points: np.ndarray) -> np.ndarray:
+    """(N,) bool: which points (mm) lie in the image's field of view."""
+    voxels = nib.affines.apply_affine(np.linalg.inv(image.affine), points)
+    return ((voxels > -0.5) & (voxels < np.array(image.shape[:3]) - 0.5)).all(axis=1)
 
 
 def check_registration(registration: Registration, name: str) -> None:
@@ -276,13 +359,26 @@ def check_registration(registration: Registration, name: str) -> None:
         name: the subject, for the message.
 
     Raises:
-        CaseError: mutual information was not raised, or a mirrored target fits better.
+        CaseError: mutual information was not raised; or the target fits better when it is mirrored; or the source fits
+            it no better than its mirror image, and better when stretched: it is another person's.
     """
     before, after = registration.mutual_information_before, registration.mutual_information_after
+    mirrored = registration.mutual_information_mirrored
     if after < before:
-        raise CaseError(f"{name}: registration did not raise mutual information ({before:.3f} to {after:.3f} nats).")
-    if registration.mutual_information_mirrored > after:
         raise CaseError(
-            f"{name}: the target fits better mirrored left to right ({registration.mutual_information_mirrored:.3f} "
-            f"against {after:.3f} nats), so one of the two images is mirrored: correct its header or leave it out."
+            f"{name}: registration did not raise the mutual information of source and target ({before:.3f} to "
+            f"{after:.3f} nats); check that both show the whole head."
+        )
+    if after >= PERSON_GAIN * mirrored:
+        return
+    blurred = registration.sharpness < SHARP and registration.symmetry < SYMMETRIC
+    if blurred and mirrored < PERSON_GAIN * after:
+        raise CaseError(
+            f"{name}: the source fits the target hardly better than its mirror image ({after:.3f} against "
+            f"{mirrored:.3f} nats), so the two seem to show different people; check that they belong together."
+        )
+    if mirrored > MIRRORED_GAIN * after:
+        raise CaseError(
+            f"{name}: the source fits the mirrored target better than the target ({mirrored:.3f} against {after:.3f} "
+            "nats), so one of the two is mirrored left to right; correct its header."
         )
