@@ -24,7 +24,7 @@ async function makeViewer(figure) {
     tileMargin: 0,
     crosshairColor: [0.3, 0.8, 1, 0.55],
     crosshairWidth: CROSSHAIR,
-    fontColor: [1, 0.85, 0.4, 1],
+    fontColor: [1, 0.5, 0.05, 1],
     fontMinPx: 15,
     backColor: [0, 0, 0, 1],
     loadingText: "",
