@@ -5,8 +5,8 @@ import fire
 from scripts.data.prepare import prepare
 from scripts.data.prepare_t1 import prepare_listed
 from scripts.evaluation.compare import as_markdown, compare_volumes
-from scripts.evaluation.evaluate import evaluate
 from scripts.evaluation.curves import learning_curves
+from scripts.evaluation.evaluate import evaluate
 from scripts.report import report
 from scripts.workflow import shorten_errors
 

@@ -6,17 +6,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+from scripts.data.splits import SECTIONS
+from scripts.data.training import DATALIST, listed_ct_window, training_datalist
 from scripts.files import CaseError
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz")
 
 
-def inference_datalist(dataset_dir: Any, output_dir: Any = None) -> list[dict[str, str]]:
+def inference_datalist(dataset_dir: Any, output_dir: Any = None, section: str | None = None) -> list[dict[str, str]]:
     """The volumes to translate: one file, or every volume in a folder and the folders below it.
+
+    Of a prepared training set, which is a folder with a `datalist.json`, these are the sources alone, not the targets
+    and masks beside them; CASE is the subject's name.
 
     Args:
         dataset_dir: an image file or a folder; whatever the command line made of it is read as text.
         output_dir: folder that is left out of the search, so that earlier results are never taken for inputs.
+        section: "training", "validation" or "test" of a prepared set; None for all three.
 
     Returns:
         `{"image": path, "case": CASE}` for each volume, sorted by path. CASE is the path below `dataset_dir` without
@@ -34,6 +40,8 @@ def inference_datalist(dataset_dir: Any, output_dir: Any = None) -> list[dict[st
         raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
     if output_dir is not None and Path(str(output_dir)).expanduser().resolve() == root.resolve():
         raise CaseError(f"{root} is both dataset_dir and output_dir; give another output_dir.")
+    if (root / DATALIST).is_file():
+        return _listed_sources(root, section)
     files = [path for path in _walk(root, output_dir) if _suffix(path) is not None]
     if not files:
         raise CaseError(
@@ -41,6 +49,23 @@ def inference_datalist(dataset_dir: Any, output_dir: Any = None) -> list[dict[st
             "and DICOM has to be converted first (dcm2niix does it)."
         )
     items = [{"image": str(path), "case": case_name(path.relative_to(root))} for path in files]
+    _refuse_clashes(items)
+    return items
+
+
+def inference_ct_window(dataset_dir: Any) -> list[float] | None:
+    """HU that 0 and 1 stand for in a prepared training set of CT; None for anything else, which is in HU."""
+    root = Path(str(dataset_dir)).expanduser()
+    return listed_ct_window(str(root)) if (root / DATALIST).is_file() else None
+
+
+def _listed_sources(root: Path, section: str | None) -> list[dict[str, str]]:
+    entries = [e for name in ([section] if section else SECTIONS) for e in training_datalist(str(root), name)]
+    if not entries:
+        raise CaseError(
+            f"{root / DATALIST} lists nobody{f' under {section}' if section else ''}; give another section."
+        )
+    items = sorted(({"image": e["source"], "case": str(e["subject"])} for e in entries), key=lambda item: item["image"])
     _refuse_clashes(items)
     return items
 

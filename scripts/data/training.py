@@ -15,6 +15,7 @@ from scripts.data.slab_dataset import PackedVolume
 from scripts.data.volume_cache import IMAGES, Arrays, prepared_arrays
 from scripts.files import CaseError
 
+DATALIST = "datalist.json"
 _VOLUMES = ("source", "target", "mask")
 
 
@@ -55,7 +56,7 @@ def listed_ct_window(dataset_dir: str) -> list[float] | None:
 
 
 def _read_datalist(dataset_dir: str) -> tuple[Path, Mapping]:
-    path = Path(dataset_dir) / "datalist.json"
+    path = Path(dataset_dir) / DATALIST
     if not path.is_file():
         raise CaseError(
             f"There is no {path}; training reads its subjects from there (docs/README.md, Training, shows its form)."

@@ -1,10 +1,11 @@
 """Which files become cases, under which names."""
 
+import json
 import os
 
 import pytest
 
-from scripts.data.datalists import case_name, inference_datalist
+from scripts.data.datalists import case_name, inference_ct_window, inference_datalist
 from scripts.files import CaseError
 
 
@@ -80,3 +81,28 @@ def test_nothing_to_do_is_an_error(tmp_path):
 
 def test_case_name(tmp_path):
     assert case_name((tmp_path / "sub-01" / "ct.nii.gz").relative_to(tmp_path)) == "sub-01_ct"
+
+
+def test_a_prepared_set_gives_its_sources_under_the_subjects_names(tmp_path):
+    sections = {"training": ["bert", "anna"], "validation": [], "test": ["cleo"]}
+    listed = {"ct_window": [0, 80]}
+    for section, subjects in sections.items():
+        listed[section] = [
+            {"subject": s, **{key: f"{s}_{key}.nii.gz" for key in ("source", "target", "mask")}} for s in subjects
+        ]
+        for entry in listed[section]:
+            for key in ("source", "target", "mask"):
+                (tmp_path / entry[key]).touch()
+    (tmp_path / "datalist.json").write_text(json.dumps(listed))
+    items = inference_datalist(tmp_path)
+    assert [item["case"] for item in items] == ["anna", "bert", "cleo"]
+    assert [item["image"] for item in items] == [str(tmp_path / f"{s}_source.nii.gz") for s in ("anna", "bert", "cleo")]
+    assert [item["case"] for item in inference_datalist(tmp_path, section="test")] == ["cleo"]
+    with pytest.raises(CaseError, match="lists nobody under validation"):
+        inference_datalist(tmp_path, section="validation")
+    assert inference_ct_window(tmp_path) == [0, 80]
+
+
+def test_what_is_no_prepared_set_is_in_hounsfield_units(folder):
+    assert inference_ct_window(folder) is None
+    assert inference_ct_window(folder / "deep" / "d.mha") is None
