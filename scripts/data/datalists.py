@@ -32,17 +32,27 @@ def inference_datalist(dataset_dir: Any, output_dir: Any = None, section: str | 
         CaseError: nothing there, no volume in it, two files of the same CASE, or outputs among the inputs.
     """
     root = Path(str(dataset_dir)).expanduser()
+    if output_dir is not None and Path(str(output_dir)).expanduser().resolve() == root.resolve():
+        raise CaseError(f"{root} is both dataset_dir and output_dir; give another output_dir.")
+    if (root / DATALIST).is_file():
+        return _listed_sources(root, section)
+    return volumes_below(root, output_dir)
+
+
+def volumes_below(root: Path, left_out: Any = None) -> list[dict[str, str]]:
+    """A file, or every volume of a folder and the folders below it, whatever it is of; as `inference_datalist`.
+
+    Args:
+        root: an image file or a folder.
+        left_out: folder that is left out of the search.
+    """
     if root.is_file():
         if _suffix(root) is None:
             raise CaseError(f"{root} is no volume this bundle reads; give one of {', '.join(IMAGE_SUFFIXES)}.")
         return [{"image": str(root), "case": case_name(Path(root.name))}]
     if not root.is_dir():
         raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
-    if output_dir is not None and Path(str(output_dir)).expanduser().resolve() == root.resolve():
-        raise CaseError(f"{root} is both dataset_dir and output_dir; give another output_dir.")
-    if (root / DATALIST).is_file():
-        return _listed_sources(root, section)
-    files = [path for path in _walk(root, output_dir) if _suffix(path) is not None]
+    files = [path for path in _walk(root, left_out) if _suffix(path) is not None]
     if not files:
         raise CaseError(
             f"The folder {root} holds no volume; dataset_dir wants {', '.join(IMAGE_SUFFIXES)} files, "

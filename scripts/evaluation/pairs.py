@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.data.datalists import inference_datalist
+from scripts.data.datalists import volumes_below
 from scripts.files import CaseError
 
 _KINDS = {
@@ -127,7 +127,8 @@ def _why_not(candidates: dict[str, dict[str, Path]]) -> str | None:
 def _by_subject(kind: str, folder: str | os.PathLike) -> dict[str, dict[str, Path]]:
     """Subject -> name -> file of the files that can be of this kind."""
     found: dict[str, dict[str, Path]] = {}
-    items = inference_datalist(folder)
+    # the files themselves: a datalist.json there would name the sources alone
+    items = volumes_below(Path(str(folder)).expanduser())
     own = [item for item in items if item["case"].lower().endswith(_KINDS[kind])]
     foreign = tuple(_ELSEWHERE - set(_KINDS[kind]))
     neutral = [item for item in items if not item["case"].lower().endswith((*foreign, *_KINDS[kind]))]
@@ -140,4 +141,4 @@ def _by_subject(kind: str, folder: str | os.PathLike) -> dict[str, dict[str, Pat
 
 
 def _stem(file: Path) -> str:
-    return inference_datalist(file)[0]["case"]
+    return volumes_below(file)[0]["case"]

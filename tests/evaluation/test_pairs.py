@@ -1,5 +1,6 @@
 """Which files belong together."""
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -49,6 +50,15 @@ def test_files_meet_by_subject_in_each_layout(tree):
     }
     bert = next(p for p in pairs if p.subject == "bert")
     assert (bert.mask.name, bert.source.name) == ("bert_mask.nii.gz", "bert_source.nii.gz")
+
+
+def test_in_a_prepared_set_the_real_image_is_the_target_not_the_source(tree):
+    root = tree("ours/anna_t1.nii.gz", *(f"set/anna_{kind}.nii.gz" for kind in ("source", "target", "mask")))
+    listed = {"subject": "anna", "source": "anna_source.nii.gz", "target": "anna_target.nii.gz"}
+    (root / "set" / "datalist.json").write_text(json.dumps({"training": [], "validation": [], "test": [listed]}))
+    pairs, _ = pairs_of_folders(root / "ours", root / "set", masks=root / "set", source=root / "set")
+    files = pairs[0].real, pairs[0].mask, pairs[0].source
+    assert [file.name for file in files] == ["anna_target.nii.gz", "anna_mask.nii.gz", "anna_source.nii.gz"]
 
 
 def test_what_has_no_partner_or_two_is_left_out_with_the_reason(tree):
