@@ -87,18 +87,18 @@ def test_aligned_pair_stays_where_it_is():
 
 def test_mirrored_image_is_refused_by_name(moved_pair):
     source, target, _ = moved_pair
-    with pytest.raises(CaseError, match="anna.*mirrored left to right"):
+    with pytest.raises(CaseError, match=r"anna.*mirrored left to right"):
         check_registration(register_rigid(source, mirrored(target)), "anna")
 
 
 def test_other_person_is_refused_by_name(moved_pair):
-    with pytest.raises(CaseError, match="anna.*different people"):
+    with pytest.raises(CaseError, match=r"anna.*different people"):
         check_registration(register_rigid(moved_pair[0], scan(1, T1)), "anna")
 
 
 def test_no_gain_is_refused(registration):
     lower = 0.9 * registration.mutual_information_before
-    with pytest.raises(CaseError, match="anna.*raise"):
+    with pytest.raises(CaseError, match=r"anna.*raise"):
         check_registration(replace(registration, mutual_information_after=lower), "anna")
 
 
