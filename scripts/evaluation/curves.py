@@ -43,14 +43,14 @@ def read_curves(folder: str | Path) -> Curves:
         CaseError: no logged loss in the folder.
     """
     folder = Path(folder)
-    minutes, logged = 0.0, {tag: [] for tag, _ in _PANELS}
+    spans, logged = [], {tag: [] for tag, _ in _PANELS}
     for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: p.name.split(".")[3]):
         events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
         scalars = {tag: events.Scalars(tag) for tag in logged if tag in events.Tags()["scalars"]}
         for tag, values in scalars.items():
             logged[tag] += [(v.wall_time, v.step, v.value) for v in values]
         times = [v.wall_time for values in scalars.values() for v in values]
-        minutes += (max(times) - min(times)) / 60 if times else 0.0
+        spans += [(min(times), max(times))] if times else []
     if not logged["loss"]:
         raise CaseError(f"{folder} has no events with a loss; give the output folder of a training.")
     progress = np.array(sorted(logged["loss"]))
@@ -59,7 +59,16 @@ def read_curves(folder: str | Path) -> Curves:
         times, steps, numbers = np.array(sorted(values)).reshape(-1, 3).T
         iterations = steps if tag == "loss" else np.round(np.interp(times, progress[:, 0], progress[:, 1]))
         points[tag] = _latest(iterations, numbers)
-    return Curves(folder.resolve().name, minutes, points)
+    return Curves(folder.resolve().name, _covered(spans) / 60, points)
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals: several files of one start overlap, those of another start do not."""
+    total, reached = 0.0, -np.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _latest(iterations: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,9 +87,13 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def draw_curves(runs: Sequence[Curves]) -> Figure:
-    """Loss, PSNR and SSIM against iterations, a line for each training, its wall time in the legend."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (tag, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+    """Loss, PSNR and SSIM against iterations, a line for each training, its wall time in the legend.
+
+    A figure that none of the trainings logged has no panel.
+    """
+    panels = [(tag, title) for tag, title in _PANELS if any(len(run.points[tag][0]) for run in runs)]
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    for axes, (tag, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, run in enumerate(runs):
             iterations, values = run.points[tag]
             label = f"{run.name}, {run.minutes:.0f} min"

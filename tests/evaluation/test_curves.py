@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.evaluation.curves import learning_curves, read_curves
+from scripts.evaluation.curves import draw_curves, learning_curves, read_curves
 from scripts.files import CaseError
 
 
@@ -40,6 +40,21 @@ def test_a_resumed_training_is_one_curve_and_its_pause_no_time(tmp_path):
     assert (losses[iterations <= 100] == 0.5).all()
     assert (losses[iterations > 100] == 0.25).all()
     assert curves.minutes == pytest.approx((190.5 + 190.5) / 60, abs=0.02)
+
+
+def test_files_of_one_start_are_one_time(tmp_path):
+    log_run(tmp_path, 0, 200, loss=0.5)
+    with SummaryWriter(tmp_path, filename_suffix=".other") as writer:
+        for epoch in (1, 2):
+            writer.add_scalar("psnr_brain", 20.0, epoch, walltime=1_000_000.0 + 100 * epoch)
+    assert read_curves(tmp_path).minutes == pytest.approx(190.5 / 60, abs=0.01)
+
+
+def test_what_was_not_logged_has_no_panel(tmp_path):
+    log_run(tmp_path / "short", 0, 90, loss=0.5)
+    log_run(tmp_path / "long", 0, 200, loss=0.5)
+    runs = [read_curves(tmp_path / name) for name in ("short", "long")]
+    assert [len(draw_curves(chosen).axes) for chosen in (runs[:1], runs)] == [1, 3]
 
 
 def test_the_picture_is_written(tmp_path):
