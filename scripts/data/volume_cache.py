@@ -84,7 +84,19 @@ def _attempt(make: Callable[[Mapping], Arrays], items: Sequence[Mapping], index:
         # a copy, since what a transform remembers of one subject must not reach the next
         return copy.deepcopy(make)(items[index])
     except Exception as error:
-        return error
+        return _sendable(error)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The `CaseError` that MONAI wrapped, else the error with a note of its root: causes are lost between processes."""
+    root: BaseException = error
+    while not isinstance(root, CaseError) and root.__cause__ is not None:
+        root = root.__cause__
+    if isinstance(root, CaseError):
+        return root
+    if root is not error:
+        error.add_note(f"caused by {root!r}")
+    return error
 
 
 def _checked(result: Arrays | Exception | None, item: Mapping) -> Arrays:

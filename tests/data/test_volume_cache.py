@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,23 @@ def test_an_error_is_the_subjects_own_and_the_good_ones_are_kept(prepare, items)
         prepare()
     Path(items[2]["target"]).write_text("5")
     assert prepare() == ([0, 2, 10], ["s2"])
+
+
+def refused(item: dict) -> dict[str, np.ndarray]:
+    """What MONAI makes of a transform that refuses a subject."""
+    return Compose([refusal])(item)
+
+
+def refusal(item: dict) -> dict[str, np.ndarray]:
+    raise CaseError(f"{item['subject']} is no CT.") from OSError("a reader's own words")
+
+
+def test_the_sentence_survives_the_way_from_another_process(items):
+    with pytest.raises(RuntimeError, match="applying transform"):
+        refused(items[0])
+    sent = pickle.loads(pickle.dumps(volume_cache._attempt(refused, items, 0)))
+    assert isinstance(sent, CaseError)
+    assert str(sent) == "s0 is no CT."
 
 
 @pytest.mark.slow
