@@ -144,6 +144,9 @@ def load_pair(pair: ResultPair) -> ComparedPair:
         image = resample_from_to(synthetic, real, order=1).get_fdata(dtype=np.float32)
         notes.append("synthetic image resampled to the real one's grid (linear)")
         _check_cover(pair, inside & mask, mask, "field of view")
+    if (reference[~mask] != 0).any():  # a mask was given for a head that has its skull
+        reference, image = reference * mask, image * mask
+        notes.append("both images set to 0 outside the given mask")
     top = np.percentile(image[mask], _PERCENTILE)
     _check_cover(pair, mask & (image > 0.02 * max(top, 0)), mask, "brain")
     reference = _scaled(reference, mask, "real", pair.real, notes)

@@ -112,6 +112,8 @@ def test_a_mask_makes_a_whole_head_comparable(save):
     head = np.where(real > 0, real, 0.3)
     here = load_pair(pair_of(save, 0.9 * real, head, mask=real > 0))
     np.testing.assert_array_equal(here.mask, real > 0)
+    np.testing.assert_allclose(here.real, real, atol=1e-6)
+    assert here.notes == ["both images set to 0 outside the given mask"]
 
 
 def folders(save, tmp_path, factor: float = 1.0):
