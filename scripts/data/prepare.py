@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from scripts.data.layouts import list_pairs
 from scripts.data.pairs import Pair
 from scripts.data.prepared_set import PreparedSet
 from scripts.data.splits import SECTIONS, one_person_each, split_people
+from scripts.data.volume_cache import num_cores
 from scripts.files import CaseError
 from scripts.transforms.skull_strip import SkullStripd
 
@@ -126,7 +126,7 @@ def _checked_fractions(validation_fraction: float, test_fraction: float) -> dict
 def _checked_workers(num_workers: int | None) -> int:
     """The processes at a time, one for each core that may be used where it is not said."""
     if num_workers is None:
-        return len(os.sched_getaffinity(0))
+        return num_cores()
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
         raise CaseError(f"num_workers is {num_workers}; give a number of processes, or 0 for none beside this one.")
     return num_workers

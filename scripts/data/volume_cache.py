@@ -112,7 +112,7 @@ def _checked(result: Arrays | Exception | None, item: Mapping) -> Arrays:
 
 def _num_processes(make: Callable, num_workers: int | None, pending: Sequence[int]) -> int:
     """How many processes `run_isolated` shall start; 0 is none."""
-    workers = min(len(pending), num_workers or _num_cores())
+    workers = min(len(pending), num_workers or num_cores())
     if workers < 2:
         return 0
     try:
@@ -123,7 +123,7 @@ def _num_processes(make: Callable, num_workers: int | None, pending: Sequence[in
     return workers
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -186,7 +186,7 @@ def _find_real(cases: list[Case], real: Path) -> None:
     if not real.is_dir():
         raise CaseError(f"{real} is not there; give the folder of the real images, named like the cases.")
     for case in cases:
-        names = [f"{case.name}{middle}{suffix}" for middle in ("", "_t1") for suffix in SUFFIXES]
+        names = [f"{case.name}{middle}{suffix}" for middle in ("", "_target", "_t1") for suffix in SUFFIXES]
         case.real = next((real / name for name in names if (real / name).is_file()), case.real)
         if case.real is None:
             case.notes.append("There is no real image named like this case.")
