@@ -22,6 +22,7 @@ from scripts.evaluation.metrics import psnr
 from scripts.files import CaseError
 from scripts.style_key import load_style_keys, save_style_keys, style_key_from_histogram
 from scripts.weights import load_weights
+from scripts.workflow import reason
 
 TINY = {
     "network_def#channels": [8, 8],
@@ -315,3 +316,11 @@ def test_a_bad_datalist_is_refused_in_one_sentence(workflow, tmp_path, datalist,
     with pytest.raises(RuntimeError) as caught:
         workflow(dataset_dir=str(tmp_path)).run()
     assert re.search(sentence, str(case_error_of(caught.value)))
+
+
+def test_another_task_does_not_go_on_from_the_checkpoints(workflow):
+    workflow(max_epochs=1).run()
+    again = workflow(max_epochs=2, source_contrast="FLAIR")
+    with pytest.raises(RuntimeError) as error:
+        again.run()
+    assert "of another training (its source_contrast" in reason(error.value)

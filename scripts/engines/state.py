@@ -15,6 +15,8 @@ from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from scripts.files import CaseError
+
 
 def averaged_model(network: nn.Module, decay: float = 0.997) -> AveragedModel:
     """PyTorch's exponential moving average of a network's weights and buffers, called like the network itself.
@@ -128,6 +130,36 @@ class SeedEpochs:
         manual_seed(int(torch.randint(2**31, (), generator=sequence)))
         if self.dataset is not None:
             self.dataset.set_epoch(epoch)
+
+
+class SameTraining:
+    """What a training is of, kept in its checkpoints: another task or other people do not go on from them.
+
+    Args:
+        identity: setting -> value, plain values.
+        folder: of the checkpoints, for the error.
+    """
+
+    def __init__(self, identity: Mapping[str, object], folder: str | os.PathLike) -> None:
+        self.identity = dict(identity)
+        self.folder = Path(folder)
+
+    def state_dict(self) -> dict[str, object]:
+        """The settings."""
+        return self.identity
+
+    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
+        """Compare with an earlier run's.
+
+        Raises:
+            CaseError: a setting differs.
+        """
+        for name, value in self.identity.items():
+            if state_dict.get(name) != value:
+                raise CaseError(
+                    f"The checkpoints in {self.folder} are of another training (its {name} is another); give another "
+                    "output_dir."
+                )
 
 
 class ResumableTraining:
