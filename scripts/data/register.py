@@ -57,13 +57,13 @@ ITERATIONS = 60  # of an ascent, at most
 AS_GOOD = 0.99  # of the mutual information: headers as good as that, half a millimetre or so, are left as they are
 SHIFT = 4.0  # mm
 
-# Of 26 pairs of two people `gain_over_mirrored` was at most 1.09, with a sharpness of at most 0.28; of 22 good pairs
-# (FLAIR, T2, simulated CT to T1) the gain was at least 1.28. Templates and phantoms may be symmetric, and then nothing
-# tells left from right: they are told by their symmetry (CT and T1 templates 0.99, people 0.06 to 0.34) or sharpness.
-PERSON_GAIN = 1.17
-SHARP = 0.35
+# Two images of one person fit clearly better, or clearly worse, than one of them and the other's mirror image, and they
+# fit at a sharp place. The sum of both, |ln(gain over mirrored)| + sharpness, was 0.43 to 3.1 in good pairs (FLAIR, T2,
+# T1, simulated CT to T1) and -0.1 to 0.32 in pairs of two people. A symmetric target cannot be judged by it: the
+# symmetry of CT and T1 templates is 0.99 and more, that of people 0.06 to 0.34.
+SAME_PERSON = 0.37
 SYMMETRIC = 0.8
-MIRRORED_GAIN = 1.03  # a mirrored image that is all but symmetric
+MIRRORED = 0.03  # of ln(gain over mirrored); symmetric templates differ by 0.01
 LEVELS = (Level(8.0, 3_000, 4.0, 0.5, NUM_STARTS), Level(4.0, 10_000, 3.0, 0.2, 3), Level(2.0, 30_000, 1.0, 0.02, 1))
 
 
@@ -80,8 +80,8 @@ class Registration:
         mutual_information_mirrored: the most that the target, mirrored left to right, reaches.
         gain_over_mirrored: after / mirrored; the geometric mean of this ratio at those points, where the outline of the
             head steadies it, and at points inside the head alone, where people differ.
-        sharpness: the fraction of the mutual information inside the head that is lost, on average, when the source is
-            shifted by `SHIFT` along an axis.
+        sharpness: of the better fit of these two, the fraction of the mutual information inside the head that is lost,
+            on average, when the source is shifted by `SHIFT` along an axis.
         symmetry: mutual information of the target and the mirrored target inside the head, as a fraction of that of the
             target with itself; 1 for a symmetric image.
         displacement_mm: the longest way of a point of the target's foreground.
@@ -336,20 +336,21 @@ def register_rigid(source: nib.Nifti1Image, target: nib.Nifti1Image) -> Registra
     pyramid = _pyramid(source, target)
     matrix, mirrored_matrix = _search(pyramid), _search([scene.mirrored() for scene in pyramid])
     finest = pyramid[-1]
-    inner = finest.target.samples(finest.level.num_samples, -INNER_DEPTH)
-    whole, inside = (replace(finest, points=_shown(source, points, matrix)) for points in (finest.points, inner))
+    deeper = finest.target.samples(finest.level.num_samples, -INNER_DEPTH)
+    whole, inside = (replace(finest, points=_shown(source, points, matrix)) for points in (finest.points, deeper))
     information = whole.information()
     if information.at(np.eye(4)) >= information.at(matrix) * AS_GOOD:
         matrix = np.eye(4)
     mirrored = whole.mirrored().information().at(mirrored_matrix)
-    inner_gain = inside.information().at(matrix) / inside.mirrored().information().at(mirrored_matrix)
+    fits = [(inside.information(), matrix), (inside.mirrored().information(), mirrored_matrix)]
+    inner, inner_mirrored = (fit.at(place) for fit, place in fits)
     return Registration(
         matrix=matrix,
         mutual_information_before=information.at(np.eye(4)),
         mutual_information_after=information.at(matrix),
         mutual_information_mirrored=mirrored,
-        gain_over_mirrored=float(np.sqrt(information.at(matrix) / mirrored * inner_gain)),
-        sharpness=_sharpness(inside.information(), matrix),
+        gain_over_mirrored=float(np.sqrt(information.at(matrix) / mirrored * inner / inner_mirrored)),
+        sharpness=_sharpness(*fits[inner < inner_mirrored]),
         symmetry=_symmetry([*pyramid[1:], inside], np.linalg.inv(mirrored_matrix) @ matrix),
         displacement_mm=longest_way(matrix, whole.points),
     )
@@ -392,9 +393,8 @@ def check_registration(registration: Registration, name: str) -> None:
         name: the subject, for the message.
 
     Raises:
-        CaseError: mutual information was not raised; or the target fits better when it is mirrored; or the source fits
-            it hardly better than its mirror image and at no sharp place, though it is not symmetric: it is another
-            person's.
+        CaseError: mutual information was not raised; or the source fits the target and the mirrored target alike and at
+            no sharp place, so that it is another person's; or it fits the mirrored target better.
     """
     before, after = registration.mutual_information_before, registration.mutual_information_after
     mirrored = registration.mutual_information_mirrored
@@ -403,16 +403,13 @@ def check_registration(registration: Registration, name: str) -> None:
             f"{name}: registration did not raise the mutual information of source and target ({before:.3f} to "
             f"{after:.3f} nats); check that both show the whole head."
         )
-    gain = registration.gain_over_mirrored
-    if gain >= PERSON_GAIN:
-        return
-    unsharp = registration.sharpness < SHARP and registration.symmetry < SYMMETRIC
-    if unsharp and gain > 1 / PERSON_GAIN:
+    gain = float(np.log(registration.gain_over_mirrored))
+    if abs(gain) + registration.sharpness < SAME_PERSON and registration.symmetry < SYMMETRIC:
         raise CaseError(
-            f"{name}: the source fits the target hardly better than its mirror image ({after:.3f} against "
+            f"{name}: the source fits the target as little as its mirror image ({after:.3f} against "
             f"{mirrored:.3f} nats), so the two seem to show different people; check that they belong together."
         )
-    if gain < 1 / MIRRORED_GAIN:
+    if gain < -MIRRORED:
         raise CaseError(
             f"{name}: the source fits the mirrored target better than the target ({mirrored:.3f} against {after:.3f} "
             "nats), so one of the two is mirrored left to right; correct its header."
