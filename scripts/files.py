@@ -15,6 +15,11 @@ def sha256_of_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_if_there(path: str | os.PathLike) -> str | None:
+    """`sha256_of_file`, or None where there is no such file."""
+    return sha256_of_file(path) if Path(path).is_file() else None
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file that is either the old one or the whole new one, whenever it is read."""
     temporary = path.with_name(f".{path.name}.partial")

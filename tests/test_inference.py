@@ -138,6 +138,7 @@ def test_a_folder_becomes_three_files_a_case(tmp_path, translate, models):
         "spacing_mm": [6.0, 6.0, 6.0],
         "hu_window": [0, 80],
         "ct_window": None,
+        "style_keys_sha256": sha256_of_file(models["style_keys_file"]),
     }
     assert {key: record[key] for key in expected} == expected
 

@@ -36,6 +36,8 @@ def inference_datalist(dataset_dir: Any, output_dir: Any = None, section: str | 
         raise CaseError(f"{root} is both dataset_dir and output_dir; give another output_dir.")
     if (root / DATALIST).is_file():
         return _listed_sources(root, section)
+    if section is not None:
+        raise CaseError(f"{root} has no {DATALIST}, so there is no section '{section}' of it; leave section out.")
     return volumes_below(root, output_dir)
 
 

@@ -103,6 +103,11 @@ def test_a_prepared_set_gives_its_sources_under_the_subjects_names(tmp_path):
     assert inference_ct_window(tmp_path) == [0, 80]
 
 
+def test_a_plain_folder_has_no_sections(folder):
+    with pytest.raises(CaseError, match=r"has no datalist\.json"):
+        inference_datalist(folder, section="test")
+
+
 def test_what_is_no_prepared_set_is_in_hounsfield_units(folder):
     assert inference_ct_window(folder) is None
     assert inference_ct_window(folder / "deep" / "d.mha") is None
