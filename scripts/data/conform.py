@@ -56,6 +56,17 @@ def output_files(pair: Pair) -> dict[str, str]:
     return {**names, "picture": f"quality/{pair.subject}.png"}
 
 
+def remove_files(pair: Pair, output: Path) -> None:
+    """Remove a pair's files, those under temporary names too; no error where there are none."""
+    for name in output_files(pair).values():
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(_working_folder(pair, output), ignore_errors=True)
+
+
+def _working_folder(pair: Pair, output: Path) -> Path:
+    return output / f".{pair.subject}.partial"
+
+
 def prepare_pair(pair: Pair, recipe: Recipe, output: Path) -> dict[str, Any]:
     """Make a pair's files, see `output_files`; they appear together, under temporary names before.
 
@@ -68,13 +79,13 @@ def prepare_pair(pair: Pair, recipe: Recipe, output: Path) -> dict[str, Any]:
         output: folder to write to.
 
     Returns:
-        What the record of this subject says: see the code of `_record`.
+        The subject's record: what was loaded, registration, brain, grid and time, as `_record` names them.
 
     Raises:
         CaseError: the pair cannot be prepared.
     """
     began = time.monotonic()
-    working = output / f".{pair.subject}.partial"
+    working = _working_folder(pair, output)
     shutil.rmtree(working, ignore_errors=True)
     (working / "quality").mkdir(parents=True)
     try:
@@ -85,21 +96,15 @@ def prepare_pair(pair: Pair, recipe: Recipe, output: Path) -> dict[str, Any]:
             registration = register_rigid(source.image, target.image)
             check_registration(registration, pair.subject)
         brain = find_brain(source, target, recipe.skull_strip, pair.mask, pair.labels)
-        to_source = registration.matrix if _is_worth_it(registration, recipe) else IDENTITY
+        to_source = IDENTITY if registration is None else registration.matrix
         made = _Conformed.of(source, target, brain, to_source, recipe, pair.subject)
         _write(made, pair, working)
         (output / "quality").mkdir(exist_ok=True)
         for name in output_files(pair).values():
             os.replace(working / name, output / name)
-        figures = _registration_record(registration, applied=_is_worth_it(registration, recipe))
-        return _record(source, target, figures, brain, made, time.monotonic() - began)
+        return _record(source, target, registration, brain, made, time.monotonic() - began)
     finally:
         shutil.rmtree(working, ignore_errors=True)
-
-
-def _is_worth_it(registration: Registration | None, recipe: Recipe) -> bool:
-    """Whether there is a way of half a voxel; a shorter one mends less than its interpolation blurs."""
-    return registration is not None and registration.displacement_mm > recipe.spacing / 2
 
 
 @dataclass(frozen=True)
@@ -187,26 +192,24 @@ def _write(made: _Conformed, pair: Pair, folder: Path) -> None:
     quality_picture(made.source, made.target, made.mask, contrasts).save(folder / names["picture"])
 
 
-def _registration_record(registration: Registration | None, applied: bool) -> dict[str, Any] | None:
-    if registration is None:
-        return None
-    figures = asdict(registration)
-    matrix = figures.pop("matrix").round(6).tolist()
-    return {**{key: round(value, 4) for key, value in figures.items()}, "applied": applied, "matrix": matrix}
-
-
 def _record(
-    source: Volume, target: Volume, registration: dict[str, Any] | None, brain: Brain, made: _Conformed, seconds: float
+    source: Volume, target: Volume, registration: Registration | None, brain: Brain, made: _Conformed, seconds: float
 ) -> dict[str, Any]:
     millilitres = made.mask.sum() * abs(np.linalg.det(made.grid.affine[:3, :3])) / 1000
     return {
         "source": _volume_record(source),
         "target": _volume_record(target),
-        "registration": registration,
+        "registration": None if registration is None else _registration_record(registration),
         "brain": {"from": brain.origin, "millilitres": round(float(millilitres)), "seen": round(made.seen, 4)},
         "voxels": list(made.grid.shape),
         "seconds": round(seconds, 1),
     }
+
+
+def _registration_record(registration: Registration) -> dict[str, Any]:
+    figures = asdict(registration)
+    matrix = figures.pop("matrix").round(6).tolist()
+    return {**{key: round(value, 4) for key, value in figures.items()}, "matrix": matrix}
 
 
 def _volume_record(volume: Volume) -> dict[str, Any]:

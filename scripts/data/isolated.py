@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -73,9 +74,16 @@ def _received(receiver: Connection) -> object | None:
 
 def _work(sender: Connection, function: Callable, item: object) -> None:
     """What a process does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is answered by the parent alone
     torch.set_num_threads(1)
     itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(1)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         result = function(item)
     sender.send(result)
+
+
+def _end_with_parent() -> None:
+    """Nobody waits for the result of a process whose parent was killed, and a new run may write the same files."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts.data.conform import Recipe, output_files, prepare_pair
+from scripts.data.conform import Recipe, output_files, prepare_pair, remove_files
 from scripts.data.isolated import run_isolated
 from scripts.data.pairs import Pair, files_below
 from scripts.data.quality import quality_page
@@ -73,8 +73,7 @@ class PreparedSet:
             outcome = outcome or {"reason": KILLED.format(subject=pair.subject)}
             if "reason" in outcome:
                 failures.append({"subject": pair.subject, "reason": outcome["reason"]})
-                for name in output_files(pair).values():
-                    (self.folder / name).unlink(missing_ok=True)
+                remove_files(pair, self.folder)
                 tqdm.write(f"{pair.subject} failed: {outcome['reason']}", file=sys.stdout)
             else:
                 self.subjects[pair.subject] = outcome

@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +28,26 @@ def test_a_killed_process_takes_no_other_with_it():
     assert len(pids) == 4
     assert os.getpid() not in pids
     assert {result[2] for result in results.values()} == {1}
+
+
+def start_and_linger(folder):
+    """Says that it started, and three seconds later that it is still there."""
+    (Path(folder) / "started").touch()
+    time.sleep(3)
+    (Path(folder) / "still_there").touch()
+
+
+def test_processes_end_with_a_killed_parent(tmp_path, bundle_root):
+    code = f"from test_isolated import *; list(run_isolated(start_and_linger, [{str(tmp_path)!r}], 1))"
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{bundle_root}"}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    while not (tmp_path / "started").exists():
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    time.sleep(5)
+    assert not (tmp_path / "still_there").exists()
 
 
 def test_no_workers_is_this_process():

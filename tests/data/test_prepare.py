@@ -1,7 +1,8 @@
 """The command `prepare`: raw scans in, a training set out, and whoever fails is named."""
 
 import json
-from dataclasses import fields, replace
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import nibabel as nib
@@ -157,18 +158,6 @@ def test_the_source_is_moved_by_the_registration(scans, out):
     assert record["mutual_information_before"] == 0.2
     assert record["mutual_information_after"] == 0.9
     np.testing.assert_allclose(record["matrix"], SHIFT)
-    assert record["applied"]
-
-
-def test_a_pair_that_lies_together_is_not_interpolated(scans, out, monkeypatch):
-    tiny = replace(FOUND, matrix=nib.affines.from_matvec(np.eye(3), [1.5, 0, 0]), displacement_mm=1.5)
-    monkeypatch.setattr(conform, "register_rigid", lambda source, target: tiny)
-    monkeypatch.setattr(conform, "check_registration", lambda registration, name: None)
-    scans.add("anna", brain(0), brain(0))
-    run(scans, out, registration=True)
-    source, target = (volume(out, f"anna_{key}.nii.gz").get_fdata() for key in ("source", "target"))
-    np.testing.assert_allclose(source, target, atol=1e-6)
-    assert not json.loads((out / "prepare.json").read_text())["subjects"]["anna"]["registration"]["applied"]
 
 
 @pytest.mark.usefixtures("registered_by_shift")
@@ -352,9 +341,17 @@ def test_last_lines_are_the_next_commands(people, out, capsys):
     assert "configs/evaluate.json" in lines[-1]
 
 
-def test_works_in_processes_of_its_own(people, out):
-    datalist = run(people, out, num_workers=2, bias_correction=True)
-    assert entries(datalist).keys() == {"anna", "bert", "cleo", "dora"}
+def test_works_in_processes_of_its_own_and_a_killed_one_leaves_nothing(people, out):
+    killing = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
+    command = f'{sys.executable} -c "{killing}" {{input}} {{mask}}'
+    head = np.random.default_rng(1).uniform(300, 400, SHAPE).astype(np.float32)
+    people.save("bert_source.nii.gz", head)
+    people.save("bert_target.nii.gz", head + brain(1))
+    datalist = run(people, out, num_workers=2, bias_correction=True, skull_strip=command)
+    assert entries(datalist).keys() == {"anna", "cleo", "dora"}
+    [failure] = json.loads((out / "failures.json").read_text())
+    assert failure["reason"].startswith("bert was not prepared because its process was killed")
+    assert not [path for path in out.iterdir() if "bert" in path.name]
 
 
 @pytest.mark.parametrize(

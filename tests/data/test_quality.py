@@ -90,7 +90,6 @@ def record(after, **others):
             "mutual_information_before": 0.2,
             "mutual_information_after": after,
             "displacement_mm": 12.3,
-            "applied": True,
         },
         "brain": {"from": "labels", "millilitres": 1234, "seen": 0.9},
         "source": {"contrast": "CT", "spacing_mm": [0.5, 0.5, 5.0]},
