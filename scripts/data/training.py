@@ -146,3 +146,21 @@ def part_of(items: Sequence[Mapping], rank: int, num_processes: int) -> list[dic
 def training_style_keys(volumes: Sequence[PackedVolume], num_bins: int = 128) -> dict:
     """The style key of each packed volume, by subject: (3, num_bins) float32."""
     return {volume.subject: volume.style_key(num_bins) for volume in volumes}
+
+
+def keys_by_person(keys: Mapping[str, np.ndarray], items: Sequence[Mapping]) -> dict[str, np.ndarray]:
+    """The same keys under names that begin with the person: `PERSON#SUBJECT`, where the datalist tells another person.
+
+    What lies far from the training is judged against other people, not against the same one's second scan.
+
+    Args:
+        keys: subject, or subject with `#k` behind it -> key.
+        items: entries of the datalist.
+    """
+    person = {str(item["subject"]): str(item.get("person", item["subject"])) for item in items}
+    renamed = {}
+    for name, key in keys.items():
+        subject = name.split("#")[0]
+        who = person.get(subject, subject)
+        renamed[name if who == subject else f"{who}#{name}"] = key
+    return renamed

@@ -13,6 +13,7 @@ from scripts.data.slab_dataset import (
     pack_volume,
     smooth_shading,
 )
+from scripts.data.training import keys_by_person
 from scripts.files import CaseError
 from scripts.style_key import compute_style_key
 
@@ -184,3 +185,9 @@ def test_each_source_has_its_key():
     # the second one is 100 grey levels brighter
     centres = [np.average(np.arange(64), weights=key[0]) / 64 for key in keys.values()]
     assert centres[1] - centres[0] == pytest.approx(100 / 255, abs=0.02)
+
+
+def test_keys_of_a_persons_second_scan_carry_the_persons_name():
+    items = [{"subject": "a1", "person": "a"}, {"subject": "a2", "person": "a"}, {"subject": "b"}]
+    keys = {"a1": 1, "a2#0": 2, "a2#1": 3, "b": 4}
+    assert keys_by_person(keys, items) == {"a#a1": 1, "a#a2#0": 2, "a#a2#1": 3, "b": 4}
