@@ -59,9 +59,8 @@ def compare_runs(first: Mapping[str, Mapping[str, float]], second: Mapping[str, 
     if not first.keys() & second.keys():
         raise ValueError("The two runs have no subject in common; compare evaluations of the same subjects.")
     # what the real image has of its own is the same in both
-    names = [
-        name for name in next(iter(first.values())) if name in next(iter(second.values())) and "reference" not in name
-    ]
+    own = {"i_ssim_reference", "i_ssim_reference_brain"}
+    names = [n for n in next(iter(first.values())) if n in next(iter(second.values())) and n not in own]
     rows = []
     for name in names:
         columns = [{s: run[s].get(name, float("nan")) for s in run} for run in (first, second)]

@@ -33,5 +33,8 @@ def test_the_table_has_the_figures_that_both_runs_have():
     lines = compare_runs(first, second).splitlines()
     assert len(lines) == 3
     assert lines[2].startswith("| PSNR (dB) | 3 | +1.000 | 2.00 | 0.18 |")
+    figures = ("i_ssim_reference", "i_ssim_reference_brain", "preference_score")
+    run = {s: dict.fromkeys(figures, v) for s, v in FIRST.items()}
+    assert [line.split(" | ")[0] for line in compare_runs(run, run).splitlines()[2:]] == ["| preference_score"]
     with pytest.raises(ValueError, match="no subject in common"):
         compare_runs(first, {"zoe": {"psnr": 1.0}})
