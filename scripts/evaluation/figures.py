@@ -69,19 +69,20 @@ def label(figure: str) -> str:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; that of one value is 0."""
+    """Mean and sample standard deviation (0 for one value) of the finite values; without any, their mean and NaN."""
     array = np.asarray(values, dtype=float)
-    if not np.isfinite(array).all():
+    finite = array[np.isfinite(array)]
+    if not len(finite):
         return float(array.mean()), float("nan")
-    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    return float(finite.mean()), float(finite.std(ddof=1)) if len(finite) > 1 else 0.0
 
 
 def format_spread(values: Sequence[float], digits: int = 4) -> str:
-    """Values as "mean ± standard deviation"; the mean alone where there is one value or no finite deviation."""
+    """Values as "mean ± standard deviation", and how many are finite where some are not; one value as it is."""
     mean, deviation = mean_and_deviation(values)
-    if len(values) < 2 or not np.isfinite(deviation):
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    count = int(np.isfinite(values).sum())
+    text = f"{mean:.{digits}f} ± {deviation:.{digits}f}" if count > 1 else f"{mean:.{digits}f}"
+    return f"{text} (n = {count})" if 0 < count < len(values) else text
 
 
 def digits_of(figure: str) -> int:

@@ -102,8 +102,9 @@ def summary(evaluation: Evaluation) -> str:
         "",
         markdown_table(["", "whole volume", "inside the brain"], rows),
         "",
-        f"Mean ± standard deviation, n = {len(runs)}. Data range 1, images clipped to [0, 1]. NRMSE: over the range of "
-        "the real image. SSIM: uniform window of 7 voxels, 3D. I-SSIM: of adjacent axial slices; nearer to the real "
+        f"Mean ± standard deviation, n = {len(runs)} where no other is told: of the subjects that have the figure "
+        "(too small a brain has no Dice). Data range 1, images clipped to [0, 1]. NRMSE: over the range of the real "
+        "image. SSIM: uniform window of 7 voxels, 3D. I-SSIM: of adjacent axial slices; nearer to the real "
         "image's is better. Sharpness: gradient energy as a share of the real image's. Dice: both images divided alike "
         "by a hidden Markov random field.",
         "",
@@ -130,6 +131,24 @@ def comparison(figures: Mapping[str, Mapping[str, float]], against: str | os.Pat
     except ValueError as error:
         raise CaseError(str(error)) from error
     return f"## Against {Path(against).name}\n\nPaired t-test, two-sided; difference: this one minus that.\n\n{table}\n"
+
+
+def check_against(against: str | os.PathLike | None, output_dir: str | os.PathLike) -> None:
+    """Refuse another evaluation that cannot be compared, before the work rather than after it.
+
+    Args:
+        against: its folder or subjects.csv, or None.
+        output_dir: of this evaluation.
+
+    Raises:
+        CaseError: the other evaluation cannot be read, or is this one.
+    """
+    if against is None:
+        return
+    folders = [p.parent if p.suffix == ".csv" else p for p in map(Path, (against, output_dir))]
+    if folders[0].resolve() == folders[1].resolve():
+        raise CaseError(f"{against} is this evaluation's own folder; give another one as --against or --output_dir.")
+    read_subjects(against)
 
 
 def read_subjects(path: str | os.PathLike) -> dict[str, dict[str, float]]:
