@@ -13,13 +13,22 @@ from tqdm import tqdm
 
 from scripts.evaluation.compare import pearson
 from scripts.evaluation.pairs import ResultPair, pairs_of_folders, pairs_of_table
-from scripts.evaluation.results import Evaluation, comparison, read_subjects, subject_figures, write_results
+from scripts.evaluation.results import (
+    Evaluation,
+    check_against,
+    comparison,
+    read_subjects,
+    subject_figures,
+    write_results,
+)
 from scripts.files import CaseError, write_whole
 from scripts.transforms.checks import CheckVolumed, LoadVolumed
 
 _PERCENTILE = 99.9  # of the brain becomes 1, as in training
 _LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3
 _LEAST_COVER = 0.5  # share of the real brain that the synthetic image has to hold
+_UNIT_TOPS = {"real": (0.5, 1.2), "synthetic": (0.0, 1.5)}  # percentiles of a brain that is taken to be in [0, 1]
+_MOST_NEGATIVE = 0.03  # share of the brain's voxels
 _CLEARLY = 0.7  # a mirrored image fits clearly better where 1 - Pearson correlation falls to this share
 
 
@@ -45,6 +54,7 @@ def evaluate(
         against: another evaluation's folder; adds a paired t-test for each figure.
         workers: processes.
     """
+    check_against(against, output_dir)
     if pairs is None and synthetic is None and real is None and against is not None:
         text = comparison(read_subjects(output_dir), against)
         folder = Path(output_dir) if Path(output_dir).is_dir() else Path(output_dir).parent
@@ -52,8 +62,6 @@ def evaluate(
         print(text)
         return
     listed, left_out = _listed(synthetic, real, pairs, masks, source)
-    if against is not None:
-        read_subjects(against)  # refused before the work, not after it
     evaluation = evaluate_pairs(listed, workers)
     evaluation.failures = {**left_out, **evaluation.failures}
     if not evaluation.figures:
@@ -131,8 +139,8 @@ def load_pair(pair: ResultPair) -> ComparedPair:
     """Read a pair, bring the synthetic image to the real one's grid, and both to [0, 1].
 
     Raises:
-        CaseError: a file that cannot be read, a brain that cannot be told from the head, or images that do not show the
-            same place.
+        CaseError: a file that cannot be read, a brain that cannot be told from the head, values that are negative in
+            the brain, or images that do not show the same place.
     """
     real, synthetic = _read(pair.real), _read(pair.synthetic)
     reference = real.get_fdata(dtype=np.float32)
@@ -147,6 +155,8 @@ def load_pair(pair: ResultPair) -> ComparedPair:
     if (reference[~mask] != 0).any():  # a mask was given for a head that has its skull
         reference, image = reference * mask, image * mask
         notes.append("both images set to 0 outside the given mask")
+    _check_sign(reference[mask], pair.real)
+    _check_sign(image[mask], pair.synthetic)
     top = np.percentile(image[mask], _PERCENTILE)
     _check_cover(pair, mask & (image > 0.02 * max(top, 0)), mask, "brain")
     reference = _scaled(reference, mask, "real", pair.real, notes)
@@ -192,14 +202,28 @@ def _check_cover(pair: ResultPair, covered: np.ndarray, mask: np.ndarray, what: 
         )
 
 
+def _check_sign(values: np.ndarray, path: Path) -> None:
+    """Refuse an image of the brain such as one in [-1, 1], half of which would be clipped."""
+    low, high = np.percentile(values, [100 - _PERCENTILE, _PERCENTILE])
+    share = float((values < -0.02 * (high - low)).mean())
+    if share > _MOST_NEGATIVE:
+        raise CaseError(
+            f"{share:.0%} of the brain is negative in {path.name} ({low:.3g} to {high:.3g}); bring it to values "
+            "from 0, such as [-1, 1] to [0, 1]."
+        )
+
+
 def _scaled(image: np.ndarray, mask: np.ndarray, kind: str, path: Path, notes: list[str]) -> np.ndarray:
     """[0, 1]; images of another unit by the percentile of their brain."""
-    if image.max() > 1.001:
-        top = float(np.percentile(image[mask], _PERCENTILE))
-        if top <= 0:
-            raise CaseError(f"{path.name} is not positive inside the brain; check the file and its mask.")
+    top = float(np.percentile(image[mask], _PERCENTILE))
+    if top <= 0:
+        raise CaseError(f"{path.name} is not positive inside the brain; check the file and its mask.")
+    least, most = _UNIT_TOPS[kind]
+    if not least <= top <= most:
         image = image / top
         notes.append(f"{kind} image divided by {top:.4g}, the {_PERCENTILE} percentile of its brain")
+    elif top > 1.001:
+        notes.append(f"{kind} image clipped at 1; the {_PERCENTILE} percentile of its brain is {top:.4g}")
     return np.clip(image, 0, 1)
 
 

@@ -63,6 +63,41 @@ def test_the_unit_has_no_say_and_is_told(save):
     assert plain.spacing_mm == (4, 4, 4)
 
 
+@pytest.mark.parametrize("unit", [0.005, 0.3, 3000])
+def test_a_real_image_of_any_unit_is_the_same(save, unit):
+    real = brain()
+    here = load_pair(pair_of(save, real, unit * real))
+    top = np.percentile(real[real > 0], 99.9)
+    np.testing.assert_allclose(here.real, np.clip(real / top, 0, 1), rtol=1e-3)
+    assert here.notes == [f"real image divided by {unit * top:.4g}, the 99.9 percentile of its brain"]
+
+
+def test_a_synthetic_image_that_overshoots_is_clipped_and_one_of_another_unit_divided(save):
+    real = brain()
+    image = 0.6 * real
+    lone = np.unravel_index(real.argmax(), SHAPE)
+    image[lone] = 1.6  # one voxel is no percentile
+    here = load_pair(pair_of(save, image, real))
+    assert here.notes == []
+    image[lone] = 1
+    np.testing.assert_allclose(here.synthetic, image, atol=1e-6)
+    here = load_pair(pair_of(save, 1.2 * real, real))
+    assert here.notes[0].startswith("synthetic image clipped at 1; the 99.9 percentile of its brain is 1.")
+    np.testing.assert_allclose(here.synthetic, np.clip(1.2 * real, 0, 1), atol=1e-6)
+    here = load_pair(pair_of(save, 255 * real, real))
+    assert here.notes[0].startswith("synthetic image divided by ")
+
+
+def test_an_image_that_is_negative_in_the_brain_is_refused(save):
+    real = brain()
+    with pytest.raises(CaseError, match=r"of the brain is negative in s\.nii\.gz \(-0\.\d+ to "):
+        load_pair(pair_of(save, 2 * real - 1, real))
+    with pytest.raises(CaseError, match=r"of the brain is negative in r\.nii\.gz"):
+        load_pair(pair_of(save, real, 2 * real - 1, mask=real > 0))
+    undershot = np.where(real > 0, real - 0.06, 0)  # down to -0.01
+    np.testing.assert_allclose(load_pair(pair_of(save, undershot, real)).synthetic, np.clip(undershot, 0, 1), atol=1e-6)
+
+
 def test_order_and_direction_of_the_axes_have_no_say(save):
     real, image = brain(), 0.9 * brain()
     turned = nib.Nifti1Image(image, AFFINE).as_reoriented([[1, -1], [0, 1], [2, -1]])
@@ -178,6 +213,17 @@ def test_nothing_to_evaluate_is_an_error(save, tmp_path):
         evaluate(str(synthetic.parent))
     with pytest.raises(CaseError, match=r"There is no .*subjects\.csv"):
         evaluate(str(synthetic.parent), str(real.parent), against=str(tmp_path / "ours"))
+
+
+@pytest.mark.parametrize("itself", ["eval", "ours/../eval", "eval/subjects.csv"])
+def test_an_evaluation_is_not_compared_with_itself(save, tmp_path, itself):
+    ours, real = (str(save(f"{kind}/anna.nii.gz", brain()).parent) for kind in ("ours", "real"))
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "subjects.csv").write_text("subject,psnr\nanna,20\n")
+    for folders in ((ours, real), ()):
+        with pytest.raises(CaseError, match="is this evaluation's own folder"):
+            evaluate(*folders, output_dir=str(tmp_path / "eval"), against=str(tmp_path / itself))
+    assert read_subjects(tmp_path / "eval") == {"anna": {"psnr": 20.0}}
 
 
 @pytest.mark.slow

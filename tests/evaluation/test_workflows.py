@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 
 import nibabel as nib
@@ -13,6 +14,7 @@ from monai.bundle import ConfigWorkflow
 from scripts.evaluation.evaluate import evaluate
 from scripts.evaluation.results import read_subjects
 from scripts.style_key import save_style_keys, style_key_from_histogram
+from scripts.workflow import reason
 
 TINY = {
     "network_def#channels": [8, 8],
@@ -106,6 +108,14 @@ def test_the_best_key_is_that_of_another_person(run):
     assert list(best) == ["head0"]
     assert best["head0"] == pytest.approx(dora["head0"], nan_ok=True)
     assert best["head0"]["psnr"] != average["head0"]["psnr"]
+
+
+def test_a_wrong_path_to_compare_with_fails_before_anything_is_translated(run, folder, tmp_path):
+    for against, sentence in ((folder, r"There is no .*subjects\.csv"), (tmp_path / "eval", "own folder")):
+        with pytest.raises(RuntimeError, match="Failed") as refused:
+            run("evaluate.json", against=str(against))
+        assert re.search(sentence, reason(refused.value))
+    assert not (tmp_path / "eval" / "subjects.csv").exists()
 
 
 def test_the_ablation_has_the_rows_of_the_paper(run, capsys):
