@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def report(
         raise CaseError(f"No case of {results} can be shown; the last one: {failures[-1]['reason']}")
     _write_case(folder, pages)
     write_whole(folder / "index.html", _render("index.html", **_index_fields(pages, rows, failures)))
+    _remove_other_cases(folder, {page.file for page in pages})
     print(f"{len(pages)} of {len(cases)} cases shown; open {(folder / 'index.html').resolve()}")
 
 
@@ -109,6 +111,13 @@ def _write_case(folder: Path, pages: Sequence[Page], following: str | None = Non
     page.volumes = []
 
 
+def _remove_other_cases(folder: Path, written: set[str]) -> None:
+    """Delete the pages of an earlier report: a patient who was removed has to be gone from it."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"case-\d{3,}\.html", path.name) and path.name not in written:
+            path.unlink()
+
+
 def _render(template: str, **fields: Any) -> str:
     """A page; jinja2 escapes whatever a user gave."""
     environment = Environment(
@@ -118,6 +127,7 @@ def _render(template: str, **fields: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    fields["niivue"] = (HERE / "niivue" / "VERSION").read_text(encoding="utf-8").strip()
     return environment.get_template(template).render(today=date.today().isoformat(), **fields)
 
 

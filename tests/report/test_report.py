@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.files import CaseError
+from scripts.files import CaseError, sha256_of_file
 from scripts.report import report
 from scripts.report.charts import distribution
 from scripts.report.pictures import still_picture
@@ -188,6 +188,30 @@ def test_a_case_that_cannot_be_read_is_told_and_the_others_are_shown(results, tm
     assert "b_t1.nii.gz cannot be read" in index.text
     assert {"case-001.html", "case-002.html"} <= set(index.links)
     assert "case-003.html" not in index.links
+
+
+def test_pages_of_removed_cases_are_deleted_and_nothing_else(results, tmp_path):
+    out, _, _ = results
+    for name in NAMES[1:]:
+        for ending in ("nii.gz", "json"):
+            (tmp_path / f"{name}_t1.{ending}").write_bytes((out / f"{name}_t1.{ending}").read_bytes())
+    folder = tmp_path / "report"
+    report(str(tmp_path))
+    kept = ("case-notes.html", "case-002.html.bak", "my-case-003.html", "case-2.html")
+    for name in (*kept, "case-1000.html"):
+        (folder / name).write_text("by somebody")
+    (tmp_path / f"{NAMES[2]}_t1.json").unlink()
+    report(str(tmp_path))
+    assert {path.name for path in folder.iterdir()} == {"index.html", "assets", "case-001.html", *kept}
+
+
+def test_the_viewer_s_version_is_that_of_its_file(pages, bundle_root):
+    viewer = bundle_root / "scripts" / "report" / "niivue"
+    version = (viewer / "VERSION").read_text().strip()
+    assert f'{{version:"{version}"}}' in (viewer / "niivue.umd.js").read_text(encoding="utf-8")
+    assert sha256_of_file(viewer / "niivue.umd.js") in (viewer / "README.md").read_text()
+    assert f"NiiVue {version}," in (bundle_root / "docs" / "data_license.txt").read_text()
+    assert f"NiiVue {version} (" in pages["index.html"].text
 
 
 @pytest.mark.parametrize("content", [None, "empty"])
