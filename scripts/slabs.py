@@ -26,49 +26,65 @@ def pad_slices(slices: Tensor, slab_size: int, value: float) -> Tensor:
     return torch.cat([margin, slices, margin], dim=1)
 
 
-def extract_slabs(padded: Tensor, start: int, stop: int, slab_size: int) -> Tensor:
-    """The slabs centred on slices start..stop - 1 of one volume.
+def slab_centres(num_slices: int, stride: int = 1, offset: int = 0) -> Tensor:
+    """Slices, counted among the Z, on which slabs are centred: every stride-th from offset, the first and the last.
+
+    With a stride of at most 2N+1 the slabs reach every slice, and the N beyond each end.
+
+    Returns:
+        (number of slabs,) ascending indices.
+    """
+    every = torch.arange(num_slices)
+    return every[((every - offset) % stride == 0) | (every == 0) | (every == num_slices - 1)]
+
+
+def extract_slabs(padded: Tensor, centres: Tensor, slab_size: int) -> Tensor:
+    """The slabs centred on some slices of one volume.
 
     Args:
         padded: (Z + 2N, H, W) slices with N more at each end, as from `pad_slices`.
-        start, stop: range of centres, counted among the Z slices.
+        centres: (n,) indices among the Z slices.
         slab_size: 2N+1.
 
     Returns:
-        (stop - start, 2N+1, H, W), contiguous.
+        (n, 2N+1, H, W), a copy.
     """
-    return padded[start : stop + slab_size - 1].unfold(0, slab_size, 1).movedim(-1, 1).contiguous()
+    # slices innermost, so that a copy to channels last is none
+    return padded.unfold(0, slab_size, 1)[centres.to(padded.device)].movedim(-1, 1)
 
 
-def slab_weights(num_slices: int, slab_size: int, overlap_average: bool = True) -> Tensor:
+def slab_weights(centres: Tensor, num_slices: int, slab_size: int, overlap_average: bool = True) -> Tensor:
     """How much each slice of each slab counts when slabs become slices again.
 
     Args:
+        centres: (n,) of the slabs, ascending, the first and the last slice among them.
         num_slices: Z.
         slab_size: 2N+1.
         overlap_average: whether each of the Z + 2N slices is the average over all slabs that hold it; otherwise it is
-            taken from the one centred on it, and the N slices beyond each end from the first or last slab.
+            taken from the one centred nearest to it.
 
     Returns:
-        (Z, 2N+1) float64; the weights that fall on one slice sum to 1.
+        (n, 2N+1) float64; the weights that fall on one slice sum to 1.
     """
-    centre = torch.arange(num_slices)[:, None]
-    position = centre + torch.arange(slab_size)
+    position = centres[:, None] + torch.arange(slab_size)
     if not overlap_average:
-        return ((position - slab_size // 2).clamp(0, num_slices - 1) == centre).double()
+        slices = torch.arange(num_slices + slab_size - 1) - slab_size // 2
+        nearest = (centres[:, None] - slices).abs().argmin(dim=0)
+        return (nearest[position] == torch.arange(len(centres))[:, None]).double()
     holders = torch.bincount(position.flatten())
     return 1 / holders[position].double()
 
 
-def add_slabs(total: Tensor, slabs: Tensor, weights: Tensor, start: int) -> None:
+def add_slabs(total: Tensor, slabs: Tensor, weights: Tensor, centres: Tensor) -> None:
     """Add weighted slabs to the slices they cover, in place.
 
     Args:
         total: (Z + 2N, H, W) slices of one volume, added to.
-        slabs: (n, 2N+1, H, W), those centred on slices start..start + n - 1.
+        slabs: (n, 2N+1, H, W), those of `centres`.
         weights: (n, 2N+1), the rows of `slab_weights` for these slabs.
-        start: centre of the first slab.
+        centres: (n,), no two alike.
     """
+    centres = centres.to(total.device)
     for k in range(slabs.shape[1]):
         # Offset by offset: within one, no two slabs touch the same slice.
-        total[start + k : start + k + len(slabs)].addcmul_(slabs[:, k], weights[:, k, None, None])
+        total.index_add_(0, centres + k, slabs[:, k] * weights[:, k, None, None])

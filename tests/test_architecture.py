@@ -12,11 +12,12 @@ ARROWS = {
     "schedulers": set(),
     "slabs": set(),
     "style_key": set(),
+    "memory": set(),
     "losses": set(),
     "out_of_distribution": set(),
     "networks": {"schedulers", "slabs", "style_key", "losses"},
     "weights": {"files"},
-    "inferers": {"schedulers", "slabs", "style_key"},
+    "inferers": {"schedulers", "slabs", "style_key", "memory"},  # memory: how many slabs a call takes
     "engines": {"inferers", "files"},
     "transforms": {"slabs", "style_key", "files", "out_of_distribution"},
     "data": {"slabs", "style_key", "files", "transforms"},

@@ -1,9 +1,19 @@
 """Slabs cover a volume and give it back."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from scripts.slabs import add_slabs, extract_slabs, pad_slices, slab_weights, slices_to_volume, volume_to_slices
+from scripts.slabs import (
+    add_slabs,
+    extract_slabs,
+    pad_slices,
+    slab_centres,
+    slab_weights,
+    slices_to_volume,
+    volume_to_slices,
+)
 
 
 def test_volume_and_slices_are_inverse():
@@ -21,7 +31,7 @@ def test_each_slab_is_centred_on_its_slice(num_slices, slab_size):
     slices = torch.rand(1, num_slices, 2, 3)
     padded = pad_slices(slices, slab_size, value=-1.0)[0]
     assert padded.shape == (num_slices + 2 * n, 2, 3)
-    slabs = extract_slabs(padded, 0, num_slices, slab_size)
+    slabs = extract_slabs(padded, slab_centres(num_slices), slab_size)
     assert slabs.shape == (num_slices, slab_size, 2, 3)
     for i in range(num_slices):
         for k in range(slab_size):
@@ -30,16 +40,30 @@ def test_each_slab_is_centred_on_its_slice(num_slices, slab_size):
             assert torch.equal(slabs[i, k], expected)
 
 
-@pytest.mark.parametrize("overlap_average", [True, False])
-@pytest.mark.parametrize("slab_size", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
 @pytest.mark.parametrize("num_slices", [1, 2, 7])
-def test_slabs_of_a_volume_give_it_back_in_any_batches(num_slices, slab_size, overlap_average):
+def test_strided_centres_have_both_ends_and_every_slice_has_its_turn(num_slices, stride):
+    turns = [slab_centres(num_slices, stride, offset).tolist() for offset in range(stride)]
+    for centres in turns:
+        assert centres[0] == 0
+        assert centres[-1] == num_slices - 1
+        assert all(0 < b - a <= stride for a, b in pairwise(centres))
+    assert set().union(*turns) == set(range(num_slices))
+
+
+@pytest.mark.parametrize("overlap_average", [True, False])
+@pytest.mark.parametrize(
+    ("slab_size", "stride", "offset"), [(1, 1, 0), (3, 1, 0), (3, 2, 1), (3, 3, 2), (5, 3, 0), (5, 5, 4)]
+)
+@pytest.mark.parametrize("num_slices", [1, 2, 7, 11])
+def test_slabs_of_a_volume_give_it_back_in_any_batches(num_slices, slab_size, stride, offset, overlap_average):
     padded = torch.rand(num_slices + slab_size - 1, 2, 3, dtype=torch.float64)
-    weights = slab_weights(num_slices, slab_size, overlap_average)
+    centres = slab_centres(num_slices, stride, offset)
+    weights = slab_weights(centres, num_slices, slab_size, overlap_average)
     total = torch.zeros_like(padded)
-    for start in range(0, num_slices, 3):
-        stop = min(start + 3, num_slices)
-        add_slabs(total, extract_slabs(padded, start, stop, slab_size), weights[start:stop], start)
+    for start in range(0, len(centres), 3):
+        now = slice(start, start + 3)
+        add_slabs(total, extract_slabs(padded, centres[now], slab_size), weights[now], centres[now])
     torch.testing.assert_close(total, padded)
 
 
@@ -47,7 +71,18 @@ def test_the_average_counts_every_slab_that_holds_a_slice():
     """Slabs that all carry their own number: a slice gets the mean over the slabs around it."""
     slabs = torch.arange(5, dtype=torch.float64)[:, None, None, None].expand(5, 3, 1, 1)
     average, own = torch.zeros(7, 1, 1, dtype=torch.float64), torch.zeros(7, 1, 1, dtype=torch.float64)
-    add_slabs(average, slabs, slab_weights(5, 3), start=0)
-    add_slabs(own, slabs, slab_weights(5, 3, overlap_average=False), start=0)
+    centres = slab_centres(5)
+    add_slabs(average, slabs, slab_weights(centres, 5, 3), centres)
+    add_slabs(own, slabs, slab_weights(centres, 5, 3, overlap_average=False), centres)
     assert average.flatten().tolist() == pytest.approx([0, 0.5, 1, 2, 3, 3.5, 4])
     assert own.flatten().tolist() == [0, 0, 1, 2, 3, 4, 4]
+
+
+def test_with_a_stride_a_slice_counts_the_slabs_that_are_there():
+    """Slabs at slices 0, 2 and 4 alone: those between are the mean of two, those under a centre of one."""
+    centres = slab_centres(5, stride=2)
+    assert centres.tolist() == [0, 2, 4]
+    slabs = centres.double()[:, None, None, None].expand(3, 3, 1, 1)
+    average = torch.zeros(7, 1, 1, dtype=torch.float64)
+    add_slabs(average, slabs, slab_weights(centres, 5, 3), centres)
+    assert average.flatten().tolist() == [0, 0, 1, 2, 3, 4, 4]

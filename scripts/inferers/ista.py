@@ -7,9 +7,10 @@ at each end. At each timestep the network sees every slab of 2N+1 slices; its pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 import torch
@@ -19,12 +20,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scripts.inferers.bridge import call_network, to_image_range, to_network_range
+from scripts.memory import batch_that_fits, is_out_of_memory
 from scripts.schedulers import BridgeSampler, BridgeSpacing, BrownianBridgeScheduler, NamedChoice
-from scripts.slabs import add_slabs, extract_slabs, pad_slices, slab_weights, slices_to_volume, volume_to_slices
+from scripts.slabs import (
+    add_slabs,
+    extract_slabs,
+    pad_slices,
+    slab_centres,
+    slab_weights,
+    slices_to_volume,
+    volume_to_slices,
+)
 
 _BACKGROUND = -1.0  # of the virtual slices, in the network's range
 
-Predictor = Callable[[Tensor, int], Tensor]
+Predictor = Callable[..., Tensor]
+
+logger = logging.getLogger(__name__)
 
 
 class CorrectionNorm(NamedChoice):
@@ -42,7 +54,8 @@ class ISTAInferer(Inferer):
     """Sample target volumes from source volumes with a network of slabs. Deterministic.
 
     The network is evaluated S + M (S - 1) times on each slab. Memory is a few arrays of the volume's size and one batch
-    of slabs. The state keeps the inputs' floating type; corrections are ill-conditioned in float32.
+    of slabs; where a batch finds too little of it, it is halved. The state keeps the inputs' floating type; corrections
+    are ill-conditioned in float32.
 
     Args:
         scheduler: steps, score and prediction type.
@@ -54,7 +67,11 @@ class ISTAInferer(Inferer):
         sampler: "mean_path", "ancestral", "implicit", "mean_path_2" or "implicit_2", see `BridgeSampler`.
         spacing: "linear" or "lambda"; second-order samplers need "lambda".
         slab_size: 2N+1 slices, odd.
-        batch_size: slabs in one call of the network. It does not change the result beyond rounding.
+        slab_stride: slices from one slab's centre to the next, at most slab_size: with k the network sees a k-th of the
+            slabs. They move on by one slice from evaluation to evaluation, so that each overlap has its turn, and the
+            last evaluation, which is the result, has all slabs. 1 is the paper's.
+        batch_size: slabs in one call of the network, or "auto": as many as the memory has room for, see
+            `batch_that_fits`. It does not change the result beyond rounding.
         dtype: floating type of the network's call, None for that of the inputs; torch.bfloat16 and torch.float16 run it
             under autocast, channels last.
         co_prediction: whether a slice is averaged over all slabs that hold it. False takes it from its own slab only,
@@ -79,7 +96,8 @@ class ISTAInferer(Inferer):
         sampler: str = BridgeSampler.MEAN_PATH,
         spacing: str = BridgeSpacing.LINEAR,
         slab_size: int = 3,
-        batch_size: int = 8,
+        slab_stride: int = 1,
+        batch_size: int | str = 8,
         dtype: torch.dtype | None = None,
         co_prediction: bool = True,
         eta: float = 0.0,
@@ -97,6 +115,7 @@ class ISTAInferer(Inferer):
         self.sampler = BridgeSampler(sampler)
         self.spacing = BridgeSpacing(spacing)
         self.slab_size = slab_size
+        self.slab_stride = slab_stride
         self.batch_size = batch_size
         self.dtype = dtype
         self.co_prediction = co_prediction
@@ -104,15 +123,21 @@ class ISTAInferer(Inferer):
         self.start_noise = start_noise
         self.seed = seed
         self.progress = progress
+        self.batch_size_used: int | None = None
+        """Slabs a call at the end of the latest volume; None before the first."""
         self._check()
 
     def _check(self) -> None:
-        for name in ("num_inference_steps", "num_corrections", "batch_size", "slab_size"):
+        whole_numbers = ["num_inference_steps", "num_corrections", "slab_size", "slab_stride"]
+        for name in whole_numbers + ["batch_size"] * (self.batch_size != "auto"):
             if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it has to be a whole number.")
+                alternative = " or auto" if name == "batch_size" else ""
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it has to be a whole number{alternative}.")
         if self.slab_size < 1 or self.slab_size % 2 == 0:
             raise ValueError(f"slab_size is {self.slab_size}; a slab has an odd number of slices.")
-        if self.batch_size < 1:
+        if not 1 <= self.slab_stride <= self.slab_size:
+            raise ValueError(f"slab_stride is {self.slab_stride}; it must be from 1 to slab_size, {self.slab_size}.")
+        if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
         if self.num_corrections < 0 or self.step_size <= 0:
             raise ValueError(
@@ -151,7 +176,8 @@ class ISTAInferer(Inferer):
             )
         source = pad_slices(to_network_range(volume_to_slices(images)), self.slab_size, _BACKGROUND)
         context = self._context(self.style_key if style_key is None else style_key, source)
-        predict = partial(self._co_predict, network=network, source=source, context=context)
+        predict = partial(self._co_predict, network=network, source=source, context=context, turns=count())
+        self.batch_size_used = None
         margin = self.slab_size // 2
         original = self._sample(source, predict)[:, margin : margin + images.shape[-1]]
         output = slices_to_volume(to_image_range(original)).clamp_(0, 1)
@@ -186,7 +212,7 @@ class ISTAInferer(Inferer):
                 for _ in range(self.num_corrections):
                     self._correct(sample, previous, source, predict)
                 bar.update()
-            original = predict(sample, timesteps[-1])
+            original = predict(sample, timesteps[-1], all_slabs=True)
             bar.update()
         return original
 
@@ -203,20 +229,61 @@ class ISTAInferer(Inferer):
         return torch.randn(like.shape[1:], generator=generator).to(like).expand_as(like)
 
     def _co_predict(
-        self, sample: Tensor, timestep: int, network: Callable[..., Tensor], source: Tensor, context: Tensor | None
+        self,
+        sample: Tensor,
+        timestep: int,
+        all_slabs: bool = False,
+        *,
+        network: Callable[..., Tensor],
+        source: Tensor,
+        context: Tensor | None,
+        turns: Iterator[int],
     ) -> Tensor:
         """x0_hat of every slice of the state, from all slabs (CP of eq. 4, as x0_hat; eps would average alike)."""
         average = torch.zeros_like(sample)
         num_slices = sample.shape[1] - self.slab_size + 1
-        weights = slab_weights(num_slices, self.slab_size, self.co_prediction).to(sample)
+        centres = slab_centres(num_slices, 1 if all_slabs else self.slab_stride, next(turns))
+        weights = slab_weights(centres, num_slices, self.slab_size, self.co_prediction).to(sample)
         for x, y, total in zip(sample, source, average, strict=True):
-            for start in range(0, num_slices, self.batch_size):
-                stop = min(start + self.batch_size, num_slices)
-                slabs, source_slabs = (extract_slabs(a, start, stop, self.slab_size) for a in (x, y))
-                prediction = call_network(network, slabs, timestep, source_slabs, context, self.dtype)
+            start = 0
+            while start < len(centres):
+                now = slice(start, start + self._batch_size(network, x, y, context, num_slices))
+                slabs, source_slabs = (extract_slabs(a, centres[now], self.slab_size) for a in (x, y))
+                prediction = self._call_or_halve(network, slabs, timestep, source_slabs, context)
+                if prediction is None:
+                    continue
                 original = self.scheduler.predict_original_sample(prediction, timestep, slabs, source_slabs)
-                add_slabs(total, original, weights[start:stop], start)
+                add_slabs(total, original, weights[now], centres[now])
+                start += len(slabs)
         return average
+
+    def _batch_size(
+        self, network: Callable[..., Tensor], sample: Tensor, source: Tensor, context: Tensor | None, most: int
+    ) -> int:
+        """Slabs a call, chosen at the first one of a volume."""
+        if self.batch_size_used is None and self.batch_size == "auto":
+            slab, source_slab = (extract_slabs(a, torch.zeros(1).long(), self.slab_size) for a in (sample, source))
+            call = partial(call_network, network, slab, 0, source_slab, context, self.dtype)
+            self.batch_size_used = batch_that_fits(call, sample.device, most)
+        elif self.batch_size_used is None:
+            self.batch_size_used = self.batch_size
+        return self.batch_size_used
+
+    def _call_or_halve(
+        self, network: Callable[..., Tensor], slabs: Tensor, timestep: int, source: Tensor, context: Tensor | None
+    ) -> Tensor | None:
+        """The network's prediction, or None where the memory ran out: then the next call takes half as many slabs."""
+        try:
+            return call_network(network, slabs, timestep, source, context, self.dtype)
+        except (RuntimeError, MemoryError) as error:
+            if len(slabs) == 1 or not is_out_of_memory(error):
+                raise
+        # after the except clause, so that what the failed call holds is free
+        if slabs.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.batch_size_used = len(slabs) // 2
+        logger.warning(f"The memory ran out with {len(slabs)} slabs a call; going on with {self.batch_size_used}.")
+        return None
 
     def _correct(self, sample: Tensor, timestep: int, source: Tensor, predict: Predictor) -> None:
         """One correction along the score (eq. 5), in place; the length is set slice by slice."""

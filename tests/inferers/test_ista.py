@@ -60,8 +60,9 @@ def predicting(scheduler, network):
 class SlowISTA:
     """SPEC of ISTA, slice by slice, with formulas of its own."""
 
-    def __init__(self, network, prediction_type, slab_size=3, co_prediction=True):
+    def __init__(self, network, prediction_type, slab_size=3, co_prediction=True, stride=1):
         self.network, self.prediction_type, self.co_prediction = network, prediction_type, co_prediction
+        self.stride, self.turn = stride, 0
         self.n = slab_size // 2
         self.m = np.linspace(0.001, 0.999, 1000)
         self.delta = 2 * (self.m - self.m**2)
@@ -76,11 +77,14 @@ class SlowISTA:
         norm = float(z.norm())
         return y - z * max(norm - self.m[t], 0) / ((1 - self.m[t]) * norm)
 
-    def gradients(self, xs, t):
+    def gradients(self, xs, t, final=False):
         """CP: the mean over slabs of x_t - x0_hat, slice by slice."""
         found = [[] for _ in xs]
         last = len(xs) - 1 - self.n
+        turn, self.turn = self.turn, self.turn + 1
         for centre in range(self.n, last + 1):
+            if not final and (centre - self.n - turn) % self.stride and centre not in (self.n, last):
+                continue
             where = range(centre - self.n, centre + self.n + 1)
             x, y = torch.stack([xs[j] for j in where])[None], torch.stack([self.ys[j] for j in where])[None]
             prediction = self.network(x, torch.tensor([t]), context=None, source=y)[0]
@@ -112,7 +116,7 @@ class SlowISTA:
             for _ in range(num_corrections):
                 gradients = self.gradients(xs, u)
                 xs = [self.correct(*args, u, step_size, norm) for args in zip(xs, self.ys, gradients, strict=True)]
-        gradients = self.gradients(xs, timesteps[-1])
+        gradients = self.gradients(xs, timesteps[-1], final=True)
         result = [x - e for x, e in zip(xs, gradients, strict=True)][self.n : len(xs) - self.n]
         return ((torch.stack(result, -1) + 1) / 2).clamp(0, 1)[None, None]
 
@@ -150,7 +154,13 @@ class SlowISTA:
 def compare(prediction_type, sampler, tolerance, num_steps=5, **options):
     scheduler = BrownianBridgeScheduler(prediction_type=prediction_type)
     network, source = predicting(scheduler, RandomNetwork(options.get("slab_size", 3))), volume()
-    slow = SlowISTA(network, prediction_type, options.get("slab_size", 3), options.get("co_prediction", True))
+    slow = SlowISTA(
+        network,
+        prediction_type,
+        options.get("slab_size", 3),
+        options.get("co_prediction", True),
+        options.get("slab_stride", 1),
+    )
     inferer = ISTAInferer(
         scheduler, num_inference_steps=num_steps, sampler=sampler, spacing=spacing_of(sampler), batch_size=3, **options
     )
@@ -191,6 +201,10 @@ def test_corrections_agree_with_the_slow_loop(prediction_type, sampler, correcti
         {"slab_size": 1},
         {"slab_size": 5},
         {"slab_size": 5, "co_prediction": False},
+        {"slab_stride": 2},
+        {"slab_stride": 3},
+        {"slab_size": 5, "slab_stride": 3},
+        {"slab_stride": 3, "num_corrections": 1, "correction_norm": "reference_code"},
         {"num_corrections": 2, "step_size": 2.0, "correction_norm": "reference_code"},
     ],
 )
@@ -287,6 +301,84 @@ def test_number_of_network_evaluations(num_steps, num_corrections):
     assert seen.count(999) == slabs
     for t in scheduler.timesteps.tolist()[1:]:
         assert seen.count(t) == slabs * (1 + num_corrections)
+
+
+@pytest.mark.parametrize(("stride", "num_steps", "slabs"), [(1, 4, 40), (2, 4, 28), (3, 4, 24), (3, 1, 10)])
+def test_a_stride_spares_slabs_until_the_last_evaluation(stride, num_steps, slabs):
+    """Of 10 slabs: those at every stride-th slice and at both ends, moving on; all of them in the end."""
+    calls = []
+
+    def network(x, timesteps, context=None, source=None):
+        calls.append(len(x))
+        return 0.1 * x
+
+    inferer = ISTAInferer(BrownianBridgeScheduler(), num_inference_steps=num_steps, slab_stride=stride, batch_size=100)
+    inferer(volume(6, (1, 1, 4, 4, 10)), network)
+    assert sum(calls) == slabs
+    assert calls[-1] == 10
+
+
+class SmallMemory:
+    """A device that has room for a few slabs a call, and says so as PyTorch does."""
+
+    def __init__(self, room, error):
+        self.room, self.error, self.calls, self.network = room, error, [], RandomNetwork()
+
+    def __call__(self, x, timesteps, context=None, source=None):
+        self.calls.append(len(x))
+        if len(x) > self.room:
+            raise self.error
+        return self.network(x, timesteps, context, source)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_goes_on(error, caplog):
+    network, source = SmallMemory(3, error), volume(13, (2, 1, 6, 5, 9))
+    inferer = ISTAInferer(BrownianBridgeScheduler(), num_inference_steps=3, batch_size=8)
+    output = inferer(source, network)
+    torch.testing.assert_close(
+        output,
+        ISTAInferer(BrownianBridgeScheduler(), num_inference_steps=3)(source, RandomNetwork()),
+        rtol=0,
+        atol=1e-9,
+    )
+    assert network.calls[:3] == [8, 4, 2]
+    assert max(network.calls[3:]) == 2  # it is not tried again
+    assert inferer.batch_size_used == 2
+    assert [r.getMessage() for r in caplog.records] == [
+        f"The memory ran out with {n} slabs a call; going on with {n // 2}." for n in (8, 4)
+    ]
+
+
+def test_memory_for_not_even_one_slab_is_an_error_and_so_is_any_other():
+    inferer = ISTAInferer(BrownianBridgeScheduler(), num_inference_steps=2, batch_size=4)
+    with pytest.raises(MemoryError):
+        inferer(volume(), SmallMemory(0, MemoryError()))
+    network = SmallMemory(0, RuntimeError("The size of tensor a must match"))
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        inferer(volume(), network)
+    assert network.calls == [4]
+
+
+def test_an_automatic_batch_size_fits_into_the_memory(monkeypatch):
+    source, network = volume(14, (1, 1, 16, 16, 12), torch.float32), RandomNetwork(dtype=torch.float32)
+    inferer = ISTAInferer(BrownianBridgeScheduler(), num_inference_steps=2, batch_size="auto")
+    assert inferer.batch_size_used is None
+    monkeypatch.setattr("scripts.memory.available_memory", lambda device: 10**9)
+    roomy = inferer(source, network)
+    assert inferer.batch_size_used == 8
+    # half of it for three slabs that hold no more than input, hidden features and result
+    monkeypatch.setattr("scripts.memory.available_memory", lambda device: 2 * 3 * (3 * 2 + 3 + 3) * 16 * 16 * 4)
+    tight = inferer(source, network)
+    assert 1 <= inferer.batch_size_used < 8
+    torch.testing.assert_close(tight, roomy, rtol=0, atol=1e-5)
 
 
 def test_virtual_slices_start_as_background_and_take_part():
@@ -420,6 +512,9 @@ def test_progress_bar(capsys):
     [
         ({"slab_size": 2}, "odd number"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "most"}, "batch_size is 'most'; it has to be a whole number or auto"),
+        ({"slab_stride": 0}, "slab_stride is 0"),
+        ({"slab_stride": 4}, "slab_stride is 4; it must be from 1 to slab_size, 3"),
         ({"num_corrections": -1}, "num_corrections is -1"),
         ({"step_size": 0.0}, "step_size 0.0"),
         ({"correction_norm": "l2"}, "l2"),
@@ -442,7 +537,7 @@ def test_wrong_inputs_are_refused(inputs):
         ISTAInferer(BrownianBridgeScheduler())(inputs, RandomNetwork())
 
 
-@pytest.mark.parametrize("name", ["num_inference_steps", "num_corrections", "batch_size", "slab_size"])
+@pytest.mark.parametrize("name", ["num_inference_steps", "num_corrections", "batch_size", "slab_size", "slab_stride"])
 def test_a_count_that_is_no_whole_number_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} is 'ten'"):
         ISTAInferer(BrownianBridgeScheduler(), **{name: "ten"})
