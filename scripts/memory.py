@@ -21,7 +21,9 @@ _SIGNS = (
     "out of memory",
     "can't allocate memory",  # torch on the CPU
     "not enough memory",  # the same on Windows
-    "could not create a memory object",  # oneDNN
+    "could not create a memory object",  # oneDNN, as the next two
+    "could not create a primitive",
+    "could not execute a primitive",
     "bad_alloc",
 )
 
