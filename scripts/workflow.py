@@ -1,4 +1,4 @@
-"""The inference run that a user meets: cases that fail alone, progress, resumption, the last line, the exit status."""
+"""What all workflows share: the bundle's folder, floating type and memory; mistyped options; errors in one sentence."""
 
 from __future__ import annotations
 
@@ -6,35 +6,24 @@ import ast
 import ctypes
 import difflib
 import inspect
-import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
-from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow, run
-from monai.data import Dataset
-from monai.engines import SupervisedEvaluator
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from scripts.files import CaseError
-from scripts.transforms.saver import SaveSyntheticd
 
 __all__ = [
-    "CaseDataset",
-    "CaseEvaluator",
     "bundle_root",
     "check_options",
     "compute_dtype",
     "keep_freed_memory",
-    "pending_cases",
     "reason",
     "shorten_errors",
 ]
@@ -75,98 +64,14 @@ def keep_freed_memory() -> None:
     """Let glibc keep the memory that tensors free, for the next ones; other C libraries are left as they are.
 
     By default large tensors are given back to the system when they are freed and mapped again page by page: 49,000
-    page faults and 15 % of the processor's time of a training step on two cores.
+    page faults and 15 % of the processor's time of a training step on two cores. Threads share one arena: what one of
+    them frees, the others can use.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
-        for option, size in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**28)):
-            mallopt(option, size)
-
-
-def pending_cases(cases: Sequence[dict[str, str]], saver: SaveSyntheticd, overwrite: bool) -> list[dict[str, str]]:
-    """The cases that `saver` has not saved before with the same settings; all of them with `overwrite`."""
-    pending = [item for item in cases if overwrite or not saver.is_done(item)]
-    if len(pending) < len(cases):
-        logger.info(f"{len(cases) - len(pending)} of {len(cases)} cases are done already (overwrite does them again).")
-    return pending
-
-
-class CaseDataset(Dataset):
-    """A dataset whose items do not fail: where the transform raises, the item is the case and the reason instead.
-
-    Items are those of MONAI's `Dataset`, or `{"case": CASE, "image": path, "failure": reason}`.
-    """
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            return super().__getitem__(index)
-        except Exception as error:
-            return {**self.data[index], "failure": reason(error)}
-
-
-class CaseEvaluator(SupervisedEvaluator):
-    """MONAI's evaluator for cases that stand alone: one that fails is noted, and the others go on.
-
-    Args:
-        saver: where the outputs go; `failures.json` is written there while cases fail, and is absent when none did.
-        num_cases: cases there are, those done before included; for the last line.
-        kwargs: of `SupervisedEvaluator`. The loader gives one `CaseDataset` item at a time.
-    """
-
-    def __init__(self, saver: SaveSyntheticd, num_cases: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.saver = saver
-        self.num_cases = num_cases
-        self.failures: list[dict[str, str]] = []
-
-    def run(self, global_epoch: int = 1) -> None:
-        """Translate every case of the loader; raises nothing for a single case."""
-        try:
-            self.saver.output_dir.mkdir(parents=True, exist_ok=True)
-            self.saver.remove_partial()
-            self._failures_file.unlink(missing_ok=True)
-        except OSError as error:
-            raise CaseError(f"output_dir cannot be written ({error}); give another one.") from None
-        if len(self.data_loader) == 0:
-            return
-        with logging_redirect_tqdm(), tqdm(total=len(self.data_loader), desc="cases", unit="case") as self._bar:
-            super().run(global_epoch)
-
-    def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> dict[str, Any]:
-        """One case: translate and save it, or note why not."""
-        self._bar.set_postfix_str(batchdata["case"][0])
-        engine.state.output = {}
-        try:
-            if "failure" in batchdata:
-                self._note(batchdata["failure"][0])
-            else:
-                super()._iteration(engine, batchdata)
-        except Exception as error:
-            self._note(reason(error))
-        self._bar.update()
-        return engine.state.output
-
-    def _note(self, why: str) -> None:
-        item = self.data_loader.dataset.data[self.state.iteration - 1]
-        failure = {"case": item["case"], "file": self.saver.source_name(Path(item["image"])), "reason": why}
-        self.failures.append(failure)
-        temporary = self._failures_file.with_name(f".{self._failures_file.name}.partial")
-        temporary.write_text(json.dumps(self.failures, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self._failures_file)
-        logger.error(f"{item['case']} failed: {why}")
-
-    @property
-    def _failures_file(self) -> Path:
-        return self.saver.output_dir / "failures.json"
-
-    def finish(self) -> None:
-        """Say where the outputs are; where cases failed, end the program with status 1 and a sentence."""
-        done = self.num_cases - len(self.failures)
-        folder = self.saver.output_dir.resolve()
-        logger.info(f"Translated {done} of {self.num_cases}; the outputs are in {folder}")
-        if self.failures:
-            sys.exit(f"{len(self.failures)} of {self.num_cases} cases failed; {folder / 'failures.json'} tells why.")
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX of malloc.h
+        for option, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**28), (-8, 1)):
+            mallopt(option, value)
 
 
 def reason(error: BaseException) -> str:
