@@ -180,9 +180,11 @@ def _tell_end(
         f"A process took up to {memory:.1f} GiB of memory."
     )
     print(f"Look at {folder / 'quality.html'} before you train. Then type:")
-    configs = ["configs/train.json"] if pairs[0].source_contrast == "CT" else [*MRI_CONFIGS]
-    print(_bundle_command(configs, folder))
-    trained = " --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
+    contrast = pairs[0].source_contrast
+    configs = ["configs/train.json"] if contrast == "CT" else [*MRI_CONFIGS]
+    told = "" if contrast in ("CT", "FLAIR") else f" --source_contrast {contrast}"
+    print(_bundle_command(configs, folder) + told)
+    trained = f"{told} --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
     print(_bundle_command([*configs, "configs/evaluate.json"], folder) + trained)
     if failures:
         print(

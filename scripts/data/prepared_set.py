@@ -66,6 +66,7 @@ class PreparedSet:
     def make(self, pairs: Sequence[Pair], root: Path, num_workers: int) -> list[dict[str, str]]:
         """Prepare the pairs that are not done; the failures."""
         failures = []
+        self._save()  # an interrupted run with another recipe must not leave its volumes under the old one
         items = [(pair, self._made_before.get(pair.subject)) for pair in pairs]
         work = partial(_attempt, recipe=self.recipe, output=self.folder, root=root)
         outcomes = run_isolated(work, items, num_workers)

@@ -280,6 +280,23 @@ def test_a_run_that_was_cut_short_keeps_what_it_made(people, out, monkeypatch):
     assert len(before) == 6
 
 
+def test_volumes_of_a_recipe_that_was_cut_short_are_not_taken_for_those_of_the_one_before(people, out, monkeypatch):
+    run(people, out)
+    shapes = {path.name: nib.load(path).shape for path in out.glob("*.nii.gz")}
+
+    def prepare_and_die(pair, recipe, output):
+        conform.prepare_pair(pair, recipe, output)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.data.prepared_set.prepare_pair", prepare_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(people, out, margin=4.0)
+    assert {path.name: nib.load(path).shape for path in out.glob("*.nii.gz")} != shapes
+    monkeypatch.undo()
+    run(people, out)
+    assert {path.name: nib.load(path).shape for path in out.glob("*.nii.gz")} == shapes
+
+
 def test_records_say_everything_but_the_folders(people, out):
     run(people, out)
     text = (out / "prepare.json").read_text()
