@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -39,13 +39,11 @@ class Way:
         name: what tables call it.
         network: called as the inferer does.
         dtype: of `call_network`.
-        notes: what is told about it, such as the time that its making took.
     """
 
     name: str
     network: Callable[..., Tensor]
     dtype: torch.dtype | None
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, slabs: Mapping[str, Any]) -> Tensor:
         """One evaluation of a batch, see `Bundle.slabs`."""
