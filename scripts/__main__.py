@@ -2,11 +2,13 @@
 
 import fire
 
+from scripts.benchmark import benchmark
 from scripts.data.prepare import prepare
 from scripts.data.prepare_t1 import prepare_listed
 from scripts.evaluation.compare import as_markdown, compare_volumes
 from scripts.evaluation.curves import learning_curves
 from scripts.evaluation.evaluate import evaluate
+from scripts.exports.export import export
 from scripts.report import report
 from scripts.workflow import shorten_errors
 
@@ -33,6 +35,8 @@ COMMANDS = {
     "evaluate": evaluate,
     "learning_curves": learning_curves,
     "report": report,
+    "benchmark": benchmark,
+    "export": export,
 }
 
 

@@ -22,7 +22,10 @@ ARROWS = {
     "transforms": {"slabs", "style_key", "files", "out_of_distribution"},
     "data": {"slabs", "style_key", "files", "transforms"},
     "evaluation": {"slabs", "files", "data", "transforms"},  # files are found and read as everywhere
+    "exports": {"files", "weights"},
     "report": {"files", "evaluation", "style_key", "transforms"},
+    # it runs the main job and its parts as configs name them; tables and lists of names are read as in evaluation
+    "benchmark": {"files", "weights", "inferers", "workflow", "data", "evaluation", "exports"},
 }
 # Rooms of plain mathematics: nothing but these.
 PLAIN_ROOMS = ("schedulers", "slabs", "style_key", "losses", "out_of_distribution", "networks")

@@ -33,8 +33,9 @@ def test_the_shipped_weights_fit_the_network_and_the_style_keys_are_there(bundle
     network = parser.get_parsed_content("network_def")
     assert len(load_weights(network, bundle_root / "models" / "model.pt")) == 64
     assert {"average", "colin27"} <= load_style_keys(bundle_root / "models" / "style_keys.json").keys()
-    for shipped in (bundle_root / "models").iterdir():
-        assert shipped.stat().st_size < 25 * 2**20
+    for path in (bundle_root / "models").iterdir():
+        exported = path.suffix in (".onnx", ".ts", ".plan")  # the user's own; git ignores them
+        assert exported or path.stat().st_size < 25 * 2**20
 
 
 @pytest.mark.parametrize("overlay", ["evaluate", "ablation"])

@@ -1,0 +1,133 @@
+"""Files of a network and its weights for other runtimes, compared with PyTorch before they are kept."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from monai.bundle import ConfigParser
+from monai.networks.utils import convert_to_onnx, convert_to_torchscript
+from monai.utils import optional_import
+from torch import Tensor, nn
+
+from scripts.exports.onnx_network import INPUTS, REQUIREMENTS, OnnxNetwork
+from scripts.files import CaseError
+from scripts.weights import load_weights
+
+TOLERANCE = 1e-4
+"""Largest difference from PyTorch that a file may have, in the network's range [-1, 1]."""
+
+
+class _Format(NamedTuple):
+    suffix: str
+    write: Callable[[nn.Module, Path, dict[str, str]], None]
+    read: Callable[[Path], Callable[..., Tensor]]
+
+
+def export(
+    format: str = "onnx",
+    config_file: str | Sequence[str] | None = None,
+    weights: str | None = None,
+    output: str | None = None,
+) -> str:
+    """Write a network and its weights as one file for ONNX Runtime or TorchScript.
+
+    The file takes the inputs x, timesteps, context and source of the network, in float32, of any number of slabs and of
+    any height and width that the network takes. It holds the SHA-256 of the weights as `weights_sha256`. It is kept
+    only where its results are PyTorch's to within 1e-4.
+
+    Args:
+        format: onnx or torchscript (traced).
+        config_file: a config with network_def and weights, or a list of configs that are merged; configs/inference.json
+            if none is given.
+        weights: weights file instead of the config's.
+        output: file to write; if not given, the weights file's name with .onnx or .ts, beside it.
+    """
+    if format not in _FORMATS:
+        raise CaseError(f"The format is {format}; use one of {', '.join(_FORMATS)}.")
+    parser = ConfigParser()
+    parser.read_config(config_file or str(Path(__file__).resolve().parents[2] / "configs" / "inference.json"))
+    network = parser.get_parsed_content("network_def").eval()
+    weights_file = Path(weights or parser.get_parsed_content("weights"))
+    notes = {"weights": weights_file.name, "weights_sha256": load_weights(network, weights_file)}
+    chosen = _FORMATS[format]
+    path = Path(output) if output else weights_file.with_suffix(chosen.suffix)
+    with _written_whole(path) as partial, warnings.catch_warnings():
+        # the network's checks of shapes are no part of the graph, and both ways of tracing are meant
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        chosen.write(network, partial, notes)
+        difference = _largest_difference(network, chosen.read(partial))
+        if not difference <= TOLERANCE:
+            raise CaseError(f"The exported network is {difference:.1g} off PyTorch's, so {path} was not written.")
+    return f"{path}: the network with {weights_file.name}, at most {difference:.1g} off PyTorch's results"
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Gives the name of a file to write, which becomes `path` where nothing is raised and is removed otherwise."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise CaseError(f"{path} cannot be written ({error.strerror}); give another output.") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def example_inputs(network: nn.Module, slabs: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random inputs of a `BridgeUNet` in the order of `INPUTS`; height and width in units of `size_multiple`."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (slabs, network.slab_size, rows * network.size_multiple, columns * network.size_multiple)
+    return (
+        torch.randn(shape, generator=generator),
+        torch.randint(1, 1000, (slabs,), generator=generator),
+        torch.rand((slabs, *network.style_shape), generator=generator),
+        torch.rand(shape, generator=generator) * 2 - 1,
+    )
+
+
+@torch.no_grad()
+def _largest_difference(network: nn.Module, exported: Callable[..., Tensor]) -> float:
+    """Largest difference of predictions, for other numbers of slabs and other sizes than it was traced with."""
+    examples = (example_inputs(network, *size) for size in ((1, 5, 4), (3, 6, 7)))
+    return max(float((exported(*example) - network(*example)).abs().max()) for example in examples)
+
+
+def _write_onnx(network: nn.Module, path: Path, notes: dict[str, str]) -> None:
+    onnx, found = optional_import("onnx")
+    if not found:
+        raise CaseError(f"The package onnx is not installed: {REQUIREMENTS}")
+    image_axes = {0: "slabs", 2: "height", 3: "width"}
+    axes = {"x": image_axes, "source": image_axes, "prediction": image_axes}
+    # dynamo=False: its graph is 4 to 18 % faster here than that of the newer exporter, which needs onnxscript as well
+    model = convert_to_onnx(
+        network,
+        example_inputs(network, 2, 4, 6),
+        input_names=list(INPUTS),
+        output_names=["prediction"],
+        dynamic_axes={**axes, "timesteps": {0: "slabs"}, "context": {0: "slabs"}},
+        filename=str(path),
+        dynamo=False,
+    )
+    onnx.helper.set_model_props(model, notes)
+    onnx.save(model, path)
+
+
+def _write_torchscript(network: nn.Module, path: Path, notes: dict[str, str]) -> None:
+    example = example_inputs(network, 2, 4, 6)
+    convert_to_torchscript(network, str(path), extra_files=notes, inputs=example, use_trace=True, check_trace=False)
+
+
+_FORMATS = {
+    "onnx": _Format(".onnx", _write_onnx, OnnxNetwork),
+    "torchscript": _Format(".ts", _write_torchscript, lambda path: torch.jit.load(str(path))),
+}
