@@ -37,6 +37,7 @@ class SaveSyntheticd(SaveImaged):
 
     Each is written under a temporary name in that folder and renamed, so that a file under its own name is whole, and
     a JSON there means that all three are. CASE is the item `case` of the dictionary, else the source's file name.
+    The item `batch_size_used`, where there is one, goes into the JSON.
 
     The volume is float32 on the source's own grid: a NIfTI source gives its sform, qform and both codes, any other its
     affine with the code "scanner". No text of the source's header is copied.
@@ -95,11 +96,19 @@ class SaveSyntheticd(SaveImaged):
         d = dict(data)
         for key in self.key_iterator(d):
             measured = None if self.measures is None else self.measures({**d, "synthetic": d[key]})
-            self._save(d[key], d[self.source_key], d.get("case"), d.get(self.mask_key), measured)
+            self._save(
+                d[key], d[self.source_key], d.get("case"), d.get(self.mask_key), measured, d.get("batch_size_used")
+            )
         return d
 
     def _save(
-        self, synthetic: MetaTensor, source: MetaTensor, case: str | None, mask: Any, measured: dict | None
+        self,
+        synthetic: MetaTensor,
+        source: MetaTensor,
+        case: str | None,
+        mask: Any,
+        measured: dict | None,
+        batch_size_used: int | None,
     ) -> None:
         source_file = Path(source.meta["filename_or_obj"])
         if not torch.isfinite(synthetic).all():
@@ -122,6 +131,8 @@ class SaveSyntheticd(SaveImaged):
                 record["mask_from"] = mask.meta.get("skull_strip")
             if measured is not None:
                 record["measured"] = measured
+            if batch_size_used is not None:  # no setting: it does not decide what counts as done
+                record["batch_size_used"] = batch_size_used
             for warning in case_warnings(record):
                 logger.warning(f"{source_file.name}: {warning}")
             (working / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
