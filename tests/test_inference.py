@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import itk
 import nibabel as nib
@@ -133,6 +134,7 @@ def test_a_folder_becomes_three_files_a_case(tmp_path, translate, models):
         "skull_strip": "builtin",
         "mask_from": "builtin",
         "batch_size": 8,
+        "batch_size_used": 8,
         "dtype": "float32",
         "seed": 0,
         "spacing_mm": [6.0, 6.0, 6.0],
@@ -257,6 +259,56 @@ def test_two_runs_are_bit_identical_and_settings_matter(tmp_path, translate):
     assert filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", names, shallow=False) == (names, [], [])
     for other in ("style", "steps"):
         assert filecmp.cmpfiles(tmp_path / "one", tmp_path / other, names, shallow=False)[1] == names
+
+
+def test_overlap_changes_no_byte(tmp_path, translate):
+    """A cohort of unlike grids, overlapped and one by one; each case sampled alone gives the same as well."""
+    for name, (axes, shape) in zip("abc", list(GRIDS.values())[-3:], strict=True):
+        write_head_ct(tmp_path / "in" / f"{name}.nii.gz", axes, shape)
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"no image")
+    runs = {"beside": {}, "one by one": {"overlap": False}}
+    for name, overrides in runs.items():
+        assert translate(tmp_path / "in", tmp_path / name, **overrides).startswith("1 of 4 cases failed")
+    names = [*output_names(*"abc"), "failures.json"]
+    assert outputs(tmp_path / "beside") == sorted(names)
+    assert filecmp.cmpfiles(tmp_path / "beside", tmp_path / "one by one", names, shallow=False) == (names, [], [])
+    assert translate(tmp_path / "in" / "c.nii.gz", tmp_path / "alone") is None
+    volumes = ["c_t1.nii.gz", "c_t1.png"]
+    assert filecmp.cmpfiles(tmp_path / "beside", tmp_path / "alone", volumes, shallow=False) == (volumes, [], [])
+
+
+def test_an_interrupt_ends_the_skull_strip_of_the_next_case(tmp_path, translate, monkeypatch):
+    """While the first case is sampled, an external program that never ends is at work on the second."""
+    for name in ("a", "b"):
+        write_head_ct(tmp_path / "in" / f"{name}.nii.gz")
+    mark, program = tmp_path / "pid", tmp_path / "strip.py"
+    program.write_text(
+        "import os, shutil, sys, time\n"
+        "from pathlib import Path\n"
+        f"first, mark = Path({str(tmp_path / 'first')!r}), Path({str(mark)!r})\n"
+        "if first.exists():\n"
+        "    mark.with_suffix('.new').write_text(str(os.getpid()))\n"
+        "    mark.with_suffix('.new').rename(mark)\n"
+        "    time.sleep(40)\n"
+        "    mark.with_suffix('.end').touch()\n"
+        "first.touch()\n"
+        "shutil.copy(sys.argv[1], sys.argv[2])\n"
+    )
+
+    def interrupted(self, *args, **kwargs):
+        until = time.monotonic() + 30
+        while not mark.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ISTAInferer, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        translate(tmp_path / "in", skull_strip=f"{sys.executable} {program} {{input}} {{mask}}", check_hounsfield=False)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+    assert not mark.with_suffix(".end").exists()
+    assert not outputs(tmp_path / "out")
 
 
 def test_batch_size_and_bfloat16_change_next_to_nothing(tmp_path, translate):
