@@ -98,13 +98,20 @@ def _suffix(path: Path) -> str | None:
 
 
 def _walk(root: Path, left_out: Any) -> list[Path]:
-    """Every file below `root`, links followed, without hidden folders and the folder `left_out`."""
-    skipped = None if left_out is None else Path(str(left_out)).expanduser().resolve()
+    """Every file below `root` without hidden folders and the folder `left_out`; links are followed, no folder twice."""
+    seen = {os.path.realpath(root)}
+    if left_out is not None:
+        seen.add(os.path.realpath(Path(str(left_out)).expanduser()))
     files = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, followlinks=True):  # it passes over what may not be read
         here = Path(folder)
-        subfolders[:] = [s for s in subfolders if not s.startswith(".") and (here / s).resolve() != skipped]
         files += [here / name for name in names]
+        shown = [here / name for name in subfolders if not name.startswith(".")]
+        subfolders.clear()
+        for path in sorted(shown, key=lambda path: (path.is_symlink(), path.name)):
+            if (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                subfolders.append(path.name)
     return sorted(files)
 
 

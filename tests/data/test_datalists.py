@@ -61,6 +61,16 @@ def test_follows_links(folder, tmp_path):
     assert [item["case"] for item in inference_datalist(tmp_path / "other")] == ["sub_d", "sub_er_c"]
 
 
+def test_links_that_lead_back_give_no_case_twice(folder, tmp_path):
+    listed = inference_datalist(folder)
+    os.symlink(folder, folder / "deep" / "back")
+    os.symlink(folder / "deep", folder / "a_link")
+    (tmp_path / "out").mkdir()
+    os.symlink(tmp_path / "out", folder / "deep" / "results")
+    (tmp_path / "out" / "a_t1.nii.gz").touch()
+    assert inference_datalist(folder, tmp_path / "out") == listed
+
+
 @pytest.mark.parametrize("pair", [("a.nii", "a.nii.gz"), ("a/b.nii", "a_b.nii"), ("a.nrrd", "a.mha")])
 def test_a_clash_of_names_is_an_error(tmp_path, pair):
     for name in pair:
