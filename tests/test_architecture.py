@@ -23,6 +23,8 @@ ARROWS = {
     "data": {"slabs", "style_key", "files", "transforms"},
     "evaluation": {"slabs", "files", "data", "transforms"},  # files are found and read as everywhere
     "exports": {"files", "weights"},
+    "workflow": {"files"},
+    "cases": {"files", "transforms", "workflow"},  # workflow: an error in one sentence
     "report": {"files", "evaluation", "style_key", "transforms"},
     # it runs the main job and its parts as configs name them; tables and lists of names are read as in evaluation
     "benchmark": {"files", "weights", "inferers", "workflow", "data", "evaluation", "exports"},
