@@ -73,7 +73,8 @@ def _curve(key: str, value: str, unit: float, label: str, title: str) -> Callabl
         x = np.array([p[key] for p in points])
         axes.plot(x, [p[value] / unit for p in points], "o", ms=4)
         axes.plot(x, (line["intercept"] + line["slope"] * x) / unit, "-", lw=1, alpha=0.6)
-        axes.set(xlabel=key, ylabel=label, title=title, xlim=(0, None), ylim=(0, None))
+        top = max(p[value] for p in points) / unit
+        axes.set(xlabel=key, ylabel=label, title=title, xlim=(0, None), ylim=(0, 1.1 * top), xticks=[0, *x])
         axes.grid(alpha=0.3)
 
     return draw

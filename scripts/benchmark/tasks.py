@@ -71,6 +71,7 @@ def phases(config_files: Sequence[str], settings: dict[str, Any], device: str | 
     once = Steps(bundle.device)
     once.add("imports", time.time() - started, "imports")
     way = once.timed("network", "network", lambda: main_job(bundle))
+    once.timed("evaluator", "evaluator", lambda: bundle.part("evaluator"))
     return {"once": once.phases(), "cases": [_case(bundle, way, dict(item)) for item in bundle.part("cases")]}
 
 

@@ -7,16 +7,24 @@ import pytest
 from PIL import Image
 
 from scripts.benchmark import benchmark
+from scripts.benchmark.bundle import Bundle
 from scripts.benchmark.command import write_results
+from scripts.benchmark.volume import measure_volumes
 from scripts.files import CaseError
 
 POINTS = [{"slices": n, "cases": n, "seconds": float(n), "peak_bytes": 2**20 * n} for n in (1, 2)]
 CURVE = {"points": POINTS, **{k: {"slope": 1.0, "intercept": 0.0, "deviation": 0.0} for k in ("seconds", "peak_bytes")}}
+MEASURED = {
+    "command": "python",
+    "machine": {"gpu": None, "processor": "a processor", "threads": 2},
+    "versions": {"torch": "2"},
+    "settings": {},
+}
 
 
 def test_files_of_a_run(overlay, tmp_path):
     text = benchmark(
-        parts="limit,network,volume",
+        parts="limit,network",
         rows=("main_job",),
         device="cpu",
         output_dir=str(tmp_path),
@@ -28,7 +36,7 @@ def test_files_of_a_run(overlay, tmp_path):
     assert text == (tmp_path / "benchmark.md").read_text()
     written = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(written) == {"command", "machine", "versions", "settings", "results"}
-    assert set(written["results"]) == {"limit", "network", "volume"}
+    assert set(written["results"]) == {"limit", "network"}
     rows = written["results"]["network"]["rows"]
     assert [row["name"] for row in rows] == ["plain float32", "main job (bfloat16)"]
     assert rows[0]["psnr_db"] is None
@@ -36,26 +44,37 @@ def test_files_of_a_run(overlay, tmp_path):
         assert re.search(
             rf"^\| {re.escape(row['name'])} \| .* \| {row['seconds_per_volume']:.1f} \|", text, re.MULTILINE
         )
-    (volume,) = written["results"]["volume"]
-    assert volume["phases"]["sampling"] > 0
-    assert sum(volume["phases"].values()) == pytest.approx(volume["seconds"])
-    assert volume["spacing_mm"] == [1.0, 1.0, 1.0]
     assert str(overlay.parent) not in json.dumps(written["results"])
-    assert Image.open(tmp_path / "benchmark.png").size[0] > 800
+    assert Image.open(tmp_path / "benchmark.png").size[0] > 600
+
+
+def test_a_volume_is_measured_as_a_user_runs_it(config_files, tmp_path):
+    """Wall time is the sum of what it is spent on."""
+    (volume,) = measure_volumes(Bundle(config_files, "cpu"), spacing=12.0)
+    assert sum(volume["phases"].values()) == pytest.approx(volume["seconds"])
+    assert volume["phases"]["sampling"] > 0
+    assert volume["peak_bytes"] > 2**26
+    text = write_results({**MEASURED, "results": {"volume": [volume]}}, tmp_path)
+    assert re.search(r"^\| sample \| [x\d ]+ \| 12 x 12 x 12 \| ", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_volumes_of_ones_own_are_not_told_by_name(config_files, overlay):
+    volumes = measure_volumes(Bundle(config_files, "cpu"), str(overlay.parent / "heads"), spacing=12.0)
+    assert [(volume["name"], volume["spacing_mm"][0]) for volume in volumes] == [("sample", 12.0), ("volume 1", 6.0)]
+    assert "head" not in json.dumps(volumes)
 
 
 def test_every_part_has_its_table_and_its_panel(tmp_path):
     """The two that take minutes, from made-up figures."""
     cohort = {"cases": 20, "seconds": 104.0, "peak_bytes": 2**30, "once": 4.0, "computing": 99.0, "overhead": 1.01}
-    machine = {"gpu": None, "processor": "a processor", "threads": 2}
-    measured = {"command": "python", "machine": machine, "versions": {"torch": "2"}, "settings": {}}
     results = {"growth": {"slices": {**CURVE, "arrays": 4.5}, "cases": CURVE}, "cohort": cohort}
-    text = write_results({**measured, "results": results}, tmp_path)
+    text = write_results({**MEASURED, "results": results}, tmp_path)
     assert "| 2 | 2.0 | 2 MiB |" in text
     assert "4.5 times a float32 slice" in text
     assert "| 20 | 104.0 s | 1,024 MiB | 4.0 s | 99.0 s | 1.010 |" in text
     whole = Image.open(tmp_path / "benchmark.png").size
-    write_results({**measured, "results": {"growth": results["growth"]}}, tmp_path)
+    write_results({**MEASURED, "results": {"growth": results["growth"]}}, tmp_path)
     assert whole[0] == Image.open(tmp_path / "benchmark.png").size[0]
 
 

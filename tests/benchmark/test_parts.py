@@ -79,7 +79,7 @@ def test_phases_are_the_main_job_step_by_step(config_files, tmp_path):
     """Its transforms in their order, the sampling between them, and the outputs it leaves."""
     told = tasks.phases(config_files, {"output_dir": str(tmp_path)}, "cpu", started=0.0)
     (case,) = told["cases"]
-    assert set(told["once"]) == {"imports", "network"}
+    assert set(told["once"]) == {"imports", "network", "evaluator"}
     names = [step["name"] for step in case["steps"]]
     assert names.index("LoadVolumed") < names.index("SkullStripd") < names.index("sampling") < names.index("Invertd")
     assert names[-1] == "SaveSyntheticd"
