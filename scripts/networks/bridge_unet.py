@@ -12,6 +12,8 @@ import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, DiffusionUNetResnetBlock
 from torch import nn
 
+from .cpu_layers import GroupNorm, use_cpu_layers
+
 __all__ = ["BridgeUNet", "FiLMResnetBlock", "StyleEmbedding", "space_to_depth_stem", "use_film"]
 
 
@@ -37,6 +39,7 @@ class FiLMResnetBlock(DiffusionUNetResnetBlock):
         super().__init__(
             spatial_dims, in_channels, temb_channels, out_channels, up, down, norm_num_groups, norm_eps=norm_eps
         )
+        self.norm2 = GroupNorm.like(self.norm2)
         self.time_emb_proj = nn.Linear(temb_channels, 2 * self.out_channels)
 
     @classmethod
@@ -59,11 +62,8 @@ class FiLMResnetBlock(DiffusionUNetResnetBlock):
         resample = self.upsample if self.upsample is not None else self.downsample
         if resample is not None:
             x, h = resample(x), resample(h)
-        h = self.norm2(self.conv1(h))
-
-        film = self.time_emb_proj(self.nonlinearity(emb))
-        scale, shift = film.reshape(*film.shape, *(1,) * self.spatial_dims).chunk(2, dim=1)
-        h = torch.addcmul(shift, h, 1 + scale)
+        scale, shift = self.time_emb_proj(self.nonlinearity(emb)).chunk(2, dim=1)
+        h = self.norm2(self.conv1(h), scale, shift)
         return self.skip_connection(x) + self.conv2(self.nonlinearity(h))
 
 
@@ -169,6 +169,7 @@ class BridgeUNet(DiffusionModelUNet):
         if style_embedding:
             self.num_class_embeds = num_style_tokens * cross_attention_dim
             self.class_embedding = StyleEmbedding(num_style_tokens, cross_attention_dim, 4 * channels[0])
+        use_cpu_layers(self)
 
     def forward(
         self,
