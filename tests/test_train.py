@@ -1,5 +1,6 @@
 """The training workflow as its user meets it: train.json and its overlays on tiny volumes."""
 
+import copy
 import csv
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +19,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.engines import OneStepPrepareBatch, checkpoints, latest_checkpoint
+from scripts.engines import OneStepPrepareBatch, SeedEpochs, checkpoints, cosine_decay, latest_checkpoint
 from scripts.evaluation.metrics import psnr
 from scripts.files import CaseError
 from scripts.style_key import load_style_keys, save_style_keys, style_key_from_histogram
@@ -144,6 +146,38 @@ def test_training_on_real_pairs_learns_and_leaves_weights(workflow, tmp_path):
     assert [event.step for event in events.Scalars("throughput/slabs_per_second")] == [1, 2, 3]
     (picture,) = events.Images("validation")
     assert (picture.step, picture.width) == (2, 3 * 320)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_training_is_the_plain_loop_it_stands_for(workflow, dtype, tolerance):
+    """Three steps of the whole machinery against a loop in float32 with PyTorch's own layers: losses and average."""
+    # with its usual epsilon, Adam gives weights whose gradient is all rounding a whole step
+    made = workflow(dtype=dtype, max_epochs=1, ema_decay=0.5, **{"optimizer#eps": 1e-2})
+    trainer, averaged = made.trainer, made.parser.get_parsed_content("averaged").module
+    network = copy.deepcopy(made.network_def).to(memory_format=torch.contiguous_format)  # so laid out, the plain layers
+    optimizer = torch.optim.AdamW(network.parameters(), eps=1e-2)
+    initial = copy.deepcopy(network.state_dict())
+    rate = cosine_decay(3, TINY["warmup_iterations"])
+    losses = losses_of(made)
+
+    average, expected = None, []
+    SeedEpochs(dataset=made.train_dataset)(types.SimpleNamespace(state=types.SimpleNamespace(epoch=1)))
+    for step, batch in enumerate(trainer.data_loader):
+        target, label, _, bridge = trainer.prepare_batch(batch)
+        x0, y = 2 * target - 1, 2 * bridge["source"] - 1
+        noisy = made.parser.get_parsed_content("scheduler").add_noise(x0, bridge["noise"], bridge["timesteps"], y)
+        loss = (network(noisy, bridge["timesteps"], bridge["context"], y) - label).abs().mean()
+        optimizer.param_groups[0]["lr"] = 4e-4 * rate(step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        expected.append(loss.item())
+        now = {name: value.clone() for name, value in network.state_dict().items()}
+        average = now if average is None else {name: 0.5 * average[name] + 0.5 * now[name] for name in now}
+    assert losses == pytest.approx(expected, rel=tolerance)
+    for name, value in averaged.state_dict().items():
+        assert (value - average[name]).norm() <= tolerance * (average[name] - initial[name]).norm() + 1e-7, name
 
 
 def test_a_second_start_finds_its_volumes_prepared(workflow, tmp_path, capsys):
