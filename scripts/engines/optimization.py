@@ -30,7 +30,10 @@ class GradientClipper:
 
     def __call__(self) -> None:
         """Clip the gradients in place."""
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm, error_if_nonfinite=True)
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, error_if_nonfinite=True)
+        if norm > self.max_norm:  # the sum above has waited for the GPU already; most steps need no second pass
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.max_norm, norm)
 
 
 def cosine_decay(total: int, warmup: int = 0) -> Callable[[int], float]:
