@@ -16,6 +16,10 @@ from torch.nn import functional
 __all__ = ["GroupNorm", "UpsampleConv", "use_cpu_layers"]
 
 
+_SMALLEST_PLANE = 256
+"""Pixels below which a call for each image costs what it saves."""
+
+
 def _training_on_cpu(x: Tensor) -> bool:
     """Whether a gradient is wanted of planes with channels last on a CPU; exports get the layers as they were."""
     return (
@@ -48,7 +52,7 @@ class GroupNorm(nn.GroupNorm):
         Returns:
             Features, shape and type of x.
         """
-        if not _training_on_cpu(x):
+        if not _training_on_cpu(x) or x[0, 0].numel() < _SMALLEST_PLANE:
             h = super().forward(x)
             if scale is None:
                 return h
