@@ -1,4 +1,4 @@
-"""The cases of an inference run: each fails alone, is not done twice, and is loaded and saved beside the sampling."""
+"""The cases of an inference run: each fails alone and is not done twice; saving and loading overlap other work."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from scripts.files import CaseError
 from scripts.transforms.saver import SaveSyntheticd
 from scripts.workflow import reason
 
-__all__ = ["CaseDataset", "CaseEvaluator", "CaseLoader", "pending_cases"]
+__all__ = ["CaseDataset", "CaseEvaluator", "CaseLoader", "Overlap", "pending_cases"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,26 @@ class CaseDataset(Dataset):
             return {**self.data[index], "failure": reason(error)}
 
 
+class Overlap(StrEnum):
+    """What runs at the same time in a cohort. The outputs are the same bytes.
+
+    none: nothing.
+    saving: a case is postprocessed and saved while the next one is loaded and preprocessed. For sampling on the CPU,
+        which takes all cores: whatever runs beside it makes its threads wait for each other.
+    all: while a case is sampled, the one before is postprocessed and saved, and the next one loaded and preprocessed.
+    """
+
+    NONE = "none"
+    SAVING = "saving"
+    ALL = "all"
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise CaseError(f"overlap is {value}; use one of {', '.join(cls)}.")
+
+
 class CaseLoader(DataLoader):
-    """MONAI's loader; with `overlap` each batch is made in a thread while the one before it is in use.
+    """MONAI's loader; with the overlap "all" each batch is made in a thread while the one before it is in use.
 
     There is one batch in advance, no more: MONAI's `ThreadDataLoader` would hold two, which for a large CT is another
     gigabyte, and would end without a word where its thread fails. Worker processes would need shared memory for whole
@@ -78,23 +97,26 @@ class CaseLoader(DataLoader):
 
     Args:
         dataset: such as `CaseDataset`.
-        overlap: whether a batch is made in advance.
+        overlap: see `Overlap`.
         kwargs: of `DataLoader`.
+
+    Raises:
+        CaseError: another overlap.
     """
 
-    def __init__(self, dataset: Dataset, overlap: bool = True, **kwargs: Any) -> None:
+    def __init__(self, dataset: Dataset, overlap: str = Overlap.NONE, **kwargs: Any) -> None:
         super().__init__(dataset, **kwargs)
-        self.overlap = overlap
+        self.in_advance = Overlap(overlap) == Overlap.ALL
         self._batches: Iterator[Any] = iter(())
 
     def __iter__(self) -> Iterator[Any]:
         batches = super().__iter__()
-        self._batches = _in_advance(batches) if self.overlap else batches
+        self._batches = _in_advance(batches) if self.in_advance else batches
         return self._batches
 
     def close(self) -> None:
         """End an iteration that is under way, and what is being loaded for it."""
-        if self.overlap:
+        if self.in_advance:
             self._batches.close()
 
 
@@ -119,26 +141,29 @@ def _in_advance(items: Iterator[Any]) -> Iterator[Any]:
 class CaseEvaluator(SupervisedEvaluator):
     """MONAI's evaluator for cases that stand alone: one that fails is noted, and the others go on.
 
-    With `overlap` the postprocessing, which ends with saving, runs in a thread beside the sampling of the next case.
-    Handlers of an iteration then see the case as it was sampled; those of the epoch's end come after the last saving.
-    Without it they see the postprocessed case. The outputs are the same.
+    The postprocessing, which ends with saving, runs in a thread. Handlers of an iteration therefore see the case as it
+    was sampled; those of the epoch's end come after the last saving. With the overlap "none" they see the case
+    postprocessed.
 
     Args:
         saver: where the outputs go; `failures.json` is written there while cases fail, and is absent when none did.
         num_cases: cases there are, those done before included; for the last line.
-        overlap: whether a case is saved while the next one is sampled; at most one is.
+        overlap: see `Overlap`.
         kwargs: of `SupervisedEvaluator`, with a `CaseLoader` of one `CaseDataset` item at a time.
+
+    Raises:
+        CaseError: another overlap; in `run`, an output folder that cannot be written.
 
     Attributes:
         seconds: taken so far by all cases: "loading", "preprocessing" (after loading), "sampling", "postprocessing",
             and "run" from the first to the last.
     """
 
-    def __init__(self, saver: SaveSyntheticd, num_cases: int, overlap: bool = True, **kwargs: Any) -> None:
+    def __init__(self, saver: SaveSyntheticd, num_cases: int, overlap: str = Overlap.NONE, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.saver = saver
         self.num_cases = num_cases
-        self.overlap = overlap
+        self.overlap = Overlap(overlap)
         self.cases = self.data_loader.dataset.data
         self.seconds = self.data_loader.dataset.seconds
         self._failures: dict[int, dict[str, str]] = {}
@@ -180,6 +205,8 @@ class CaseEvaluator(SupervisedEvaluator):
         self._bar.set_postfix_str(batchdata["case"][0])
         index = self.state.iteration - 1
         engine.state.output = {}
+        if self.overlap == Overlap.SAVING:
+            self._wait()
         try:
             if "failure" in batchdata:
                 raise CaseError(batchdata["failure"][0])
@@ -196,11 +223,11 @@ class CaseEvaluator(SupervisedEvaluator):
         return engine.state.output
 
     def _hand_over(self, index: int, batch: dict[str, Any], output: dict[str, Any]) -> None:
-        if self.overlap:
+        if self.overlap == Overlap.NONE:
+            self._finish(index, batch, output)
+        else:
             self._wait()
             self._waiting = self._thread.submit(self._finish, index, dict(batch), dict(output))
-        else:
-            self._finish(index, batch, output)
 
     def _wait(self) -> None:
         """Until the case handed over last is done; raises what is no single case's, such as a full disk."""

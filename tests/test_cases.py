@@ -11,7 +11,7 @@ from ignite.engine import Events
 from monai.engines import IterationEvents
 from monai.transforms import Compose
 
-from scripts.cases import CaseDataset, CaseEvaluator, CaseLoader
+from scripts.cases import CaseDataset, CaseEvaluator, CaseLoader, Overlap
 from scripts.files import CaseError
 from scripts.transforms.saver import SaveSyntheticd
 
@@ -21,7 +21,7 @@ PATIENCE = 20  # seconds after which a stage that waits for another one gives up
 class Stages:
     """Loading, sampling and saving of a tiny cohort, each a function of the case's number; `seen` is what happened."""
 
-    def __init__(self, number, folder, overlap=True, load=None, sample=None, save=None, handlers=()):
+    def __init__(self, number, folder, overlap="all", load=None, sample=None, save=None, handlers=()):
         self.seen, self.load, self.sample, self.save = [], load, sample, save
         self.saver = SaveSyntheticd(output_dir=folder / "out")
         dataset = CaseDataset(
@@ -93,14 +93,36 @@ def test_no_more_than_three_cases_are_held(tmp_path):
     assert stages.seen[-1] == "save 4 ends"
 
 
+def test_saving_alone_overlaps_the_loading_of_the_next_case(tmp_path):
+    """The saving of a case and the loading of the next wait for each other; nothing runs beside the sampling."""
+    meet = threading.Barrier(2)
+
+    def load(number):
+        if number > 0:
+            meet.wait(PATIENCE)
+
+    def save(number):
+        if number < 3:
+            meet.wait(PATIENCE)
+        time.sleep(0.05)
+
+    stages = Stages(4, tmp_path, "saving", load=load, save=save)
+    stages.evaluator.run()
+    assert stages.evaluator.failures == []
+    for i in range(3):
+        assert stages.before(f"sample {i} ends", f"load {i + 1}")
+        assert stages.before(f"save {i} ends", f"sample {i + 1}")
+    assert stages.seen[-1] == "save 3 ends"
+
+
 def test_without_overlap_one_case_follows_the_other(tmp_path):
-    stages = Stages(3, tmp_path, overlap=False)
+    stages = Stages(3, tmp_path, overlap="none")
     stages.evaluator.run()
     expected = [f"{name} {i}{end}" for i in range(3) for name in ("load", "sample", "save") for end in ("", " ends")]
     assert stages.seen == expected
 
 
-@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("overlap", list(Overlap))
 def test_each_phase_fails_for_its_case_alone(tmp_path, overlap, caplog):
     def fail(*numbers):
         def function(number):
@@ -123,6 +145,11 @@ def test_each_phase_fails_for_its_case_alone(tmp_path, overlap, caplog):
     ]
     assert "Translated 2 of 6" in caplog.text
     assert stages.evaluator._bar.n == 6
+
+
+def test_an_unknown_overlap_is_refused(tmp_path):
+    with pytest.raises(CaseError, match="overlap is some; use one of none, saving, all"):
+        Stages(1, tmp_path, "some")
 
 
 def test_failures_stand_in_the_order_of_the_cases(tmp_path):
@@ -168,9 +195,9 @@ def test_an_interrupt_stops_loading_and_lets_saving_end(tmp_path):
 
     def load(number):
         if number == 2:
-            under_way.wait(PATIENCE)
             until = time.monotonic() + PATIENCE
             try:
+                under_way.wait(PATIENCE)
                 while time.monotonic() < until:
                     time.sleep(0.01)
             except KeyboardInterrupt:
@@ -214,7 +241,9 @@ class Watch:
         self.saved = engine.seen.count("save 2 ends")
 
 
-@pytest.mark.parametrize(("overlap", "predictions"), [(True, [0.5, 1.5, 2.5]), (False, [0, 0, 0])])
+@pytest.mark.parametrize(
+    ("overlap", "predictions"), [("all", [0.5, 1.5, 2.5]), ("saving", [0.5, 1.5, 2.5]), ("none", [0, 0, 0])]
+)
 def test_handlers_see_each_case_and_the_end_after_the_last_saving(tmp_path, overlap, predictions):
     watch = Watch()
     stages = Stages(3, tmp_path, overlap, save=lambda number: time.sleep(0.05), handlers=[watch])

@@ -262,19 +262,15 @@ def test_two_runs_are_bit_identical_and_settings_matter(tmp_path, translate):
 
 
 def test_overlap_changes_no_byte(tmp_path, translate):
-    """A cohort of unlike grids, overlapped and one by one; each case sampled alone gives the same as well."""
+    """A cohort of unlike grids, one by one and overlapped."""
     for name, (axes, shape) in zip("abc", list(GRIDS.values())[-3:], strict=True):
         write_head_ct(tmp_path / "in" / f"{name}.nii.gz", axes, shape)
     (tmp_path / "in" / "bad.nii.gz").write_bytes(b"no image")
-    runs = {"beside": {}, "one by one": {"overlap": False}}
-    for name, overrides in runs.items():
-        assert translate(tmp_path / "in", tmp_path / name, **overrides).startswith("1 of 4 cases failed")
     names = [*output_names(*"abc"), "failures.json"]
-    assert outputs(tmp_path / "beside") == sorted(names)
-    assert filecmp.cmpfiles(tmp_path / "beside", tmp_path / "one by one", names, shallow=False) == (names, [], [])
-    assert translate(tmp_path / "in" / "c.nii.gz", tmp_path / "alone") is None
-    volumes = ["c_t1.nii.gz", "c_t1.png"]
-    assert filecmp.cmpfiles(tmp_path / "beside", tmp_path / "alone", volumes, shallow=False) == (volumes, [], [])
+    for overlap in ("none", "saving", "all"):
+        assert translate(tmp_path / "in", tmp_path / overlap, overlap=overlap).startswith("1 of 4 cases failed")
+        assert outputs(tmp_path / overlap) == sorted(names)
+        assert filecmp.cmpfiles(tmp_path / "none", tmp_path / overlap, names, shallow=False) == (names, [], [])
 
 
 def test_an_interrupt_ends_the_skull_strip_of_the_next_case(tmp_path, translate, monkeypatch):
@@ -304,7 +300,7 @@ def test_an_interrupt_ends_the_skull_strip_of_the_next_case(tmp_path, translate,
 
     monkeypatch.setattr(ISTAInferer, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        translate(tmp_path / "in", skull_strip=f"{sys.executable} {program} {{input}} {{mask}}", check_hounsfield=False)
+        translate(tmp_path / "in", skull_strip=f"{sys.executable} {program} {{input}} {{mask}}", overlap="all")
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
     assert not mark.with_suffix(".end").exists()
@@ -348,6 +344,7 @@ def test_another_contrast_needs_no_hounsfield_units(tmp_path, translate):
         ({"weights": "/nowhere.pt"}, "There is no weights file /nowhere.pt"),
         ({"network_def#channels": [16, 32]}, "do not fit the network"),
         ({"dtype": "float8"}, "dtype is float8"),
+        ({"overlap": "some"}, "overlap is some"),
         ({"ct_window": [80, 0]}, "ct_window is"),
         ({"skull_strip": "guess"}, "The skull-strip method 'guess'"),
         ({"sampler": "mean_path_2", "timestep_spacing": "linear"}, "use spacing lambda"),
