@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Hashable, Mapping
@@ -14,10 +15,11 @@ import torch
 from monai.config import DtypeLike, KeysCollection
 from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImage, LoadImaged, MapTransform
+from monai.utils import convert_to_tensor
 
 from scripts.files import CaseError
 
-__all__ = ["CaseError", "CheckVolumed", "LoadVolume", "LoadVolumed", "file_name"]
+__all__ = ["CaseError", "CheckVolumed", "LoadVolume", "LoadVolumed", "file_name", "value_range"]
 
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 
@@ -179,12 +181,17 @@ def one_volume(volume: MetaTensor, name: str) -> MetaTensor:
     return volume
 
 
+def value_range(volume: torch.Tensor) -> tuple[float, float]:
+    """Smallest and largest value, both finite only if all are; needs no memory, which `isfinite` does."""
+    low, high = torch.aminmax(convert_to_tensor(volume, track_meta=False))
+    return float(low), float(high)
+
+
 def _check_values(volume: torch.Tensor, name: str) -> None:
-    finite = torch.isfinite(volume)
-    if not finite.all():
-        count = int(finite.numel() - finite.sum())
+    low, high = value_range(volume)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        count = int((~torch.isfinite(volume)).sum())
         raise CaseError(f"{name} has {count} voxels that are NaN or infinite; replace them (air is -1000 HU).")
-    low, high = float(volume.min()), float(volume.max())
     if low == high:
         raise CaseError(f"{name} is empty: every voxel is {low:g}; export it again.")
 

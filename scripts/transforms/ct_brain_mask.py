@@ -46,9 +46,9 @@ def ct_brain_mask(
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(axes[:, 0])]
     coarse, coarse_spacing = _resize(canonical, spacing, working_spacing)
     mask = _brain(coarse, coarse_spacing, name)
-    fine = functional.interpolate(torch.from_numpy(mask).float()[None, None], canonical.shape, mode="trilinear")
+    fine = functional.interpolate(torch.from_numpy(mask).float()[None, None], canonical.shape, mode="trilinear") > 0.5
     back = nib.orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), axes)
-    return np.ascontiguousarray(nib.apply_orientation(fine[0, 0].numpy() > 0.5, back))
+    return np.ascontiguousarray(nib.apply_orientation(fine[0, 0].numpy(), back))
 
 
 def foreground(volume: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def foreground(volume: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, Z) bool.
     """
-    inside = _not_background(volume)
+    inside = _not_background(volume, _background(volume))
     if inside.mean() > 0.99 or not inside.any():
         return np.ones(volume.shape, dtype=bool)
     box = ndimage.find_objects(inside.astype(np.int8))[0]
@@ -79,7 +79,7 @@ def is_stripped(hu: np.ndarray) -> bool:
         hu: (H, W, Z) HU.
     """
     sample = hu[::2, ::2, ::2]  # an eighth of the voxels tells as much
-    inside = sample[_not_background(hu)[::2, ::2, ::2]]
+    inside = sample[_not_background(sample, _background(hu))]
     if not 0.01 * sample.size < inside.size < 0.9 * sample.size:
         return False
     soft = np.mean((inside > -50) & (inside < 150))
@@ -87,9 +87,13 @@ def is_stripped(hu: np.ndarray) -> bool:
     return bool(soft > 0.85 and np.mean(inside > 200) < 0.01 and clipped < 0.1)
 
 
-def _not_background(volume: np.ndarray) -> np.ndarray:
+def _background(volume: np.ndarray) -> float:
     corners, counts = np.unique(volume[np.ix_([0, -1], [0, -1], [0, -1])], return_counts=True)
-    return np.abs(volume - corners[counts.argmax()]) > 1e-2
+    return corners[counts.argmax()]
+
+
+def _not_background(volume: np.ndarray, background: float) -> np.ndarray:
+    return np.abs(volume - background) > 1e-2
 
 
 def _resize(hu: np.ndarray, spacing: np.ndarray, working_spacing: float) -> tuple[np.ndarray, np.ndarray]:
@@ -98,13 +102,20 @@ def _resize(hu: np.ndarray, spacing: np.ndarray, working_spacing: float) -> tupl
     Both keep the field of view and treat its two ends alike, so that a mirrored volume gives a mirrored result.
     """
     size = [max(1, round(n * s / working_spacing)) for n, s in zip(hu.shape, spacing, strict=True)]
-    volume = torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))[None, None]
-    # neither padding of -3024 nor dense bone and metal may outweigh their neighbours in a mean
-    volume = functional.interpolate(
-        volume.clamp(-200, 400), [min(n, m) for n, m in zip(hu.shape, size, strict=True)], mode="area"
-    )
-    volume = functional.interpolate(volume, size, mode="trilinear")
+    means = _area_means(hu, [min(n, m) for n, m in zip(hu.shape, size, strict=True)])
+    volume = functional.interpolate(means[None, None], size, mode="trilinear")
     return volume[0, 0].numpy(), spacing * np.array(hu.shape) / np.array(size)
+
+
+def _area_means(hu: np.ndarray, size: list[int]) -> torch.Tensor:
+    """`interpolate` to a smaller size by mode "area", a layer of the result at a time, so that no volume is copied."""
+    layers = []
+    for layer in range(size[0]):
+        first, last = layer * len(hu) // size[0], -(-(layer + 1) * len(hu) // size[0])
+        part = torch.from_numpy(np.array(hu[first:last], dtype=np.float32, order="C"))
+        # neither padding of -3024 nor dense bone and metal may outweigh their neighbours in a mean
+        layers.append(functional.adaptive_avg_pool3d(part.clamp_(-200, 400)[None], (1, *size[1:])))
+    return torch.cat(layers, dim=1)[0]
 
 
 def _brain(hu: np.ndarray, spacing: np.ndarray, name: str) -> np.ndarray:

@@ -43,18 +43,23 @@ def three_planes(
     """
     orientation = nib.io_orientation(np.asarray(affine))
     spacing = nib.affines.voxel_sizes(np.asarray(affine))[np.argsort(orientation[:, 0])]
-    low, high = source_window or _window(np.asarray(source))
-    volumes = [(np.asarray(source) - low) / (high - low), np.asarray(synthetic)]
-    volumes += [] if real is None else [np.asarray(real)]
-    volumes = [nib.apply_orientation(np.clip(volume, 0, 1), orientation) for volume in volumes]
+    windows = [source_window or _window(np.asarray(source)), (0, 1), (0, 1)]
+    # views: only the planes shown are computed with
+    volumes = [nib.apply_orientation(np.asarray(v), orientation) for v in (source, synthetic, real) if v is not None]
     centre = _centre(volumes[1])
     scale = panel_width / max(spacing * volumes[1].shape)
 
     rows = []
     for plane, axis, marks in PLANES:
-        panels = [panel(np.take(v, centre[axis], axis), np.delete(spacing, axis) * scale, marks) for v in volumes]
+        cuts = [_windowed(np.take(v, centre[axis], axis), window) for v, window in zip(volumes, windows, strict=False)]
+        panels = [panel(cut, np.delete(spacing, axis) * scale, marks) for cut in cuts]
         rows.append((plane, panels))
     return _page(rows, titles, panel_width)
+
+
+def _windowed(plane: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    low, high = window
+    return np.clip((plane - low) / (high - low), 0, 1)
 
 
 def _window(volume: np.ndarray) -> tuple[float, float]:
@@ -65,8 +70,16 @@ def _window(volume: np.ndarray) -> tuple[float, float]:
 
 def _centre(volume: np.ndarray) -> list[int]:
     """Middle of the voxels above zero, of the whole volume where there are none."""
-    inside = np.argwhere(volume > 0)
-    return [int(c) for c in (np.median(inside, axis=0) if len(inside) else np.array(volume.shape) // 2)]
+    inside = volume > 0
+    columns = inside.sum(axis=2)
+    counts = (columns.sum(axis=1), columns.sum(axis=0), inside.sum(axis=(0, 1)))
+    return [_middle(count) for count in counts] if columns.any() else [n // 2 for n in volume.shape]
+
+
+def _middle(counts: np.ndarray) -> int:
+    """Median, rounded down, of indices of which there are so many each."""
+    up_to, total = np.cumsum(counts), counts.sum()
+    return int(np.searchsorted(up_to, [(total - 1) // 2, total // 2], side="right").mean())
 
 
 def panel(plane: np.ndarray, scale: np.ndarray, marks: tuple[str, str]) -> Image.Image:

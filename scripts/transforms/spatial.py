@@ -2,32 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Spacingd
-from monai.utils import convert_to_tensor
+from monai.networks.utils import to_norm_affine
+from monai.transforms import MapTransform, Spacingd, SpatialResample
+from monai.utils import TraceKeys, convert_to_tensor
 from scipy.ndimage import gaussian_filter1d
+from torch.nn.functional import grid_sample
 
 __all__ = ["BackgroundOutsided", "SmoothForSpacingd", "VolumeSpacingd"]
 
+_VOXELS_AT_ONCE = 2**20  # in resampling, each of which takes 28 bytes for its place
+
 
 class VolumeSpacingd(Spacingd):
-    """MONAI's `Spacingd` for dictionaries that hold more than volumes.
+    """MONAI's `Spacingd` for dictionaries that hold more than volumes, with an inverse that needs little memory.
 
     MONAI 1.6.0 and 1.6.1 call `.update` on every item whose key starts with `KEY_` once the volume came from NIfTI.
     MONAI Label puts the text `image_path` there, which has no such method; items that are no dictionaries are
     therefore kept out of its sight.
+
+    MONAI's inverse computes the place of every voxel of the result at once, which takes six times the result's memory,
+    and reads the volume by one thread. This one makes the same voxels a block at a time, by all threads, and only
+    where the volume is not 0.
     """
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         """Resample the volume at each key; everything else comes back as it was."""
         visible = {key: item for key, item in data.items() if key in self.keys or isinstance(item, dict)}
         return {**data, **super().__call__(visible, lazy)}
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resample the volume at each key back onto the grid it came from."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = _resampled_back(self.spacing_transform.sp_resample, d[key])
+        return d
+
+
+def _resampled_back(resample: SpatialResample, volume: MetaTensor) -> MetaTensor:
+    """`resample.inverse(volume)`, by less."""
+    step = resample.get_most_recent_transform(volume)
+    options, shape = step[TraceKeys.EXTRA_INFO], tuple(int(n) for n in step[TraceKeys.ORIG_SIZE])
+    to_volume = np.linalg.solve(*(np.asarray(a, dtype=np.float64) for a in (volume.affine, options["src_affine"])))
+    unchanged = shape == volume.shape[1:] and np.allclose(to_volume, np.eye(4), atol=1e-3)
+    if unchanged or isinstance(options["mode"], int):
+        return resample.inverse(volume)
+    resample.pop_transform(volume)
+    dtype = getattr(torch, options["dtype"])
+    xform = torch.as_tensor(to_volume, device=volume.device)
+    corners = options["align_corners"] is True
+    modes = {"mode": options["mode"], "padding_mode": options["padding_mode"], "align_corners": corners}
+    back = MetaTensor(_sampled(volume.as_tensor().to(dtype), xform, shape, modes))
+    return back.copy_meta_from(resample.track_transform_meta(volume, affine=xform))
+
+
+def _sampled(volume: torch.Tensor, to_volume: torch.Tensor, shape: Sequence[int], modes: dict) -> torch.Tensor:
+    """A volume (C, H, W, Z) at the voxels of another grid, as by MONAI's `AffineTransform`, which is zero elsewhere.
+
+    Args:
+        volume: floating.
+        to_volume: (4, 4) float64, voxels of the result -> voxels of the volume.
+        shape: (H, W, Z) of the result.
+        modes: of `grid_sample`.
+    """
+    out = torch.zeros((len(volume), *shape), device=volume.device)
+    theta = to_norm_affine(to_volume.to(volume)[None], volume.shape[1:], shape, modes["align_corners"])[0]
+    # grid_sample names the last axis first
+    theta = theta[:3].flip(0)[:, [2, 1, 0, 3]]
+    rows, columns, depth = _reached(volume, to_volume.cpu().numpy(), shape)
+    places = [_normalised(n, volume, modes["align_corners"]) for n in shape]
+    step = max(1, _VOXELS_AT_ONCE // max(1, (columns.stop - columns.start) * (depth.stop - depth.start)))
+    for start in range(rows.start, rows.stop, step):
+        block = slice(start, min(start + step, rows.stop))
+        grid = torch.meshgrid(places[0][block], places[1][columns], places[2][depth], indexing="ij")
+        grid = torch.stack([*grid[::-1], torch.ones_like(grid[0])], dim=-1)
+        grid = (grid.view(-1, 4) @ theta.T).view(len(grid), 1, *grid.shape[1:3], 3)
+        # rows as a batch: on a CPU every thread takes some of it
+        made = grid_sample(volume.expand(len(grid), -1, -1, -1, -1), grid, **modes)
+        out[:, block, columns, depth] = made[:, :, 0].movedim(0, 1).float()
+    return out
+
+
+def _normalised(count: int, like: torch.Tensor, align_corners: bool) -> torch.Tensor:
+    """Places of an axis' voxels as `grid_sample` counts them, -1 to 1; of the type and device of `like`."""
+    if count == 1:
+        return like.new_zeros(1)
+    places = torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device)
+    return places if align_corners else places * (count - 1) / count
+
+
+def _reached(volume: torch.Tensor, to_volume: np.ndarray, shape: Sequence[int]) -> list[slice]:
+    """The part of a grid outside of which interpolation reads nothing but zeros of the volume."""
+    corners = np.array(list(product(*([0, n - 1] for n in shape)))) @ to_volume[:3, :3].T + to_volume[:3, 3]
+    ends = []
+    for axis in range(3):
+        used = torch.nonzero((volume != 0).movedim(axis + 1, 0).flatten(1).any(1)).flatten().tolist()
+        if not used:
+            return [slice(0, 0)] * 3
+        low, high, last = used[0] - 1, used[-1] + 1, volume.shape[axis + 1] - 1
+        # beyond its border the volume goes on as at its border
+        ends.append(
+            (
+                min(low, corners[:, axis].min()) if low < 0 else low,
+                max(high, corners[:, axis].max()) if high > last else high,
+            )
+        )
+    back = np.linalg.inv(to_volume)
+    box = np.array(list(product(*ends))) @ back[:3, :3].T + back[:3, 3]
+    first, last = np.floor(box.min(axis=0)).astype(int) - 1, np.ceil(box.max(axis=0)).astype(int) + 2
+    return [slice(max(a, 0), min(max(b, 0), n)) for a, b, n in zip(first, last, shape, strict=True)]
 
 
 class SmoothForSpacingd(MapTransform):
@@ -51,12 +141,20 @@ class SmoothForSpacingd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             sigmas = (np.asarray(self.pixdim, dtype=float) / np.asarray(d[key].pixdim, dtype=float) - 1) / 2
-            smooth = d[key].numpy()
-            for axis, sigma in enumerate(sigmas, start=1):
-                if sigma > 0.05:
-                    smooth = gaussian_filter1d(smooth, sigma, axis=axis, mode="nearest")
+            smooth = _smoothed(d[key].numpy(), sigmas)
             d[key] = MetaTensor(torch.as_tensor(smooth)).copy_meta_from(d[key])
         return d
+
+
+def _smoothed(volume: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
+    """A volume (C, H, W, Z) after Gaussians of each axis' standard deviation in voxels; itself where they are small."""
+    smooth = volume
+    for axis, sigma in enumerate(sigmas, start=1):
+        if sigma > 0.05:
+            # the given volume is left alone, an own one is overwritten
+            out = np.empty_like(volume) if smooth is volume else smooth
+            smooth = gaussian_filter1d(smooth, sigma, axis=axis, mode="nearest", output=out)
+    return smooth
 
 
 class BackgroundOutsided(MapTransform):
