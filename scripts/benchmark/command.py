@@ -6,7 +6,7 @@ import ast
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,14 +119,18 @@ def benchmark(
         "slices": _numbers("slices", slices),
         "cases": _positive("cases", cases),
     }
-    results = _measured(bundle, options, dataset_dir)
     facts = {"machine": machine(bundle.device), "versions": versions()}
     command = shlex.join(["python", "-m", "scripts", *sys.argv[1:]])
-    return write_results({"command": command, **facts, "settings": options, "results": results}, Path(output_dir))
+    text = ""
+    for results in _measured(bundle, options, dataset_dir):
+        # after each part, so that a run that is cut short leaves what it has measured
+        measured = {"command": command, **facts, "settings": options, "results": results}
+        text = write_results(measured, Path(output_dir))
+    return text
 
 
-def _measured(bundle: Bundle, options: Mapping[str, Any], dataset_dir: str | None) -> dict[str, Any]:
-    """Part -> what was measured, in the order of `PARTS`."""
+def _measured(bundle: Bundle, options: Mapping[str, Any], dataset_dir: str | None) -> Iterator[dict[str, Any]]:
+    """Part -> what was measured, in the order of `PARTS`; once more after each part."""
 
     def network() -> dict[str, Any]:
         limit, rows = measure_network(
@@ -148,7 +152,7 @@ def _measured(bundle: Bundle, options: Mapping[str, Any], dataset_dir: str | Non
         for part in bar:
             bar.set_postfix_str(part)
             results |= calls[part]()
-    return results
+            yield results
 
 
 def write_results(measured: Mapping[str, Any], folder: Path) -> str:
