@@ -1,10 +1,14 @@
 """Resampling beside plain texts, smoothing before it, and the background outside a mask."""
 
+import tracemalloc
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Flip, Spacingd
+from monai.transforms import Flip, Invertd, Spacingd
 
 from scripts.transforms.spatial import BackgroundOutsided, SmoothForSpacingd, VolumeSpacingd
 
@@ -69,3 +73,73 @@ def test_background_outside_the_mask():
     np.testing.assert_array_equal(made.affine, given.affine)
     assert made.applied_operations == given.applied_operations
     assert (given != made).any()
+
+
+TURNED = nib.eulerangles.euler2mat(0.1, -0.2, 0.3)
+GRIDS = {
+    "anisotropic": np.diag([0.5, 0.7, 2.0]),
+    "flipped": np.diag([-0.6, 0.7, -2.0]),
+    "oblique": TURNED @ np.diag([0.6, -0.8, 1.2]),
+    "sheared": TURNED @ np.array([[0.6, 0.004, 0], [0, 0.8, 0], [0, 0, 1.2]]),
+    "coarse": np.diag([3.0, 2.5, 5.0]),
+    "unchanged": np.diag([1.5, 1.5, 1.5]),
+}
+
+
+def after_network(spacing, affine, shape, box):
+    """A volume resampled by `spacing`, random within a box and 0 outside of it."""
+    d = spacing({"image": MetaTensor(torch.zeros(1, *shape), affine=nib.affines.from_matvec(affine, [1.0, 2.0, 3.0]))})
+    made = torch.zeros(d["image"].shape)
+    where = (slice(None), *(slice(round(a * n), round(b * n)) for n, (a, b) in zip(made.shape[1:], box, strict=True)))
+    made[where] = torch.rand(made[where].shape, generator=torch.Generator().manual_seed(0))
+    return {**d, "pred": MetaTensor(made)}
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize(
+    "box",
+    [[(0.2, 0.8)] * 3, [(0, 1)] * 3, [(0, 0.3), (0.2, 0.7), (0.6, 1)], [(0.5, 0.5)] * 3],
+    ids=["inside", "everywhere", "at the border", "nowhere"],
+)
+@pytest.mark.parametrize("affine", GRIDS.values(), ids=GRIDS.keys())
+def test_the_inverse_is_that_of_monai(affine, box, mode):
+    made = []
+    for kind in (Spacingd, VolumeSpacingd):
+        spacing = kind("image", pixdim=(1.5, 1.5, 1.5), mode="bilinear", dtype=torch.float32)
+        d = after_network(spacing, affine, (31, 40, 23), box)
+        made.append(Invertd("pred", spacing, orig_keys="image", nearest_interp=mode == "nearest")(d)["pred"])
+    theirs, ours = made
+    assert ours.shape == (1, 31, 40, 23)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_allclose(ours.affine, theirs.affine)
+    assert ours.applied_operations == theirs.applied_operations == []
+
+
+def resident(field):
+    """What the kernel says of this process, bytes."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is reset by Linux alone")
+def test_the_inverse_needs_little_more_than_its_result():
+    shape = (300, 300, 200)
+    spacing = VolumeSpacingd("image", pixdim=(1.5, 1.5, 1.5), mode="bilinear", dtype=torch.float32)
+    d = after_network(spacing, np.diag([0.5, 0.5, 0.8]), shape, [(0, 1)] * 3)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    inverse = Invertd("pred", spacing, orig_keys="image", nearest_interp=False)
+    made = inverse(d)["pred"]
+    assert made.shape == (1, *shape)
+    # MONAI's own needs seven times the result
+    assert resident("VmHWM") - before < 2.5 * made.numel() * 4
+
+
+def test_smoothing_needs_one_array():
+    given = volume(np.zeros((150, 150, 150)), (0.5, 0.5, 0.5))
+    tracemalloc.start()
+    SmoothForSpacingd("image", pixdim=(1.5, 1.5, 1.5))({"image": given})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * given.numel() * 4
