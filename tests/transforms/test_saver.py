@@ -1,5 +1,6 @@
 """What lies on disk after a case: where its voxels are, what its record says, and nothing half."""
 
+import gzip
 import json
 
 import itk
@@ -13,7 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, SaveImaged
 from scripts.files import CaseError, sha256_of_file
 from scripts.transforms import saver as saver_module
 from scripts.transforms.checks import LoadVolumed
-from scripts.transforms.picture import three_planes
+from scripts.transforms.picture import _centre, three_planes
 from scripts.transforms.saver import SaveSyntheticd
 
 OBLIQUE = nib.affines.from_matvec(
@@ -58,6 +59,23 @@ def test_a_nifti_keeps_its_grid_and_both_codes(tmp_path, codes, name):
         np.testing.assert_array_equal(getattr(made, form)(coded=False), getattr(source, form)(coded=False))
     assert made.header.get_zooms() == source.header.get_zooms()
     assert made.header["xyzt_units"] == source.header["xyzt_units"]
+
+
+def test_the_packed_file_is_the_same_every_time_and_read_by_others(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item = item_of(path)
+    item["pred"][:, :, 7:] = 0
+    packed = []
+    for folder in ("a", "b"):
+        SaveSyntheticd(output_dir=tmp_path / folder)(item)
+        packed.append((tmp_path / folder / "case_t1.nii.gz").read_bytes())
+    assert packed[0] == packed[1]
+    unpacked = gzip.decompress(packed[0])
+    assert len(unpacked) == 352 + 4 * item["pred"].numel()
+    nib.save(nib.load(tmp_path / "a" / "case_t1.nii.gz"), tmp_path / "plain.nii")
+    assert unpacked == (tmp_path / "plain.nii").read_bytes()
+    by_itk = itk.array_from_image(itk.imread(str(tmp_path / "a" / "case_t1.nii.gz")))
+    np.testing.assert_array_equal(by_itk.transpose(), item["pred"][0])
 
 
 def test_differing_sform_and_qform_are_both_kept(tmp_path):
@@ -180,6 +198,14 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 def test_is_a_save_imaged():
     """MONAI Label takes that class out, and nothing else of the postprocessing."""
     assert isinstance(SaveSyntheticd(), SaveImaged)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.5])
+def test_the_picture_is_cut_at_the_median_of_the_foreground(share):
+    volume = (np.random.default_rng(0).random((9, 14, 11)) < share).astype(np.float32)
+    inside = np.argwhere(volume)
+    expected = np.median(inside, axis=0) if len(inside) else np.array(volume.shape) // 2
+    assert _centre(volume) == [int(c) for c in expected]
 
 
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR", "SLA"])
