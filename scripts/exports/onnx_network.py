@@ -42,6 +42,8 @@ class OnnxNetwork(nn.Module):
             raise CaseError(f"There is no ONNX file {path}: write it with {command}.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # between two calls PyTorch has the cores: threads that spin while they wait would take them from it
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
