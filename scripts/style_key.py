@@ -41,8 +41,8 @@ def compute_style_key(image: np.ndarray | torch.Tensor, num_bins: int = 128) -> 
     values = torch.as_tensor(image).detach().cpu().double().numpy().ravel()
     if not np.isfinite(values).all():
         raise ValueError("The image of a style key has voxels that are NaN or infinite; repair it first.")
-    values = np.clip(values, 0.0, 1.0)
     values = values[values > _FOREGROUND]
+    values = np.minimum(values, 1.0, out=values)
     if values.size == 0:
         raise ValueError(
             f"The image of a style key is empty: no voxel is above {_FOREGROUND}; give a volume in [0, 1]."
@@ -62,6 +62,8 @@ def style_key_from_histogram(histogram: np.ndarray) -> np.ndarray:
 def _histogram(values: np.ndarray, num_bins: int) -> np.ndarray:
     """Counts in equal bins over (0.001, 1)."""
     edges = np.linspace(_FOREGROUND, 1.0, num_bins + 1)
+    if len(np.unique(values[:100_000])) > max(_FEW_LEVELS):  # then all have as many, which need not be sorted
+        return np.histogram(values, edges)[0]
     levels, counts = np.unique(values, return_counts=True)
     if len(levels) not in _FEW_LEVELS or values.size < 4 * len(levels):
         return np.histogram(values, edges)[0]

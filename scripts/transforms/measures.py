@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.utils import convert_to_tensor
+from monai.utils import convert_to_numpy
 
 from scripts.out_of_distribution import TrainingRange, key_contrast
 from scripts.style_key import compute_style_key, load_style_keys
@@ -84,10 +84,12 @@ def _range(keys_file: str | Path) -> TrainingRange | None:
 def _compared(name: str, image: torch.Tensor, training: TrainingRange) -> dict[str, float]:
     """An image in [0, 1] against the training; one without a voxel above the background is as far as can be."""
     measured = {f"{name}_distance": 1.0, f"{name}_distance_limit": training.distance_limit}
-    values = convert_to_tensor(image, track_meta=False)
-    if not float(values.max()) > 0.001:
+    values = convert_to_numpy(image)
+    # only these are counted, and they are few; PyTorch would list their places first, eight times the memory
+    values = values[values > 0.001]
+    if not values.size:
         return measured
-    key = compute_style_key(values[values > 0])  # the rest is not counted, and is most of it
+    key = compute_style_key(values)
     measured[f"{name}_distance"] = training.distance(key)
     if name == "source":
         measured |= {"source_contrast": key_contrast(key), "source_contrast_limit": training.contrast_limit}
