@@ -25,6 +25,7 @@ _SIGNS = (
     "could not create a primitive",
     "could not execute a primitive",
     "bad_alloc",
+    "Failed to allocate memory",  # ONNX Runtime
 )
 
 

@@ -275,7 +275,7 @@ class ISTAInferer(Inferer):
         """The network's prediction, or None where the memory ran out: then the next call takes half as many slabs."""
         try:
             return call_network(network, slabs, timestep, source, context, self.dtype)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # other runtimes have classes of their own
             if len(slabs) == 1 or not is_out_of_memory(error):
                 raise
         # after the except clause, so that what the failed call holds is free
