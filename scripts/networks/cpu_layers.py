@@ -1,4 +1,4 @@
-"""Layers whose backward pass is fast on a CPU: the same functions and the same parameters as those they replace.
+"""Layers that are fast on a CPU, their backward pass above all: the same functions and parameters as those they replace.
 
 With channels last, PyTorch's group normalisation goes through the few channels of a group one by one, and spends more
 time in its backward pass than the convolution beside it. Its batch normalisation goes through all channels of a pixel
@@ -20,12 +20,11 @@ _SMALLEST_PLANE = 256
 """Pixels below which a call for each image costs what it saves."""
 
 
-def _training_on_cpu(x: Tensor) -> bool:
-    """Whether a gradient is wanted of planes with channels last on a CPU; exports get the layers as they were."""
+def _planes_on_cpu(x: Tensor) -> bool:
+    """Whether features are planes with channels last on a CPU; exports get the layers as they were."""
     return (
         x.device.type == "cpu"
         and x.ndim == 4
-        and torch.is_grad_enabled()
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
@@ -52,7 +51,8 @@ class GroupNorm(nn.GroupNorm):
         Returns:
             Features, shape and type of x.
         """
-        if not _training_on_cpu(x) or x[0, 0].numel() < _SMALLEST_PLANE:
+        # without a gradient PyTorch's own costs next to nothing more
+        if not (torch.is_grad_enabled() and _planes_on_cpu(x)) or x[0, 0].numel() < _SMALLEST_PLANE:
             h = super().forward(x)
             if scale is None:
                 return h
@@ -156,12 +156,13 @@ class UpsampleConv(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """Features (B, C, H, W) -> (B, C', 2H, 2W); `emb` is not used."""
-        if not _training_on_cpu(x):
+        if not _planes_on_cpu(x):
             return self.postconv(self.upsample_non_trainable(x))
         conv = self.postconv.conv
-        upsampled = functional.conv_transpose2d(x, self.kernel(conv.weight), stride=2, padding=1)
         # the gradient of a transposed convolution's own bias takes as long as its weights'
-        return upsampled + conv.bias.to(upsampled.dtype)[:, None, None]
+        inner, outer = (None, conv.bias) if torch.is_grad_enabled() else (conv.bias, None)
+        upsampled = functional.conv_transpose2d(x, self.kernel(conv.weight), inner, stride=2, padding=1)
+        return upsampled if outer is None else upsampled + outer.to(upsampled.dtype)[:, None, None]
 
     @staticmethod
     def kernel(weight: Tensor) -> Tensor:

@@ -104,6 +104,13 @@ class TestUpsampleConv:
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs)
 
+    @torch.no_grad()
+    def test_without_a_gradient_it_is_the_same(self) -> None:
+        plain, x = self._block().double(), features(2, 6, 5, 7)
+        fused = UpsampleConv(plain)
+        torch.testing.assert_close(fused(x), plain(x))
+        assert torch.equal(fused(x.contiguous()), plain(x.contiguous()))  # these layouts stay with both steps
+
     def test_bfloat16_loses_as_little_as_both_steps(self) -> None:
         plain, x = self._block(), features(2, 6, 8, 8, dtype=torch.float32)
         exact = plain(x)
