@@ -1,4 +1,4 @@
-"""Layers that are fast on a CPU, their backward pass above all: the same functions and parameters as those they replace.
+"""Layers that are fast on a CPU, above all in their backward pass: the functions and parameters of those they replace.
 
 With channels last, PyTorch's group normalisation goes through the few channels of a group one by one, and spends more
 time in its backward pass than the convolution beside it. Its batch normalisation goes through all channels of a pixel
