@@ -195,7 +195,7 @@ class CaseEvaluator(SupervisedEvaluator):
         with (
             logging_redirect_tqdm(),
             tqdm(total=len(self.data_loader), desc="cases", unit="case") as self._bar,
-            # Also after an interrupt, what is being saved is saved. One OpenMP thread: a second team of them changes how
+            # Also after an interrupt, what is being saved is saved. One OpenMP thread: a second team changes how
             # those of the sampling wait for each other, which made it 15 % slower on two cores.
             ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as self._thread,
             closing(self.data_loader),
