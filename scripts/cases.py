@@ -124,7 +124,7 @@ class CaseLoader(DataLoader):
 def _in_advance(items: Iterator[Any]) -> Iterator[Any]:
     """Items of an iterator, each made in a thread while the one before it is in use."""
     end = object()
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as thread:
         identity = thread.submit(threading.get_ident).result()
         following = thread.submit(next, items, end)
         try:
@@ -226,10 +226,10 @@ class CaseEvaluator(SupervisedEvaluator):
         return engine.state.output
 
     def _hand_over(self, index: int, batch: dict[str, Any], output: dict[str, Any]) -> None:
-        if self.overlap == Overlap.NONE:
-            self._finish(index, batch, output)
+        self._wait()
+        if self.overlap == Overlap.NONE:  # in the thread too: rounding depends on the number of OpenMP threads
+            self._thread.submit(self._finish, index, batch, output).result()
         else:
-            self._wait()
             self._waiting = self._thread.submit(self._finish, index, dict(batch), dict(output))
 
     def _wait(self) -> None:
