@@ -13,7 +13,8 @@ from torch import Tensor
 from scripts.benchmark import limit
 from scripts.benchmark.bundle import Bundle, Way
 from scripts.benchmark.measuring import alternate, count_flop, memory_of, psnr, seconds_of, times_faster
-from scripts.benchmark.ways import BASELINE, WAYS
+from scripts.benchmark.plain import BASELINE, PlainProcess
+from scripts.benchmark.ways import WAYS
 from scripts.workflow import keep_freed_memory
 
 SLABS_OF_A_HEAD = 160
@@ -45,17 +46,20 @@ def measure_network(
         first = seconds_of(call, bundle.device)
         predictions[name], memory = memory_of(call, bundle.device)
         rows[name] = {"first_call_seconds": first, "memory_bytes": memory}
-    # from here on as in the main job
+    # from here on as in the main job, but for the baseline
     keep_freed_memory()
     dtypes = dict.fromkeys([*limit.DTYPES, *(way.dtype for way in ways)])
     products = limit.matrix_products(bundle.device, list(dtypes))
-    alternate(calls, 1, bundle.device)
-    seconds = alternate({**products, **calls}, rounds, bundle.device)
+    with PlainProcess(bundle, slab_shape, batch_size) as baseline:
+        calls[BASELINE] = baseline.slabs
+        alternate(calls, 1, bundle.device)
+        seconds = alternate({**products, **calls}, rounds, bundle.device)
+        sampled = _sampled(bundle, ways, baseline) if bundle.has_weights else None
     machine = limit.rates({name: seconds[name] for name in products})
     for way in ways:
         product = seconds[limit.name_of(way.dtype)]
         rows[way.name] |= _speed(seconds[way.name], seconds[BASELINE], product, flop, batch_size)
-    sampled = _sampled(bundle, ways) if bundle.has_weights else _computed(bundle, ways, rows, predictions)
+    sampled = sampled or _computed(bundle, ways, rows, predictions)
     result = {
         "parameters": sum(p.numel() for p in bundle.plain_network.parameters()),
         "weights": bundle.has_weights,
@@ -83,7 +87,7 @@ def _speed(
     }
 
 
-def _sampled(bundle: Bundle, ways: Sequence[Way]) -> dict[str, dict[str, Any]]:
+def _sampled(bundle: Bundle, ways: Sequence[Way], baseline: PlainProcess) -> dict[str, dict[str, Any]]:
     """The config's sampler on its first volume, in each way: evaluations, seconds, and PSNR against the baseline."""
     figures: dict[str, dict[str, Any]] = {}
     volumes: dict[str, Tensor] = {}
@@ -95,7 +99,10 @@ def _sampled(bundle: Bundle, ways: Sequence[Way]) -> dict[str, dict[str, Any]]:
 
     for way in ways:
         bundle.sample(way, _short(bundle))
-    for name, (seconds,) in alternate({way.name: partial(sample, way) for way in ways}, 1, bundle.device).items():
+    calls = {way.name: partial(sample, way) for way in ways}
+    calls[BASELINE]()  # its volume comes from here, its time from a process of its own
+    calls[BASELINE] = baseline.volume
+    for name, (seconds,) in alternate(calls, 1, bundle.device).items():
         figures[name] |= {"seconds_per_volume": seconds, "psnr_db": psnr(volumes[name], volumes[BASELINE])}
     return figures
 

@@ -11,16 +11,11 @@ from typing import Any
 import torch
 
 from scripts.benchmark.bundle import Bundle, Way
+from scripts.benchmark.plain import plain
 from scripts.exports import OnnxNetwork
 from scripts.exports.export import export
 
-BASELINE = "plain float32"
 MAIN_JOB = "main job"
-
-
-def plain(bundle: Bundle) -> Way:
-    """Float32, contiguous, eager: what PyTorch does with the network as it is defined."""
-    return Way(BASELINE, bundle.plain_network, torch.float32)
 
 
 def channels_last(bundle: Bundle) -> Way:
