@@ -241,6 +241,33 @@ class Watch:
         self.saved = engine.seen.count("save 2 ends")
 
 
+@pytest.mark.parametrize("overlap", Overlap)
+def test_an_error_before_the_first_case_is_the_one_that_is_told(tmp_path, overlap):
+    class Broken:
+        def attach(self, engine):
+            engine.add_event_handler(Events.STARTED, self)
+
+        def __call__(self, engine):
+            raise ValueError("no server")
+
+    with pytest.raises(ValueError, match="no server"):
+        Stages(2, tmp_path, overlap=overlap, handlers=[Broken()]).evaluator.run()
+
+
+def test_threads_that_are_started_later_have_the_cores_they_had(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Stages(2, tmp_path).evaluator.run()
+        found = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert found == [torch.get_num_threads()] == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("overlap", "predictions"), [("all", [0.5, 1.5, 2.5]), ("saving", [0.5, 1.5, 2.5]), ("none", [0, 0, 0])]
 )

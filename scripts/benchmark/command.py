@@ -6,7 +6,7 @@ import ast
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ NETWORKS = {
     "paper": Subject(("inference.json", "network_paper.json"), ("limit", "network"), 1, 3, False),
 }
 PARTS = ("limit", "network", "volume", "growth", "cohort")
+PATHS = ("dataset_dir", "output_dir", "config_file")
+"""Options whose values are not written into the results."""
 PARTS_WITH_WEIGHTS = ("volume", "cohort")
 
 
@@ -120,13 +122,29 @@ def benchmark(
         "cases": _positive("cases", cases),
     }
     facts = {"machine": machine(bundle.device), "versions": versions()}
-    command = shlex.join(["python", "-m", "scripts", *sys.argv[1:]])
+    command = _command(sys.argv[1:])
     text = ""
     for results in _measured(bundle, options, dataset_dir):
         # after each part, so that a run that is cut short leaves what it has measured
         measured = {"command": command, **facts, "settings": options, "results": results}
         text = write_results(measured, Path(output_dir))
     return text
+
+
+def _command(typed: Sequence[str]) -> str:
+    """The command as it was typed, but for paths, which may hold names: they are told as the option's name."""
+    words, path = [], False
+    for word in typed:
+        name, equals, _ = word.partition("=")
+        if path:
+            words.append(words[-1].removeprefix("--").upper())
+            path = False
+        elif name.replace("-", "_").removeprefix("__") in PATHS:
+            words.append(f"{name}={name.removeprefix('--').upper()}" if equals else name)
+            path = not equals
+        else:
+            words.append(word)
+    return shlex.join(["python", "-m", "scripts", *words])
 
 
 def _measured(bundle: Bundle, options: Mapping[str, Any], dataset_dir: str | None) -> Iterator[dict[str, Any]]:

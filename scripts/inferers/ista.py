@@ -261,13 +261,13 @@ class ISTAInferer(Inferer):
         self, network: Callable[..., Tensor], sample: Tensor, source: Tensor, context: Tensor | None, most: int
     ) -> int:
         """Slabs a call, chosen at the first one of a volume."""
-        if self.batch_size_used is None and self.batch_size == "auto":
+        size = self.batch_size_used or self.batch_size
+        if size == "auto":
             slab, source_slab = (extract_slabs(a, torch.zeros(1).long(), self.slab_size) for a in (sample, source))
             call = partial(call_network, network, slab, 0, source_slab, context, self.dtype)
-            self.batch_size_used = batch_that_fits(call, sample.device, most)
-        elif self.batch_size_used is None:
-            self.batch_size_used = self.batch_size
-        return self.batch_size_used
+            size = batch_that_fits(call, sample.device, most)
+        self.batch_size_used = size
+        return size
 
     def _call_or_halve(
         self, network: Callable[..., Tensor], slabs: Tensor, timestep: int, source: Tensor, context: Tensor | None

@@ -8,7 +8,7 @@ from PIL import Image
 
 from scripts.benchmark import benchmark
 from scripts.benchmark.bundle import Bundle
-from scripts.benchmark.command import write_results
+from scripts.benchmark.command import _command, write_results
 from scripts.benchmark.volume import measure_volumes
 from scripts.files import CaseError
 
@@ -46,6 +46,15 @@ def test_files_of_a_run(overlay, tmp_path):
         )
     assert str(overlay.parent) not in json.dumps(written["results"])
     assert Image.open(tmp_path / "benchmark.png").size[0] > 600
+
+
+def test_the_command_is_told_without_paths():
+    """A folder may be called after a patient."""
+    typed = ["benchmark", "--parts", "volume", "--dataset_dir", "/data/DOE_JOHN", "--output-dir=/home/jane/out"]
+    assert _command([*typed, "--config_file", "['/home/jane/a.json']", "--cases", "3"]) == (
+        "python -m scripts benchmark --parts volume --dataset_dir DATASET_DIR --output-dir=OUTPUT-DIR "
+        "--config_file CONFIG_FILE --cases 3"
+    )
 
 
 def test_a_volume_is_measured_as_a_user_runs_it(config_files, tmp_path):
