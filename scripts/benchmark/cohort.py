@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from scripts.benchmark.bundle import Bundle
 from scripts.benchmark.children import Run, main_job, run_task
 from scripts.benchmark.heads import copies, write_resampled
 
-OVERLAPPED = ("loading", "saving")
-"""Phases of a case that another case's computing can hide."""
-ALONE = 3
-"""Cases that are timed step by step; the first of a run is slower than the others."""
+COMPUTING = ("preprocessing", "sampling")
+"""Phases of a case that are its computing: skull strip, resampling and intensities; the network."""
 
 
 def run_copies(bundle: Bundle, head: Path, number: int, folder: Path) -> Run:
@@ -25,31 +22,26 @@ def run_copies(bundle: Bundle, head: Path, number: int, folder: Path) -> Run:
 
 
 def measure_cohort(bundle: Bundle, cases: int, spacing: float = 1.0) -> dict[str, Any]:
-    """Run the main job on copies of the config's sample at `spacing`, mm, and some of them step by step.
+    """Run the main job's evaluator on copies of the config's sample at `spacing`, mm, in a process of its own.
 
     Returns:
-        "cases"; "seconds" and "peak_bytes" of the run; "once", seconds of what a run does before its first case;
-        "computing", seconds of what all cases have to compute, from those done step by step; "overhead", what the run
-        took beyond "once", by "computing".
+        "cases"; "phases", seconds of each phase of all cases, as the evaluator of that very run counts them;
+        "seconds" from the first case to the last; "peak_bytes" of the process; "computing", seconds of `COMPUTING`;
+        "overhead", the first by the last.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         head = write_resampled(bundle.part("cases")[0]["image"], folder / "head.nii.gz", spacing)
-        settings = {"dataset_dir": str(copies(head, folder / "some", ALONE)), "output_dir": str(folder / "alone")}
-        alone = {"config_files": bundle.config_files, "settings": settings, "device": str(bundle.device)}
-        told, _ = run_task("phases", **alone)
-        run = run_copies(bundle, head, cases, folder / "all")
-    once = sum(told["once"].values())
-    first, *others = (
-        sum(seconds for phase, seconds in case["phases"].items() if phase not in OVERLAPPED) for case in told["cases"]
-    )
-    computing = first + (cases - 1) * statistics.mean(others)
+        settings = {"dataset_dir": str(copies(head, folder / "cases", cases)), "output_dir": str(folder / "outputs")}
+        asked = {"config_files": bundle.config_files, "settings": settings, "device": str(bundle.device)}
+        told, run = run_task("cohort", **asked)
+    seconds = told["phases"].pop("run")
+    computing = sum(told["phases"][phase] for phase in COMPUTING)
     return {
         "cases": cases,
-        "seconds": run.seconds,
+        "phases": told["phases"],
+        "seconds": seconds,
         "peak_bytes": run.peak_bytes,
-        "step_by_step": told,
-        "once": once,
         "computing": computing,
-        "overhead": (run.seconds - once) / computing,
+        "overhead": seconds / computing,
     }

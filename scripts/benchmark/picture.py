@@ -82,7 +82,7 @@ def _curve(key: str, value: str, unit: float, label: str, title: str) -> Callabl
 
 def _cohort(axes: Any, cohort: Mapping[str, Any]) -> None:
     names = ["wall time", "computing"]
-    bars = axes.barh(names, [cohort["seconds"], cohort["once"] + cohort["computing"]], color=_colours(2))
+    bars = axes.barh(names, [cohort["seconds"], cohort["computing"]], color=_colours(2))
     axes.bar_label(bars, fmt="%.1f s", padding=4, fontsize=8)
     axes.set(xlabel="s", xlim=(0, 1.2 * cohort["seconds"]), title=f"{cohort['cases']} cases in one run")
 

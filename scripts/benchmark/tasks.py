@@ -16,6 +16,7 @@ import torch
 from scripts.benchmark.bundle import Bundle, Way
 from scripts.benchmark.measuring import peak_memory, seconds_of
 from scripts.benchmark.ways import main_job
+from scripts.files import CaseError
 from scripts.workflow import keep_freed_memory
 
 PHASES = {
@@ -101,6 +102,33 @@ def _case(bundle: Bundle, way: Way, item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def cohort(config_files: Sequence[str], settings: dict[str, Any], device: str | None, started: float) -> dict[str, Any]:
+    """The main job's evaluator on every volume of its dataset_dir.
+
+    Args:
+        config_files: of the main job.
+        settings: of the config, such as dataset_dir and output_dir.
+        device: where the network runs, None for the config's choice.
+        started: when the process was started, s since the epoch.
+
+    Returns:
+        "phases": see `CaseEvaluator.seconds`.
+
+    Raises:
+        CaseError: a case failed, so that the times are not those of the work.
+    """
+    bundle = Bundle(config_files, device)
+    for name, value in settings.items():
+        bundle.parser[name] = value
+    keep_freed_memory()
+    evaluator = bundle.part("evaluator")
+    bundle.part("load_weights")
+    evaluator.run()
+    if evaluator.failures:
+        raise CaseError(f"A copy of the sample failed: {evaluator.failures[0]['reason']}")
+    return {"phases": dict(evaluator.seconds)}
+
+
 @torch.no_grad()
 def growth(
     config_files: Sequence[str], volume: str, slices: int, weights: bool, device: str | None, started: float
@@ -130,7 +158,7 @@ def growth(
     return {"slices": slices, "seconds": seconds, "peak_bytes": peak, "volume_bytes": source.nbytes}
 
 
-TASKS = {"phases": phases, "growth": growth}
+TASKS = {"phases": phases, "cohort": cohort, "growth": growth}
 
 
 if __name__ == "__main__":

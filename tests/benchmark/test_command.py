@@ -76,12 +76,13 @@ def test_volumes_of_ones_own_are_not_told_by_name(config_files, overlay):
 
 def test_every_part_has_its_table_and_its_panel(tmp_path):
     """The two that take minutes, from made-up figures."""
-    cohort = {"cases": 20, "seconds": 104.0, "peak_bytes": 2**30, "once": 4.0, "computing": 99.0, "overhead": 1.01}
+    phases = {"loading": 1.0, "preprocessing": 9.0, "sampling": 90.0, "postprocessing": 4.0}
+    cohort = {"cases": 20, "seconds": 100.0, "peak_bytes": 2**30, "computing": 99.0, "overhead": 1.01, "phases": phases}
     results = {"growth": {"slices": {**CURVE, "arrays": 4.5}, "cases": CURVE}, "cohort": cohort}
     text = write_results({**MEASURED, "results": results}, tmp_path)
     assert "| 2 | 2.0 | 2 MiB |" in text
     assert "4.5 times a float32 slice" in text
-    assert "| 20 | 104.0 s | 1,024 MiB | 4.0 s | 99.0 s | 1.010 |" in text
+    assert "| 20 | 1,024 MiB | 1.0 s | 9.0 s | 90.0 s | 4.0 s | 100.0 s | 1.010 |" in text
     whole = Image.open(tmp_path / "benchmark.png").size
     write_results({**MEASURED, "results": {"growth": results["growth"]}}, tmp_path)
     assert whole[0] == Image.open(tmp_path / "benchmark.png").size[0]

@@ -118,5 +118,6 @@ def test_growth_and_cohort_in_processes_of_their_own(bundle):
     cases = measure_cases(bundle, [1, 2], spacing=6.0)
     assert [point["cases"] for point in cases["points"]] == [1, 2]
     cohort = measure_cohort(bundle, 3, spacing=6.0)
-    assert len(cohort["step_by_step"]["cases"]) == 3
-    assert cohort["seconds"] > cohort["once"] > 0
+    assert set(cohort["phases"]) == {"loading", "preprocessing", "sampling", "postprocessing"}
+    assert 0 < cohort["computing"] < sum(cohort["phases"].values())
+    assert cohort["overhead"] == pytest.approx(cohort["seconds"] / cohort["computing"])
