@@ -39,7 +39,7 @@ def _speeds(axes: Any, network: Mapping[str, Any]) -> None:
         f"{row['times_faster']['median']:.2f} times, {100 * row['share_of_limit']:.0f} % of the limit" for row in rows
     ]
     axes.bar_label(bars, labels, padding=4, fontsize=8)
-    axes.set(xlabel="ms a slab", xlim=(0, 1.6 * max(times)), title="One evaluation of the network")
+    axes.set(xlabel="ms a slab", xlim=(0, 1.8 * max(times)), title="One evaluation of the network")
     axes.invert_yaxis()
 
 
