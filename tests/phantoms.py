@@ -6,6 +6,16 @@ import nibabel as nib
 import numpy as np
 import torch
 
+TINY_NETWORK = {
+    "slab_size": 3,
+    "channels": [16, 16],
+    "num_res_blocks": 1,
+    "norm_num_groups": 8,
+    "num_head_channels": 8,
+    "space_to_depth": 2,
+}
+"""Arguments of a `BridgeUNet` that takes no time."""
+
 
 def head_ct(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """HU of a head centred on the origin of RAS mm, sampled on a grid; (H, W, Z) float32.

@@ -17,17 +17,9 @@ from scripts.exports.export import example_inputs, export
 from scripts.files import CaseError, sha256_of_file
 from scripts.networks import BridgeUNet
 from scripts.style_key import compute_style_key, save_style_keys
-from tests.phantoms import EchoNetwork, write_head_ct
+from tests.phantoms import TINY_NETWORK, EchoNetwork, write_head_ct
 
-TINY = {
-    "slab_size": 3,
-    "channels": [16, 16],
-    "num_res_blocks": 1,
-    "norm_num_groups": 8,
-    "num_head_channels": 8,
-    "space_to_depth": 2,
-    "style_embedding": True,
-}
+TINY = {**TINY_NETWORK, "style_embedding": True}
 # Slabs, height and width in units of the network's multiple; none of them is what the export traces.
 SIZES = ((1, 9, 7), (5, 8, 12))
 

@@ -21,16 +21,8 @@ from scripts.inferers.ista import ISTAInferer
 from scripts.networks import BridgeUNet
 from scripts.style_key import compute_style_key, save_style_keys
 from scripts.workflow import reason
-from tests.phantoms import centred_affine, head_ct, write_head_ct
+from tests.phantoms import TINY_NETWORK, centred_affine, head_ct, write_head_ct
 
-TINY = {
-    "slab_size": 3,
-    "channels": [16, 16],
-    "num_res_blocks": 1,
-    "norm_num_groups": 8,
-    "num_head_channels": 8,
-    "space_to_depth": 2,
-}
 SUFFIXES = (".json", ".nii.gz", ".png")
 
 
@@ -39,7 +31,7 @@ def models(tmp_path_factory):
     """Overrides of inference.json: a tiny network with random weights, two random style keys, voxels of 6 mm."""
     folder = tmp_path_factory.mktemp("models")
     generator = torch.Generator().manual_seed(0)
-    network = BridgeUNet(**TINY)
+    network = BridgeUNet(**TINY_NETWORK)
     for parameter in network.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.03, generator=generator)
@@ -47,7 +39,7 @@ def models(tmp_path_factory):
     keys = {name: compute_style_key(np.random.default_rng(i).beta(2 + i, 2, 5000)) for i, name in enumerate("pq")}
     save_style_keys({"average": keys["p"], "other": keys["q"]}, folder / "style_keys.json")
     return {
-        "network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY},
+        "network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY_NETWORK},
         "weights": str(folder / "model.pt"),
         "style_keys_file": str(folder / "style_keys.json"),
         "spacing": [6.0, 6.0, 6.0],

@@ -53,6 +53,15 @@ class Steps:
         return sums
 
 
+def _main_job_with(settings: dict[str, Any], config_files: Sequence[str], device: str | None) -> Bundle:
+    """The main job with some settings of the user, and its way with memory."""
+    bundle = Bundle(config_files, device)
+    for name, value in settings.items():
+        bundle.parser[name] = value
+    keep_freed_memory()
+    return bundle
+
+
 def phases(config_files: Sequence[str], settings: dict[str, Any], device: str | None, started: float) -> dict[str, Any]:
     """The main job on every volume of its dataset_dir, one after the other, transform by transform.
 
@@ -65,10 +74,7 @@ def phases(config_files: Sequence[str], settings: dict[str, Any], device: str | 
     Returns:
         "once": phase -> seconds of what comes before the first case; "cases": see `_case`.
     """
-    bundle = Bundle(config_files, device)
-    for name, value in settings.items():
-        bundle.parser[name] = value
-    keep_freed_memory()
+    bundle = _main_job_with(settings, config_files, device)
     once = Steps(bundle.device)
     once.add("imports", time.time() - started, "imports")
     way = once.timed("network", "network", lambda: main_job(bundle))
@@ -117,10 +123,7 @@ def cohort(config_files: Sequence[str], settings: dict[str, Any], device: str | 
     Raises:
         CaseError: a case failed, so that the times are not those of the work.
     """
-    bundle = Bundle(config_files, device)
-    for name, value in settings.items():
-        bundle.parser[name] = value
-    keep_freed_memory()
+    bundle = _main_job_with(settings, config_files, device)
     evaluator = bundle.part("evaluator")
     bundle.part("load_weights")
     evaluator.run()

@@ -10,16 +10,7 @@ from scripts.benchmark import limit
 from scripts.benchmark.bundle import fill_zeros
 from scripts.networks import BridgeUNet
 from scripts.style_key import compute_style_key, save_style_keys
-from tests.phantoms import write_head_ct
-
-TINY = {
-    "slab_size": 3,
-    "channels": [16, 16],
-    "num_res_blocks": 1,
-    "norm_num_groups": 8,
-    "num_head_channels": 8,
-    "space_to_depth": 2,
-}
+from tests.phantoms import TINY_NETWORK, write_head_ct
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +24,12 @@ def overlay(tmp_path_factory):
     """Path of an overlay of inference.json: a tiny network with random weights, voxels of 6 mm, a phantom's CT."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(1)
-    torch.save(fill_zeros(BridgeUNet(**TINY)).state_dict(), folder / "model.pt")
+    torch.save(fill_zeros(BridgeUNet(**TINY_NETWORK)).state_dict(), folder / "model.pt")
     save_style_keys({"average": compute_style_key(np.random.default_rng(0).random(5000))}, folder / "keys.json")
     write_head_ct(folder / "heads" / "head.nii.gz")
     settings = {
         "dataset_dir": str(folder / "heads"),
-        "network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY},
+        "network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY_NETWORK},
         "weights": str(folder / "model.pt"),
         "style_keys_file": str(folder / "keys.json"),
         "spacing": [6.0, 6.0, 6.0],
