@@ -32,7 +32,18 @@ ARROWS = {
 # Rooms of plain mathematics: nothing but these.
 PLAIN_ROOMS = ("schedulers", "slabs", "style_key", "losses", "out_of_distribution", "networks")
 PLAIN_PACKAGES = {"torch", "numpy", "monai"}
-STANDARD_LIBRARY = {"__future__", "abc", "collections", "functools", "itertools", "json", "math", "pathlib", "typing"}
+STANDARD_LIBRARY = {
+    "__future__",
+    "abc",
+    "collections",
+    "functools",
+    "itertools",
+    "json",
+    "math",
+    "pathlib",
+    "typing",
+    "warnings",
+}
 
 
 def room_of(path: Path) -> str:

@@ -13,6 +13,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, Diffusi
 from torch import nn
 
 from .cpu_layers import GroupNorm, use_cpu_layers
+from .scriptable import ScriptableBridgeUNet
 
 __all__ = ["BridgeUNet", "FiLMResnetBlock", "StyleEmbedding", "space_to_depth_stem", "use_film"]
 
@@ -217,6 +218,10 @@ class BridgeUNet(DiffusionModelUNet):
             down_block_additional_residuals=down_block_additional_residuals,
             mid_block_additional_residual=mid_block_additional_residual,
         )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles, and with it MONAI's `ckpt_export`."""
+        return ScriptableBridgeUNet(self)
 
     def _check_input(self, x: torch.Tensor) -> None:
         if x.shape[1] != 2 * self.slab_size:
