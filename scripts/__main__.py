@@ -9,6 +9,7 @@ from scripts.evaluation.compare import as_markdown, compare_volumes
 from scripts.evaluation.curves import learning_curves
 from scripts.evaluation.evaluate import evaluate
 from scripts.exports.export import export
+from scripts.packaging import package
 from scripts.report import report
 from scripts.workflow import shorten_errors
 
@@ -37,6 +38,7 @@ COMMANDS = {
     "report": report,
     "benchmark": benchmark,
     "export": export,
+    "package": package,
 }
 
 

@@ -19,13 +19,16 @@ ARROWS = {
     "weights": {"files"},
     "inferers": {"schedulers", "slabs", "style_key", "memory"},  # memory: how many slabs a call takes
     "engines": {"inferers", "files"},
-    "transforms": {"slabs", "style_key", "files", "out_of_distribution"},
-    "data": {"slabs", "style_key", "files", "transforms"},
+    "dicom": {"files"},
+    "transforms": {"slabs", "style_key", "files", "out_of_distribution", "dicom"},
+    "data": {"slabs", "style_key", "files", "transforms", "dicom"},
     "evaluation": {"slabs", "files", "data", "transforms"},  # files are found and read as everywhere
     "exports": {"files", "weights"},
+    "serving": {"files", "inferers", "style_key"},
+    "packaging": {"files"},
     "workflow": {"files"},
     "cases": {"files", "transforms", "workflow"},  # workflow: an error in one sentence
-    "report": {"files", "evaluation", "style_key", "transforms"},
+    "report": {"files", "evaluation", "style_key", "transforms", "dicom"},  # dicom: a source is a series
     # it runs the main job and its parts as configs name them; tables and lists of names are read as in evaluation
     "benchmark": {"files", "weights", "inferers", "workflow", "data", "evaluation", "exports"},
 }
