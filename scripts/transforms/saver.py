@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -45,6 +46,9 @@ class SaveSyntheticd(SaveImaged):
     The volume is float32 on the source's own grid: a NIfTI source gives its sform, qform and both codes, any other its
     affine with the code "scanner". No text of the source's header is copied.
 
+    With `dicom`, a folder `CASE_t1_dicom` is written beside them, whole or not at all, with whatever patient's names
+    the source's headers hold; the JSON counts its files.
+
     Args:
         keys: key of the synthetic volume, (1, H, W, Z), [0, 1], on the source's grid.
         source_key: key of the source volume as loaded, (1, H, W, Z), shown beside it; its file is what the JSON names.
@@ -57,6 +61,8 @@ class SaveSyntheticd(SaveImaged):
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
         measures: such as `CaseMeasures`: given the dictionary, returns what goes into the JSON as `measured`; the log
             tells what is odd about it.
+        dicom: such as `scripts.dicom.output.DicomSeriesWriter`: given the written NIfTI, the source volume, the record
+            and a folder to make, writes DICOM files there; what it returns goes into the JSON as `dicom`.
         allow_missing_keys: no error where a key is missing.
 
     Raises:
@@ -75,6 +81,7 @@ class SaveSyntheticd(SaveImaged):
         record: Mapping[str, Any] | None = None,
         source_root: Any = None,
         measures: Callable[[Mapping[Hashable, Any]], dict[str, float]] | None = None,
+        dicom: Callable[[nib.Nifti1Image, Any, Mapping[str, Any], Path], dict[str, Any]] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(
@@ -93,6 +100,7 @@ class SaveSyntheticd(SaveImaged):
         self.record = dict(record or {})
         self.source_root = None if source_root is None else Path(str(source_root)).expanduser()
         self.measures = measures
+        self.dicom = dicom
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the volume at each key; the dictionary comes back unchanged."""
@@ -136,13 +144,18 @@ class SaveSyntheticd(SaveImaged):
                 record["measured"] = measured
             if batch_size_used is not None:  # no setting: it does not decide what counts as done
                 record["batch_size_used"] = batch_size_used
+            if self.dicom is not None:
+                record["dicom"] = self.dicom(image, source, self.record, working / f"{stem}_dicom")
             for warning in case_warnings(record):
                 logger.warning(f"{source_file.name}: {warning}")
             (working / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             # an older JSON must not vouch for newer files
             (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
-            for suffix in (".nii.gz", ".png", ".json"):
+            for suffix in (".nii.gz", ".png"):
                 os.replace(working / f"{stem}{suffix}", self.output_dir / f"{stem}{suffix}")
+            if self.dicom is not None:
+                _replace_folder(working / f"{stem}_dicom", self.output_dir)
+            os.replace(working / f"{stem}.json", self.output_dir / f"{stem}.json")
         finally:
             shutil.rmtree(working, ignore_errors=True)
 
@@ -155,6 +168,9 @@ class SaveSyntheticd(SaveImaged):
             return False
         alike = all(made.get(key) == value for key, value in json.loads(json.dumps(self.record)).items())
         whole = all((self.output_dir / f"{stem}{suffix}").is_file() for suffix in (".nii.gz", ".png"))
+        if self.dicom is not None:
+            written = sum(1 for _ in (self.output_dir / f"{stem}_dicom").glob("*.dcm"))
+            whole = whole and written > 0 and made.get("dicom", {}).get("files") == written
         return alike and whole and made.get("source") == self._source_record(Path(item["image"]))
 
     def remove_partial(self) -> None:
@@ -208,6 +224,13 @@ def write_nifti(image: nib.Nifti1Image, path: Path) -> None:
     """Write an image as .nii.gz."""
     with open(path, "wb") as file, _RunLengthGzip(file) as packed:
         image.to_stream(packed)
+
+
+def _replace_folder(folder: Path, parent: Path) -> None:
+    """Move a folder into `parent`, in place of one of its name, which goes where the folder was made."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(parent / folder.name, folder.with_name("replaced"))
+    os.replace(folder, parent / folder.name)
 
 
 def nifti_like(volume: torch.Tensor, source_file: Path, affine: np.ndarray) -> nib.Nifti1Image:
