@@ -24,7 +24,7 @@ ARROWS = {
     "data": {"slabs", "style_key", "files", "transforms", "dicom"},
     "evaluation": {"slabs", "files", "data", "transforms"},  # files are found and read as everywhere
     "exports": {"files", "weights"},
-    "serving": {"files", "inferers", "style_key"},
+    "serving": {"files", "inferers", "schedulers", "style_key"},
     "packaging": {"files"},
     "workflow": {"files"},
     "cases": {"files", "transforms", "workflow"},  # workflow: an error in one sentence

@@ -7,10 +7,13 @@ at each end. At each timestep the network sees every slab of 2N+1 slices; its pr
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +133,7 @@ class ISTAInferer(Inferer):
     def _check(self) -> None:
         whole_numbers = ["num_inference_steps", "num_corrections", "slab_size", "slab_stride"]
         for name in whole_numbers + ["batch_size"] * (self.batch_size != "auto"):
-            if not isinstance(getattr(self, name), int):
+            if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
                 alternative = " or auto" if name == "batch_size" else ""
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it has to be a whole number{alternative}.")
         if self.slab_size < 1 or self.slab_size % 2 == 0:
@@ -139,16 +142,22 @@ class ISTAInferer(Inferer):
             raise ValueError(f"slab_stride is {self.slab_stride}; it must be from 1 to slab_size, {self.slab_size}.")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
-        if self.num_corrections < 0 or self.step_size <= 0:
+        a_number = isinstance(self.step_size, int | float) and 0 < self.step_size < float("inf")
+        if self.num_corrections < 0 or not a_number:
             raise ValueError(
                 f"num_corrections is {self.num_corrections} and step_size {self.step_size}; "
-                "the first must be 0 or more, the second positive."
+                "the first must be 0 or more, the second a positive number."
             )
         if self.sampler.second_order and self.spacing != BridgeSpacing.LAMBDA:
             raise ValueError(f"The sampler {self.sampler} keeps its order on the lambda grid only; use spacing lambda.")
         # What the scheduler refuses (number of steps, eta), it refuses here and not at the first volume.
         self._timesteps()
         self._draws(1, 0)
+
+    def changed(self, **arguments: Any) -> ISTAInferer:
+        """The same inferer with other arguments of the constructor; the two share no state, scheduler included."""
+        own = {name: getattr(self, name) for name in inspect.signature(ISTAInferer).parameters}
+        return ISTAInferer(**{**own, "scheduler": copy.deepcopy(self.scheduler), **arguments})
 
     @torch.no_grad()
     def __call__(
