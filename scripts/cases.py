@@ -50,7 +50,7 @@ class CaseDataset(Dataset):
     Items are those of MONAI's `Dataset`, or `{"case": CASE, "image": path, "failure": reason}`.
 
     Args:
-        data: `{"case": CASE, "image": path}` for each case.
+        data: `{"case": CASE, "image": path}` for each case; one that has a `failure` already comes out as it is.
         transform: the preprocessing; its first transform loads.
 
     Attributes:
@@ -62,6 +62,8 @@ class CaseDataset(Dataset):
         self.seconds: Counter[str] = Counter()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if "failure" in self.data[index]:
+            return self.data[index]
         try:
             with _timed(self.seconds, "loading"):
                 loaded = self.transform(self.data[index], end=1)
@@ -261,7 +263,7 @@ class CaseEvaluator(SupervisedEvaluator):
         item = self.cases[index]
         self._failures[index] = {
             "case": item["case"],
-            "file": self.saver.source_name(Path(item["image"])),
+            "file": self.saver.source_name(item["image"]),
             "reason": why,
         }
         temporary = self._failures_file.with_name(f".{self._failures_file.name}.partial")

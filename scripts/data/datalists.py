@@ -2,67 +2,150 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from scripts.data.splits import SECTIONS
 from scripts.data.training import DATALIST, listed_ct_window, training_datalist
-from scripts.files import CaseError
+from scripts.dicom.headers import read_headers
+from scripts.dicom.series import Series, choose_series, digits_of_uid, named_series, series_of, why_chosen
+from scripts.files import CaseError, files_below
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz")
 
 
-def inference_datalist(dataset_dir: Any, output_dir: Any = None, section: str | None = None) -> list[dict[str, str]]:
-    """The volumes to translate: one file, or every volume in a folder and the folders below it.
+def inference_datalist(
+    dataset_dir: Any,
+    output_dir: Any = None,
+    section: str | None = None,
+    contrast: str = "CT",
+    series_uid: Any = None,
+    keep_names: bool = False,
+) -> list[dict[str, Any]]:
+    """The volumes to translate: one file or DICOM series, or every one in a folder and the folders below it.
 
     Of a prepared training set, which is a folder with a `datalist.json`, these are the sources alone, not the targets
     and masks beside them; CASE is the subject's name.
 
+    DICOM is known by its content, whatever the files are called, and gives one case a study: the series that
+    `choose_series` chooses; the log tells why. A study without one gives a case that fails.
+
     Args:
-        dataset_dir: an image file or a folder; whatever the command line made of it is read as text.
+        dataset_dir: an image file, a DICOM file or a folder; whatever the command line made of it is read as text.
         output_dir: folder that is left out of the search, so that earlier results are never taken for inputs.
         section: "training", "validation" or "test" of a prepared set; None for all three.
+        contrast: of the sources: CT, or what the DICOM series of an MR has to be named (FLAIR).
+        series_uid: SeriesInstanceUID of the DICOM series to translate, and nothing else; several as a list or separated
+            by commas.
+        keep_names: name DICOM cases by their folders, which may be a patient's name.
 
     Returns:
-        `{"image": path, "case": CASE}` for each volume, sorted by path. CASE is the path below `dataset_dir` without
-        extension, `/` as `_`; for one file it is the file's name without extension.
+        `{"image": path, "case": CASE}` for each volume, sorted by path, then those of DICOM, whose `image` is a list of
+        the paths of one series in the order of its slices. CASE is the path below `dataset_dir` without extension, `/`
+        as `_`; for one file it is the file's name without extension; for DICOM the modality and 12 digits that stand
+        for the series' UID. A study without a series to translate has the reason as `failure`, and `study` and 12
+        digits as CASE.
 
     Raises:
-        CaseError: nothing there, no volume in it, two files of the same CASE, or outputs among the inputs.
+        CaseError: nothing there, no volume in it, two files of the same CASE, outputs among the inputs, or a series UID
+            that is not there.
     """
     root = Path(str(dataset_dir)).expanduser()
     if output_dir is not None and Path(str(output_dir)).expanduser().resolve() == root.resolve():
-        raise CaseError(f"{root} is both dataset_dir and output_dir; give another output_dir.")
+        raise CaseError("dataset_dir and output_dir are the same folder; give another output_dir.")
     if (root / DATALIST).is_file():
         return _listed_sources(root, section)
     if section is not None:
         raise CaseError(f"{root} has no {DATALIST}, so there is no section '{section}' of it; leave section out.")
-    return volumes_below(root, output_dir)
+    if not root.exists():
+        raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
+    series = [] if root.is_file() and _suffix(root) else _dicom_below(root, output_dir)
+    uids = _uids(series_uid)
+    if uids:
+        items = [_dicom_item(one) for one in named_series(series, uids, contrast)]
+    else:
+        items = _dicom_items(series, contrast)
+    dicom = _named_by_folder(items, root) if keep_names else items
+    files = [] if uids or (series and root.is_file()) else volumes_below(root, output_dir, may_be_none=bool(series))
+    _refuse_clashes([*files, *dicom])
+    return [*files, *dicom]
 
 
-def volumes_below(root: Path, left_out: Any = None) -> list[dict[str, str]]:
-    """A file, or every volume of a folder and the folders below it, whatever it is of; as `inference_datalist`.
+def volumes_below(root: Path, left_out: Any = None, may_be_none: bool = False) -> list[dict[str, str]]:
+    """A file, or every volume of a folder and the folders below it, whatever it is of, but DICOM; see the above.
 
     Args:
         root: an image file or a folder.
         left_out: folder that is left out of the search.
+        may_be_none: no error where the folder holds no volume.
     """
     if root.is_file():
         if _suffix(root) is None:
-            raise CaseError(f"{root} is no volume this bundle reads; give one of {', '.join(IMAGE_SUFFIXES)}.")
+            raise CaseError(f"{root} is no volume this bundle reads; give {', '.join(IMAGE_SUFFIXES)} or DICOM.")
         return [{"image": str(root), "case": case_name(Path(root.name))}]
     if not root.is_dir():
         raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
-    files = [path for path in _walk(root, left_out) if _suffix(path) is not None]
-    if not files:
-        raise CaseError(
-            f"The folder {root} holds no volume; dataset_dir wants {', '.join(IMAGE_SUFFIXES)} files, "
-            "and DICOM has to be converted first (dcm2niix does it)."
-        )
+    files = [path for path in files_below(root, left_out) if _suffix(path) is not None]
+    if not files and not may_be_none:
+        raise CaseError(f"The folder {root} holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     items = [{"image": str(path), "case": case_name(path.relative_to(root))} for path in files]
     _refuse_clashes(items)
     return items
+
+
+def _dicom_below(root: Path, left_out: Any) -> list[Series]:
+    """The DICOM series in a file, or in a folder and the folders below it."""
+    paths = [root] if root.is_file() else files_below(root, left_out)
+    return series_of(read_headers(path for path in paths if _suffix(path) is None))
+
+
+def _dicom_items(series: Sequence[Series], contrast: str) -> list[dict[str, Any]]:
+    """One item a study."""
+    items = []
+    for uid, study in groupby(series, key=lambda one: one.study_uid):
+        stacks = list(study)
+        try:
+            chosen = choose_series(stacks, contrast)
+        except CaseError as error:
+            files = [str(path) for path in stacks[0].files]
+            items.append({"image": files, "case": f"study_{digits_of_uid(uid)}", "failure": str(error)})
+        else:
+            items.append(_dicom_item(chosen))
+            logger.info(f"{items[-1]['case']}: {why_chosen(chosen, stacks, contrast)}")
+    return items
+
+
+def _dicom_item(series: Series) -> dict[str, Any]:
+    case = f"{series.modality.lower() or 'dicom'}_{digits_of_uid(series.uid)}"
+    return {"image": [str(path) for path in series.files], "case": case}
+
+
+def _named_by_folder(items: Sequence[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
+    """The items with their folders as CASE; where two would be called alike, the digits of the series follow."""
+    folders = [folder_of(item["image"], root).replace("/", "_") for item in items]
+    return [
+        {**item, "case": name if folders.count(name) == 1 else f"{name}_{item['case'].split('_')[-1]}"}
+        for item, name in zip(items, folders, strict=True)
+    ]
+
+
+def folder_of(files: Sequence[str], root: Path) -> str:
+    """The folder that holds the files of a series, below `root` with `/` between the parts; `root` by its own name."""
+    folder = Path(os.path.commonpath([Path(file).parent for file in files]))
+    below = folder.relative_to(root) if folder.is_relative_to(root) else Path()
+    return below.as_posix() if below.parts else folder.resolve().name
+
+
+def _uids(series_uid: Any) -> list[str]:
+    """The UIDs of a list, or of a text with commas; the command line makes either of what was typed."""
+    values = [] if series_uid is None else series_uid if isinstance(series_uid, list | tuple) else [series_uid]
+    return [uid for value in values for uid in str(value).replace(",", " ").split()]
 
 
 def inference_ct_window(dataset_dir: Any) -> list[float] | None:
@@ -97,29 +180,10 @@ def _suffix(path: Path) -> str | None:
     return None
 
 
-def _walk(root: Path, left_out: Any) -> list[Path]:
-    """Every file below `root` without hidden folders and the folder `left_out`; links are followed, no folder twice."""
-    seen = {os.path.realpath(root)}
-    if left_out is not None:
-        seen.add(os.path.realpath(Path(str(left_out)).expanduser()))
-    files = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):  # it passes over what may not be read
-        here = Path(folder)
-        files += [here / name for name in names]
-        shown = [here / name for name in subfolders if not name.startswith(".")]
-        subfolders.clear()
-        for path in sorted(shown, key=lambda path: (path.is_symlink(), path.name)):
-            if (real := os.path.realpath(path)) not in seen:
-                seen.add(real)
-                subfolders.append(path.name)
-    return sorted(files)
-
-
-def _refuse_clashes(items: list[dict[str, str]]) -> None:
-    first: dict[str, str] = {}
+def _refuse_clashes(items: Sequence[dict[str, Any]]) -> None:
+    first: dict[str, Any] = {}
     for item in items:
         other = first.setdefault(item["case"], item["image"])
         if other != item["image"]:
-            raise CaseError(
-                f"{other} and {item['image']} would both be named {item['case']} in output_dir; rename one of them."
-            )
+            both = " and ".join(name if isinstance(name, str) else "a DICOM series" for name in (other, item["image"]))
+            raise CaseError(f"{both} would both be named {item['case']} in output_dir; rename one of them.")

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirstd, Orientationd
 from scipy import ndimage
 
-from scripts.data.convert import convert_dicom
+from scripts.dicom.convert import convert_dicom
 from scripts.transforms.checks import CheckVolumed, LoadVolumed
 from scripts.transforms.hounsfield import CheckHounsfieldd
 from scripts.transforms.spatial import SmoothForSpacingd

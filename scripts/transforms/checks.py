@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
+import tempfile
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,23 @@ from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImage, LoadImaged, MapTransform
 from monai.utils import convert_to_tensor
 
+from scripts.dicom.convert import convert_series
 from scripts.files import CaseError
 
 __all__ = ["CaseError", "CheckVolumed", "LoadVolume", "LoadVolumed", "file_name", "value_range"]
+
+logger = logging.getLogger(__name__)
 
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 
 
 def file_name(volume: Any) -> str:
-    """Name, without folders, of the file that a MetaTensor was loaded from; "the volume" where it was not."""
+    """How sentences call what a MetaTensor was loaded from.
+
+    The file's name without folders, "the DICOM series UID" for one, "the volume" where it came from no file.
+    """
+    if isinstance(volume, MetaTensor) and volume.meta.get("series_uid"):
+        return f"the DICOM series {volume.meta['series_uid']}"
     path = volume.meta.get("filename_or_obj") if isinstance(volume, MetaTensor) else None
     return Path(path).name if path else "the volume"
 
@@ -34,15 +44,21 @@ class LoadVolume(LoadImage):
     """MONAI's `LoadImage` with one reader for each format, and every failure as a `CaseError`.
 
     nibabel reads NIfTI and MGZ, ITK everything else: of MONAI's readers that take an NRRD file only ITK's heeds all
-    values of the header's `space`.
+    values of the header's `space`. A list is the files of one DICOM series, which dcm2niix reads; the MetaTensor's meta
+    then has them as `dicom_files` and its UID as `series_uid`, and `filename_or_obj` is the first of them.
     """
 
     def __call__(self, filename: Any, reader: Any = None) -> Any:
-        """Path -> float32 MetaTensor (H, W, Z) or (H, W, Z, C), affine in RAS+ mm; `reader` as in MONAI.
+        """Path, or paths of a series -> float32 MetaTensor (H, W, Z) or (H, W, Z, C), affine in RAS+ mm.
+
+        `reader` is as in MONAI, and heeded for a path alone.
 
         Raises:
-            CaseError: no such file, not a format that is read, truncated or damaged, colours or vectors.
+            CaseError: no such file, not a format that is read, truncated or damaged, colours or vectors; of a series,
+                what `convert_series` raises.
         """
+        if isinstance(filename, list | tuple):
+            return self._read_dicom([os.fspath(name) for name in filename])
         path = Path(os.fspath(filename)).expanduser()
         if not path.exists():
             raise CaseError(f"{path.name} is not there; check the path.")
@@ -54,6 +70,23 @@ class LoadVolume(LoadImage):
             raise
         except Exception as error:
             raise CaseError(_unreadable(path, error)) from error
+
+    def _read_dicom(self, files: list[str]) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "volume.nii"
+            try:
+                series, corrected = convert_series(files, path)
+            except CaseError:
+                raise
+            except Exception as error:  # its message may hold a folder's name
+                raise CaseError(f"A DICOM series cannot be read ({type(error).__name__}); export it again.") from None
+            loaded = super().__call__(str(path), NibabelReader())
+        volume = loaded if self.image_only else loaded[0]
+        volume.meta |= {"filename_or_obj": files[0], "dicom_files": files, "series_uid": series.uid}
+        if corrected is not None:
+            volume.meta["corrected"] = corrected
+            logger.info(f"{file_name(volume)}: corrected {corrected}")
+        return loaded
 
 
 def _itk_reader(path: Path) -> ITKReader:

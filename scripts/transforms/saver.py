@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,8 +20,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
+from scripts.dicom.series import patient_of, series_identity, series_record
 from scripts.files import CaseError, sha256_of_file
-from scripts.transforms.checks import value_range
+from scripts.transforms.checks import file_name, value_range
 from scripts.transforms.measures import UNKNOWN_ORIENTATION, case_warnings
 from scripts.transforms.picture import three_planes
 
@@ -59,6 +60,7 @@ class SaveSyntheticd(SaveImaged):
         source_contrast: what the source is, over its picture.
         record: what every volume of this run was made with; goes into the JSON, and decides what counts as done.
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
+        keep_names: name the folder and the patient of a DICOM source in the JSON, which has its UIDs without it.
         measures: such as `CaseMeasures`: given the dictionary, returns what goes into the JSON as `measured`; the log
             tells what is odd about it.
         dicom: such as `scripts.dicom.output.DicomSeriesWriter`: given the written NIfTI, the source volume, the record
@@ -80,6 +82,7 @@ class SaveSyntheticd(SaveImaged):
         source_contrast: str = "CT",
         record: Mapping[str, Any] | None = None,
         source_root: Any = None,
+        keep_names: bool = False,
         measures: Callable[[Mapping[Hashable, Any]], dict[str, float]] | None = None,
         dicom: Callable[[nib.Nifti1Image, Any, Mapping[str, Any], Path], dict[str, Any]] | None = None,
         allow_missing_keys: bool = False,
@@ -99,6 +102,7 @@ class SaveSyntheticd(SaveImaged):
         self.source_contrast = source_contrast
         self.record = dict(record or {})
         self.source_root = None if source_root is None else Path(str(source_root)).expanduser()
+        self.keep_names = keep_names
         self.measures = measures
         self.dicom = dicom
 
@@ -122,9 +126,10 @@ class SaveSyntheticd(SaveImaged):
         batch_size_used: int | None,
     ) -> None:
         source_file = Path(source.meta["filename_or_obj"])
+        source_files = source.meta.get("dicom_files") or source_file
         if not np.isfinite(value_range(synthetic)).all():
             raise CaseError(
-                f"The synthetic image of {source_file.name} has voxels that are NaN or infinite and was not saved; "
+                f"The synthetic image of {file_name(source)} has voxels that are NaN or infinite and was not saved; "
                 "use dtype float32 or bfloat16, and check the weights."
             )
         stem = (case or source_file.name.split(".")[0]) + self.suffix
@@ -137,7 +142,9 @@ class SaveSyntheticd(SaveImaged):
             titles = (f"source {self.source_contrast}", "synthetic T1")
             picture = three_planes(source[0], synthetic[0], source.affine, self.source_window, titles)
             picture.save(working / f"{stem}.png")
-            record = {**self.record, "source": self._source_record(source_file), "grid": _grid_record(image)}
+            record = {**self.record, "source": self._source_record(source_files), "grid": _grid_record(image)}
+            if source.meta.get("corrected"):
+                record["grid"]["corrected"] = source.meta["corrected"]
             if isinstance(mask, MetaTensor):
                 record["mask_from"] = mask.meta.get("skull_strip")
             if measured is not None:
@@ -147,7 +154,7 @@ class SaveSyntheticd(SaveImaged):
             if self.dicom is not None:
                 record["dicom"] = self.dicom(image, source, self.record, working / f"{stem}_dicom")
             for warning in case_warnings(record):
-                logger.warning(f"{source_file.name}: {warning}")
+                logger.warning(f"{file_name(source)}: {warning}")
             (working / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             # an older JSON must not vouch for newer files
             (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
@@ -159,8 +166,8 @@ class SaveSyntheticd(SaveImaged):
         finally:
             shutil.rmtree(working, ignore_errors=True)
 
-    def is_done(self, item: Mapping[str, str]) -> bool:
-        """Whether the three files of a case (`image`: path, `case`: CASE) are there, made alike from the same file."""
+    def is_done(self, item: Mapping[str, Any]) -> bool:
+        """Whether the files of a case (`image`: its path or paths, `case`: CASE) are there, made alike of the same."""
         stem = item["case"] + self.suffix
         try:
             made = json.loads((self.output_dir / f"{stem}.json").read_text(encoding="utf-8"))
@@ -171,21 +178,38 @@ class SaveSyntheticd(SaveImaged):
         if self.dicom is not None:
             written = sum(1 for _ in (self.output_dir / f"{stem}_dicom").glob("*.dcm"))
             whole = whole and written > 0 and made.get("dicom", {}).get("files") == written
-        return alike and whole and made.get("source") == self._source_record(Path(item["image"]))
+        return alike and whole and made.get("source") == self._source_record(item["image"])
 
     def remove_partial(self) -> None:
         """Remove what a killed run left under temporary names."""
         for folder in self.output_dir.glob(f".*{self.suffix}.partial"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def source_name(self, source_file: Path) -> str:
-        """How records name a source file: its path below `source_root`, or its bare name."""
+    def source_name(self, source: str | os.PathLike | list[str]) -> str:
+        """How records name a source file: its path below `source_root`, or its bare name; a DICOM series by its UID.
+
+        With `keep_names` a series is named by its folder, as a file is.
+        """
+        if isinstance(source, list):
+            return self._folder(source) if self.keep_names else f"DICOM series {series_identity(source[0])[0]}"
+        source_file = Path(source)
         if self.source_root is not None and self.source_root in source_file.parents:
             return source_file.relative_to(self.source_root).as_posix()
         return source_file.name
 
-    def _source_record(self, source_file: Path) -> dict[str, Any]:
-        return {"file": self.source_name(source_file), "sha256": sha256_of_file(source_file)}
+    def _folder(self, files: Sequence[str]) -> str:
+        """The folder that holds a series, below `source_root`; its bare name where it is not below it."""
+        folder = Path(os.path.commonpath([Path(file).parent for file in files]))
+        below = self.source_root is not None and self.source_root in folder.parents
+        return folder.relative_to(self.source_root).as_posix() if below else folder.resolve().name
+
+    def _source_record(self, source: str | os.PathLike | list[str]) -> dict[str, Any]:
+        if not isinstance(source, list):
+            return {"file": self.source_name(source), "sha256": sha256_of_file(source)}
+        record = series_record(source)
+        if self.keep_names:
+            record = {"file": self.source_name(source), **record, **patient_of(source[0])}
+        return record
 
 
 class _RunLengthGzip(io.RawIOBase):

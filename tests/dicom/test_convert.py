@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts.data.convert import convert_dicom
+from scripts.dicom.convert import convert_dicom
 from scripts.files import CaseError
 from tests.trees import BALLS, tilted, write_dicom_series
 
@@ -136,7 +136,7 @@ def test_without_the_program_the_command_to_install_it_is_named(tmp_path, monkey
     folder = write_dicom_series(tmp_path / "in", EVEN[:2])
     monkeypatch.setitem(sys.modules, "dcm2niix", None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CaseError, match=r"pip install -r requirements-prepare\.txt"):
+    with pytest.raises(CaseError, match=r"pip install -r requirements\.txt"):
         convert_dicom(folder, tmp_path / "ct.nii.gz")
 
 

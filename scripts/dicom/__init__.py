@@ -1,0 +1,1 @@
+"""DICOM: which series are there, their conversion, their output."""

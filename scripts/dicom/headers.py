@@ -1,0 +1,174 @@
+"""Headers of DICOM files, read without their pixels and without a word about what stands in them."""
+
+from __future__ import annotations
+
+import logging
+import stat
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from scripts.files import CaseError
+
+INSTALL = "pip install -r requirements.txt brings it"
+_TAGS = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"),
+    *("SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "ConvolutionKernel", "ImageType"),
+    *("BodyPartExamined", "ContrastBolusAgent", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("PixelSpacing", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """A file and what its header says, as far as it is asked for."""
+
+    path: Path
+    values: Any  # pydicom.Dataset
+
+    def text(self, name: str) -> str:
+        """The first value of an element as text, "" where there is none."""
+        return next(iter(self.texts(name)), "")
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """All values of an element as text."""
+        try:
+            value = self.values.get(name)
+        except Exception:  # pydicom converts when asked, and a damaged value may raise anything
+            return ()
+        if value is None:
+            return ()
+        values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+        return tuple(text for text in (str(one).strip(" \0") for one in values) if text)
+
+    def number(self, name: str) -> int | None:
+        """The first value of an element as a whole number, None where it is none."""
+        try:
+            return int(float(self.text(name)))
+        except ValueError:
+            return None
+
+    @property
+    def planes(self) -> list[Plane | None]:
+        """Where each frame lies; None for one that does not say."""
+        shape = self.number("Rows"), self.number("Columns")
+        frames = _items(self.values, "PerFrameFunctionalGroupsSequence")
+        if not frames:
+            return [_plane(shape, [self.values])] * max(self.number("NumberOfFrames") or 1, 1)
+        shared = _items(self.values, "SharedFunctionalGroupsSequence")
+        return [_plane(shape, [*_macros(frame), *(m for s in shared for m in _macros(s))]) for frame in frames]
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Where a slice lies, in DICOM's LPS mm: the first voxel, directions of columns and rows, edges of the pixels."""
+
+    position: np.ndarray  # (3,)
+    orientation: np.ndarray  # (6,)
+    spacing: tuple[float, float]
+    shape: tuple[int, int]
+
+    def parallel_to(self, other: Plane) -> bool:
+        """Whether both are slices of one stack."""
+        return (
+            self.shape == other.shape
+            and np.abs(self.orientation - other.orientation).max() < 0.01
+            and np.abs(np.subtract(self.spacing, other.spacing)).max() < 0.01
+        )
+
+
+def read_headers(paths: Iterable[Path]) -> list[Header]:
+    """The headers of those files that are DICOM objects of a series, each object once, however many copies there are.
+
+    Files without the preamble are read too. Nothing is said or logged: warnings quote values, which may be names.
+
+    Raises:
+        CaseError: there is DICOM, and the package pydicom is missing.
+    """
+    headers: dict[tuple, Header] = {}
+    for path in paths:
+        if _may_be_dicom(path) and (header := read_header(path)) is not None:
+            identity = header.texts("SOPInstanceUID") + header.texts("SeriesInstanceUID")
+            # anonymised images may share one UID; at another place it is another image
+            headers.setdefault((*identity, header.texts("ImagePositionPatient")), header)
+    return list(headers.values())
+
+
+def read_header(path: Path, tags: Iterable[str] = _TAGS) -> Header | None:
+    """The header of one file; None where it is no DICOM object of a series."""
+    pydicom = quiet_pydicom()
+    try:
+        values = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*tags])
+        header = Header(path, values)
+        return header if header.text("SeriesInstanceUID") else None
+    except Exception:
+        return None
+
+
+def quiet_pydicom() -> ModuleType:
+    """The package pydicom, which from here on keeps to itself what is odd about a file: that may quote a name.
+
+    Raises:
+        CaseError: it is missing.
+    """
+    try:
+        import pydicom  # MONAI Label's environment and training do without
+    except ImportError as error:
+        raise CaseError(f"DICOM needs the package pydicom; {INSTALL}.") from error
+    # for good, not in a context: another thread may be reading too
+    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    return pydicom
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file begins like DICOM: its mark, or without the preamble an element of group 2 or 8."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            return False
+        with open(path, "rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    return start[128:] == b"DICM" or (len(start) == 132 and start[:2] in (b"\2\0", b"\x08\0", b"\0\x08"))
+
+
+def _items(dataset: Any, name: str) -> list:
+    try:
+        return list(dataset.get(name) or [])
+    except Exception:
+        return []
+
+
+def _macros(group: Any) -> list:
+    """The functional groups of an enhanced object in which a frame's place stands (PS3.3 C.7.6.16)."""
+    names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+    return [item for name in names for item in _items(group, name)[:1]]
+
+
+def _plane(shape: tuple[int | None, int | None], datasets: list) -> Plane | None:
+    wanted = (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2))
+    position, orientation, spacing = (_numbers(datasets, name, count) for name, count in wanted)
+    if position is None or orientation is None or spacing is None or None in shape:
+        return None
+    row, column = orientation.reshape(2, 3)
+    upright = abs(row @ column) < 0.01 and all(abs(np.linalg.norm(axis) - 1) < 0.01 for axis in (row, column))
+    return Plane(position, orientation, tuple(spacing), shape) if upright and min(spacing) > 0 else None
+
+
+def _numbers(datasets: list, name: str, count: int) -> np.ndarray | None:
+    """The finite values of an element in the first dataset that has it, (count,); None where there are none."""
+    for dataset in datasets:
+        try:
+            values = np.array(dataset[name].value, dtype=np.float64)
+        except Exception:
+            continue
+        if values.shape == (count,) and np.isfinite(values).all():
+            return values
+    return None

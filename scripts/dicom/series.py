@@ -1,0 +1,325 @@
+"""Which DICOM series there are, and which of a study is the one to translate."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.dicom.headers import Header, Plane, read_header, read_headers
+from scripts.dicom.kernels import is_sharp
+from scripts.dicom.stack import Stack
+from scripts.files import CaseError, files_below, sha256_of_file
+
+FEWEST_SLICES = 3
+# CT, Enhanced CT, Legacy Converted Enhanced CT; the same of MR, without spectroscopy (PS3.4 B.5)
+_IMAGES = {"CT": ("2", "2.1", "2.2"), "MR": ("4", "4.1", "4.4")}
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_HEAD = re.compile(r"HEAD|BRAIN|SKULL|CRANI|NEURO|KOPF|SCHAEDEL|SCHÄDEL|TETE|TÊTE|CABEZA|CEREBR|ENCEF|ORBIT|IAC|HIRN")
+_LOCALIZER = re.compile(r"LOCALI[SZ]ER|SCOUT|TOPOGRAM|SURVIEW|SCANOGRAM|SCANOSCOPE")
+_PROJECTION = re.compile(r"\b(MIP|M(IN|AX) ?IP|VRT?|SSD|VOLREN|PROJECTION|VOLUME RENDER\w*|M(AX|IN)IMUM)\b")
+_SCREEN = re.compile(r"SCREEN SAVE|\bDOSE\b|PROTOCOL|PATIENT ?DOSE")
+_FLAIR = re.compile(r"flair|dark.?fluid|tirm")
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A stack of parallel slices of one DICOM series; a series of several stacks is several of these.
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        study_uid: StudyInstanceUID.
+        modality: CT, MR, ...
+        sop_class: SOPClassUID.
+        number: SeriesNumber.
+        description: SeriesDescription, ProtocolName and SequenceName. People write names into it: for rules alone.
+        kernel: ConvolutionKernel.
+        image_type: ImageType.
+        body_part: BodyPartExamined.
+        contrast_agent: ContrastBolusAgent.
+        frame_of_reference: FrameOfReferenceUID.
+        samples: values of a pixel, 3 for colours.
+        files: in the order of the slices along the stack's normal; one where the slices are the frames of a file.
+        stack: where the slices lie; None where the headers do not say.
+    """
+
+    uid: str
+    study_uid: str
+    modality: str
+    sop_class: str
+    number: int | None
+    description: str
+    kernel: str
+    image_type: tuple[str, ...]
+    body_part: str
+    contrast_agent: str
+    frame_of_reference: str
+    samples: int
+    files: tuple[Path, ...]
+    stack: Stack | None
+
+    @property
+    def slices(self) -> int:
+        """How many slices it has."""
+        return len(self.files) if self.stack is None else len(self.stack.positions)
+
+    @property
+    def name(self) -> str:
+        """How sentences call it."""
+        return f"the DICOM series {self.uid}"
+
+
+def find_series(root: Path, left_out: Any = None) -> list[Series]:
+    """Every stack of slices of every DICOM series in a folder and the folders below it, or in one file.
+
+    Files are known by their content, whatever they are called; what is no DICOM is passed over, and so is what belongs
+    to no series (DICOMDIR). A copy of a file counts once. The order does not depend on the names of the files.
+
+    Args:
+        root: a folder or a file.
+        left_out: folder that is left out of the search.
+
+    Raises:
+        CaseError: there is DICOM, and the package pydicom is missing.
+    """
+    return series_of(read_headers([root] if root.is_file() else files_below(root, left_out)))
+
+
+def read_series(files: Iterable[Path]) -> list[Series]:
+    """As `find_series`, of these files."""
+    return series_of(read_headers(files))
+
+
+def series_of(headers: Iterable[Header]) -> list[Series]:
+    """The stacks that headers tell of, sorted by study, series and size."""
+    groups: dict[tuple[str, str], list[Header]] = {}
+    for header in headers:
+        uid = header.text("SeriesInstanceUID")
+        groups.setdefault((header.text("StudyInstanceUID") or uid, uid), []).append(header)
+    return [series for key in sorted(groups) for series in _stacks(groups[key])]
+
+
+def _stacks(headers: list[Header]) -> list[Series]:
+    """The stacks of one series, largest first."""
+    stacks: list[list[tuple[Plane, Header]]] = []
+    placeless: list[Header] = []
+    for header in sorted(headers, key=_identity):
+        for plane in header.planes:
+            if plane is None:
+                placeless.append(header)
+                continue
+            fitting = (stack for stack in stacks if stack[0][0].parallel_to(plane))
+            if (stack := next(fitting, None)) is None:
+                stacks.append(stack := [])
+            stack.append((plane, header))
+    found = [_placed(stack) for stack in sorted(stacks, key=len, reverse=True)]
+    if placeless:
+        found.append(_series([*dict.fromkeys(placeless)], None))
+    return found
+
+
+def _identity(header: Header) -> tuple:
+    return header.number("InstanceNumber") or 0, header.text("SOPInstanceUID"), header.texts("ImagePositionPatient")
+
+
+def _placed(slices: list[tuple[Plane, Header]]) -> Series:
+    plane = slices[0][0]
+    row, column = plane.orientation.reshape(2, 3)
+    positions = np.array([plane.position for plane, _ in slices])
+    order = np.argsort(positions @ np.cross(row, column), kind="stable")
+    stack = Stack(positions[order], row, column, plane.shape, plane.spacing)
+    return _series([*dict.fromkeys(slices[index][1] for index in order)], stack)
+
+
+def _series(headers: list[Header], stack: Stack | None) -> Series:
+    """A series with the values of its first header."""
+    first = headers[0]
+    uid = first.text("SeriesInstanceUID")
+    return Series(
+        uid=uid,
+        study_uid=first.text("StudyInstanceUID") or uid,
+        modality=first.text("Modality").upper(),
+        sop_class=first.text("SOPClassUID"),
+        number=first.number("SeriesNumber"),
+        description=" ".join(first.text(name) for name in ("SeriesDescription", "ProtocolName", "SequenceName")),
+        kernel=first.text("ConvolutionKernel"),
+        image_type=tuple(word.upper() for word in first.texts("ImageType")),
+        body_part=first.text("BodyPartExamined").upper(),
+        contrast_agent=first.text("ContrastBolusAgent").upper(),
+        frame_of_reference=first.text("FrameOfReferenceUID"),
+        samples=first.number("SamplesPerPixel") or 1,
+        files=tuple(header.path for header in headers),
+        stack=stack,
+    )
+
+
+def choose_series(series: Sequence[Series], contrast: str = "CT") -> Series:
+    """The series of one study to translate.
+
+    What can be translated is a CT (or, for another contrast, an MR whose SeriesDescription, ProtocolName or
+    SequenceName names it, such as FLAIR) of at least 3 slices, each at a place of its own, one value a pixel; a CT has
+    to be axial: the slices' normal within 45 degrees of the body's axis. No localizer, dose report, secondary capture,
+    projection or series over time. Of those, in this order:
+
+    1. of the head, or of no named part, before those whose BodyPartExamined names another part of the body;
+    2. of CT: without a contrast agent before with one;
+    3. of CT: a soft kernel before a sharp one (`is_sharp`);
+    4. the most slices;
+    5. ORIGINAL before DERIVED;
+    6. the lowest series number, then the smallest UID.
+
+    The order of the series given, and of their files, decides nothing.
+
+    Args:
+        series: of one study, as by `find_series`.
+        contrast: CT, or what the MR is to be.
+
+    Raises:
+        CaseError: none can be translated; the sentence tells what there is.
+    """
+    usable = [one for one in series if why_unusable(one, contrast) is None]
+    if not usable:
+        what = "axial CT series" if _is_ct(contrast) else f"MR series named {contrast}"
+        raise CaseError(
+            f"The DICOM study {series[0].study_uid} has no {what} to translate ({_listed(series, contrast)}); give "
+            "another study, or name a series with series_uid."
+        )
+    return min(usable, key=lambda one: _rank(one, contrast))
+
+
+def named_series(series: Sequence[Series], uids: Sequence[str], contrast: str = "CT") -> list[Series]:
+    """The series of these UIDs, in this order; of one with several stacks, that which `choose_series` would prefer.
+
+    Raises:
+        CaseError: one is not there; the sentence lists those that are.
+    """
+    chosen = []
+    for uid in dict.fromkeys(uids):
+        stacks = [one for one in series if one.uid == uid]
+        if not stacks:
+            there = ", ".join(f"{one.uid} ({one.modality}, {one.slices} slices)" for one in series)
+            raise CaseError(
+                f"There is no DICOM series {uid} in dataset_dir; give as series_uid one of those that are: "
+                f"{there or 'none'}."
+            )
+        chosen.append(min(stacks, key=lambda one: (why_unusable(one, contrast) is not None, _rank(one, contrast))))
+    return chosen
+
+
+def why_unusable(series: Series, contrast: str = "CT") -> str | None:
+    """What keeps a series from being translated, in a few words; None if nothing does. See `choose_series`."""
+    modality = "CT" if _is_ct(contrast) else "MR"
+    words = " ".join(series.image_type).replace("_", " ")
+    described = series.description.upper()
+    if series.modality != modality:
+        return f"modality {series.modality or 'unknown'}"
+    if series.sop_class and series.sop_class not in [_STORAGE + ending for ending in _IMAGES[modality]]:
+        captured = series.sop_class.startswith(f"{_STORAGE}7")
+        return "a secondary capture" if captured else f"no {modality} image"
+    if _LOCALIZER.search(words) or _LOCALIZER.search(described):
+        return "a localizer"
+    if _SCREEN.search(words) or re.search(r"\bDOSE (REPORT|INFO)", described):
+        return "a dose report or screen"
+    if _PROJECTION.search(words) or re.search(r"\b(MIP|MINIP|MAXIP|VRT)\b", described):
+        return "a projection"
+    if series.samples != 1:
+        return "colours"
+    return _why_no_volume(series, contrast)
+
+
+def _why_no_volume(series: Series, contrast: str) -> str | None:
+    if series.stack is None:
+        return "no position of its slices (ImagePositionPatient, ImageOrientationPatient, PixelSpacing)"
+    if series.slices < FEWEST_SLICES:
+        return "too few slices"
+    if series.stack.repeats:
+        return "several slices at one place"
+    if _is_ct(contrast):
+        return None if series.stack.axial else "not axial"
+    return None if _names(series.description, contrast) else f"not named {contrast}"
+
+
+def _is_ct(contrast: str) -> bool:
+    return contrast.upper() == "CT"
+
+
+def _names(description: str, contrast: str) -> bool:
+    """Whether an MR's description names a contrast; a T2-weighted FLAIR is no T2."""
+    text, flair = description.lower(), contrast.upper() == "FLAIR"
+    if _FLAIR.search(text):
+        return flair
+    return re.search(rf"(?<![a-z0-9]){re.escape(contrast.lower())}", text) is not None
+
+
+def _rank(series: Series, contrast: str) -> tuple:
+    """What `choose_series` prefers comes first."""
+    ct = _is_ct(contrast)
+    return (
+        bool(series.body_part) and not _HEAD.search(series.body_part),
+        ct and series.contrast_agent not in ("", "NO", "NONE", "N/A", "NOT APPLICABLE", "WITHOUT"),
+        ct and is_sharp(series.kernel, series.description),
+        -series.slices,
+        "DERIVED" in series.image_type[:1],
+        float("inf") if series.number is None else series.number,
+        series.uid,
+    )
+
+
+def why_chosen(chosen: Series, series: Sequence[Series], contrast: str = "CT") -> str:
+    """For the log: what was chosen among how many, and why not the others; UIDs and numbers alone."""
+    others: Counter[str] = Counter()
+    reasons = ("of another part of the body", "with contrast agent", "sharp kernel", "fewer slices", "derived")
+    best = _rank(chosen, contrast)
+    for one in series:
+        if one is not chosen:
+            pairs = zip(_rank(one, contrast), best, strict=True)
+            first = next((index for index, (its, ours) in enumerate(pairs) if its != ours), len(reasons))
+            others[why_unusable(one, contrast) or (*reasons, "higher number", "same")[min(first, 5)]] += 1
+    number = "" if chosen.number is None else f", number {chosen.number}"
+    text = f"series {chosen.uid}{number}, {chosen.slices} slices, of {len(series)} in its study"
+    left = ", ".join(f"{count} {why}" for why, count in sorted(others.items()))
+    return f"{text} (not: {left})" if left else text
+
+
+def _listed(series: Sequence[Series], contrast: str, most: int = 8) -> str:
+    said = [f"{one.modality or 'unknown'} of {one.slices} slices: {why_unusable(one, contrast)}" for one in series]
+    return "; ".join(said[:most]) + (f"; and {len(said) - most} more" if len(said) > most else "")
+
+
+def digits_of_uid(uid: str) -> str:
+    """12 hexadecimal digits that stand for a UID in file names."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:12]
+
+
+def series_record(files: Sequence[str]) -> dict[str, Any]:
+    """What a JSON says of a series: "series_uid", "study_uid", how many "files", and the "sha256" of their digests."""
+    uid, study_uid = series_identity(files[0])
+    digests = "".join(sha256_of_file(file) for file in files)
+    digest = hashlib.sha256(digests.encode()).hexdigest()
+    return {"series_uid": uid, "study_uid": study_uid, "files": len(files), "sha256": digest}
+
+
+def patient_of(file: str) -> dict[str, str]:
+    """Whose scan a file is: "patient_name" and "patient_id"; for those who asked for it."""
+    header = read_header(Path(file), ("SeriesInstanceUID", "PatientName", "PatientID", "SpecificCharacterSet"))
+    names = {"patient_name": "PatientName", "patient_id": "PatientID"}
+    return {key: "" if header is None else header.text(name) for key, name in names.items()}
+
+
+def series_identity(file: str) -> tuple[str, str]:
+    """SeriesInstanceUID and StudyInstanceUID of a file.
+
+    Raises:
+        CaseError: it is no DICOM of a series any more.
+    """
+    header = read_header(Path(file), ("SeriesInstanceUID", "StudyInstanceUID"))
+    if header is None:
+        raise CaseError("A file of the DICOM series is not there any more or damaged; give the series again.")
+    uid = header.text("SeriesInstanceUID")
+    return uid, header.text("StudyInstanceUID") or uid
