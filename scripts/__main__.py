@@ -5,6 +5,7 @@ import fire
 from scripts.benchmark import benchmark
 from scripts.data.prepare import prepare
 from scripts.data.prepare_t1 import prepare_listed
+from scripts.dicom.node.serve import serve_dicom
 from scripts.evaluation.compare import as_markdown, compare_volumes
 from scripts.evaluation.curves import learning_curves
 from scripts.evaluation.evaluate import evaluate
@@ -38,6 +39,7 @@ COMMANDS = {
     "report": report,
     "benchmark": benchmark,
     "export": export,
+    "serve_dicom": serve_dicom,
     "package": package,
 }
 

@@ -19,7 +19,7 @@ ARROWS = {
     "weights": {"files"},
     "inferers": {"schedulers", "slabs", "style_key", "memory"},  # memory: how many slabs a call takes
     "engines": {"inferers", "files"},
-    "dicom": {"files"},
+    "dicom": {"files", "workflow"},  # the node runs the main job as a user types it
     "transforms": {"slabs", "style_key", "files", "out_of_distribution", "dicom"},
     "data": {"slabs", "style_key", "files", "transforms", "dicom"},
     "evaluation": {"slabs", "files", "data", "transforms"},  # files are found and read as everywhere
