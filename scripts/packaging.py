@@ -151,7 +151,7 @@ def _resolve_large_files(staged: Path) -> None:
     try:
         download_large_files(bundle_path=str(staged))
     except Exception as error:  # a server's, a checksum's, or the list's own
-        said = str(error).splitlines()[0]
+        said = str(error).partition("\n")[0]
         raise CaseError(f"What {lists[0].name} names cannot be had: {said}") from error
     for path in lists:
         path.unlink()

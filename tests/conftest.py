@@ -1,5 +1,11 @@
 """Fixtures that every room's tests share."""
 
+import functools
+import os
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,3 +24,44 @@ def shared_data(bundle_root: Path) -> Path:
     if not (folder / "subjects.json").exists():
         pytest.skip("the volumes of ../shared/data are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def dist(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `python -m scripts package` writes, of this checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "scripts", "package", "--output_dir", str(folder)]
+    ended = subprocess.run(command, cwd=bundle_root, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """Serve a folder over http on a port of this machine; gives its address."""
+    servers = []
+
+    def function(folder: Path) -> str:
+        handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield function
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def python(tmp_path: Path):
+    """Run Python in a folder that is not the bundle's, and that finds no package there by itself; gives its output."""
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def function(*arguments: str, folder: Path = tmp_path, **environment: str) -> str:
+        command, variables = [sys.executable, *arguments], {**outside, **environment}
+        ended = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    return function

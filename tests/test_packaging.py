@@ -1,14 +1,11 @@
 """The zip for the Model Zoo: what gets in, what never does, and the bundle as someone downloads it."""
 
-import functools
 import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 import zipfile
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nibabel as nib
@@ -214,54 +211,15 @@ def test_a_version_that_is_none_is_refused(bundle):
 
 
 @pytest.fixture(scope="module")
-def serve():
-    """Serve a folder over http on a port of this machine; gives its address."""
-    servers = []
-
-    def function(folder: Path) -> str:
-        handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
-
-    yield function
-    for server in servers:
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def dist(bundle_root, tmp_path_factory) -> Path:
-    """The folder that `python -m scripts package` writes, of this checkout."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "scripts", "package", "--output_dir", str(folder)]
-    subprocess.run(command, cwd=bundle_root, check=True, capture_output=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
-    """Run Python in a folder that is not the bundle's, whose packages it does not find by itself."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
-    def function(*arguments: str, **extra: str) -> str:
-        command = [sys.executable, *arguments]
-        ended = subprocess.run(command, cwd=folder, env={**environment, **extra}, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    function.folder = folder
-    return function
-
-
-@pytest.fixture(scope="module")
-def downloaded(dist, serve, elsewhere, bundle_root) -> Path:
-    """The bundle as someone has it who downloaded it."""
+def bundles(bundle_root, dist, serve, tmp_path_factory) -> Path:
+    """A folder with the bundle as someone has it who downloaded it."""
     version = json.loads((bundle_root / "configs" / "metadata.json").read_text())["version"]
     url = f"{serve(dist)}/{NAME}_v{version}.zip"
-    options = ("--name", NAME, "--version", version, "--source", "github", "--url", url, "--bundle_dir", "bundles")
-    elsewhere("-m", "monai.bundle", "download", *options)
-    return elsewhere.folder / "bundles" / NAME
+    folder = tmp_path_factory.mktemp("bundles")
+    options = ("--name", NAME, "--version", version, "--source", "github", "--url", url, "--bundle_dir", str(folder))
+    command = [sys.executable, "-m", "monai.bundle", "download", *options]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
 
 
 def test_every_tracked_file_is_packed_but_those_for_development(bundle_root):
@@ -273,32 +231,31 @@ def test_every_tracked_file_is_packed_but_those_for_development(bundle_root):
     assert left_out <= development | {"pyproject.toml", "requirements-dev.txt"}
 
 
-def test_the_downloaded_bundle_runs_the_main_job_from_another_folder(downloaded, elsewhere):
-    config = str(downloaded / "configs" / "inference.json")
-    elsewhere("-m", "monai.bundle", "run", "--config_file", config, "--output_dir", "out", OMP_NUM_THREADS="2")
-    out = elsewhere.folder / "out"
-    image = nib.load(out / "head_ct_t1.nii.gz")
+def test_the_downloaded_bundle_runs_the_main_job_from_another_folder(bundles, python, tmp_path):
+    downloaded = bundles / NAME
+    python("-m", "monai.bundle", "run", "--config_file", f"{downloaded}/configs/inference.json", "--output_dir", "out")
+    image = nib.load(tmp_path / "out" / "head_ct_t1.nii.gz")
     sample = nib.load(downloaded / "docs" / "sample" / "head_ct.nii.gz")
     assert image.shape == sample.shape
     np.testing.assert_allclose(image.affine, sample.affine)
     brain = image.get_fdata()[image.get_fdata() > 0]
     assert 0.4 < np.median(brain) < 0.9
     assert brain.max() <= 1
-    record = json.loads((out / "head_ct_t1.json").read_text())
+    record = json.loads((tmp_path / "out" / "head_ct_t1.json").read_text())
     weights = hashlib.sha256((downloaded / "models" / "model.pt").read_bytes()).hexdigest()
     version = json.loads((downloaded / "metadata.json").read_text())["version"]
     assert (record["weights_sha256"], record["bundle_version"]) == (weights, version)
 
 
-@pytest.mark.parametrize("workflow_type", ["inference", "train"])
-def test_monai_loads_the_downloaded_network_with_its_weights(downloaded, elsewhere, workflow_type):
+def test_monai_loads_the_downloaded_network_with_its_weights(bundles, python):
     """As docs/README.md says: the bundle's folder is on PYTHONPATH."""
     code = f"""
 import monai, torch
-network = monai.bundle.load({NAME!r}, bundle_dir="bundles", workflow_type={workflow_type!r}, device="cpu")
-weights = torch.load("bundles/{NAME}/models/model.pt", weights_only=True)
-assert all(torch.equal(value, weights[name].to(value)) for name, value in network.state_dict().items())
-assert network(torch.zeros(1, 6, 16, 16)).shape == (1, 3, 16, 16)
+weights = torch.load("{bundles}/{NAME}/models/model.pt", weights_only=True)
+for kind in ("inference", "train"):
+    network = monai.bundle.load({NAME!r}, bundle_dir={str(bundles)!r}, workflow_type=kind, device="cpu")
+    assert all(torch.equal(value, weights[name].to(value)) for name, value in network.state_dict().items())
+    assert network(torch.zeros(1, 6, 16, 16)).shape == (1, 3, 16, 16)
 print(type(network).__module__)
 """
-    assert elsewhere("-c", code, PYTHONPATH=str(downloaded)).split()[-1] == "scripts.networks.bridge_unet"
+    assert python("-c", code, PYTHONPATH=str(bundles / NAME)).split()[-1] == "scripts.networks.bridge_unet"

@@ -1,0 +1,285 @@
+"""What MONAI's Model Zoo asks of a bundle before it takes one.
+
+Its own checks are ci/*.py of https://github.com/Project-MONAI/model-zoo; here each is said once more, the way the zoo
+lays bundles out: as models/NAME, with relative paths, from the folder above. Those of metadata.json are in
+test_metadata.py, those of the configs' properties in test_inference.py and test_train.py too.
+"""
+
+import ast
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+import torch
+from monai.bundle import ConfigParser, ckpt_export, create_workflow, load, onnx_export
+
+from scripts.networks import BridgeUNet
+from scripts.packaging import LARGEST_FILE, NAME
+from tests.phantoms import TINY_NETWORK, write_head_ct
+
+SCHEMA = Path(__file__).with_name("meta_schema_20240725.json")
+
+
+@pytest.fixture(scope="module")
+def zoo(dist, tmp_path_factory) -> Path:
+    """The zoo's folder with the packaged bundle as models/NAME, and the schema that its CI downloads beforehand."""
+    folder = tmp_path_factory.mktemp("zoo")
+    with zipfile.ZipFile(next(dist.glob("*.zip"))) as archive:
+        archive.extractall(folder / "models")
+    (folder / "models" / NAME / "eval").mkdir()
+    shutil.copy(SCHEMA, folder / "models" / NAME / "eval" / "schema.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(zoo) -> Path:
+    return zoo / "models" / NAME
+
+
+@pytest.fixture(scope="module")
+def config(bundle_root):
+    """The configs of a workflow, merged, unparsed."""
+
+    def function(*names: str) -> ConfigParser:
+        parser = ConfigParser()
+        parser.read_config([str(bundle_root / "configs" / f"{name}.json") for name in names])
+        return parser
+
+    return function
+
+
+# Files
+
+
+def test_the_files_that_are_necessary_or_preferred_are_there(bundle):
+    for name in (
+        *("LICENSE", "metadata.json", "configs/metadata.json", "configs/inference.json", "configs/train.json"),
+        *("configs/logging.conf", "models/model.pt", "docs/README.md", "docs/data_license.txt"),
+    ):
+        assert (bundle / name).is_file()
+        assert not (bundle / name).is_symlink()
+
+
+def test_no_file_is_larger_than_the_zoo_takes(bundle):
+    assert all(path.stat().st_size <= LARGEST_FILE for path in bundle.rglob("*") if path.is_file())
+
+
+def test_every_python_file_can_be_imported_as_its_config_names_it(bundle):
+    """No file of scripts/ is left out that another one imports."""
+    modules = {
+        ".".join(path.relative_to(bundle).with_suffix("").parts).removesuffix(".__init__")
+        for path in (bundle / "scripts").rglob("*.py")
+    }
+    for path in (bundle / "scripts").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("scripts"):
+                assert node.module in modules, f"{path.name} imports {node.module}"
+
+
+def test_the_readme_has_the_template_s_sections_in_its_order(bundle):
+    text = re.sub(r"```.*?```", "", (bundle / "docs" / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ .*$", text, flags=re.MULTILINE)
+    assert [line for line in headings if line.startswith("# ")] == headings[:1]
+    template = (
+        *("### **Authors**", "### **Tags**", "## **Model Description**", "## **Data**", "#### **Preprocessing**"),
+        *("## **Performance**", "## **System Configuration**", "## **Limitations**", "## **Citation Info**"),
+        "## **References**",
+    )
+    assert [line for line in headings if line in template] == list(template)
+
+
+# metadata.json
+
+
+def test_what_its_ci_installs_is_what_requirements_txt_installs(bundle):
+    """The zoo makes one requirement of each package that metadata.json names."""
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    named = {name: metadata[f"{key}_version"] for name, key in (("monai", "monai"), ("torch", "pytorch"))}
+    named |= {"numpy": metadata["numpy_version"]}
+    named |= metadata["required_packages_version"] | metadata.get("optional_packages_version", {})
+    lines = (bundle / "requirements.txt").read_text().splitlines()
+    pins = (line.partition("#")[0].split("==") for line in lines)
+    assert named == {pin[0]: pin[1].strip() for pin in pins if len(pin) == 2}
+
+
+# Configs
+
+
+def test_every_config_file_is_json_without_comments(bundle):
+    for path in (bundle / "configs").glob("*.json"):
+        assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("inference",),
+        ("inference", "flair_to_t1"),
+        ("inference", "onnx"),
+        ("inference", "inference_trt"),
+        ("inference", "dicom"),
+        ("train",),
+        ("train", "train_gpu"),
+        ("train", "flair_to_t1"),
+        ("train", "flair_to_t1", "evaluate"),
+        ("train", "one_step", "train_cpu_2mm"),
+        ("train", "multi_gpu_train"),
+        ("train", "mlflow"),
+        ("train", "ablation", "samplers"),
+        ("train", "loss_paper"),
+        ("train", "network_paper"),
+    ],
+    ids="+".join,
+)
+def test_every_reference_of_a_config_has_its_item(config, names):
+    """Of all that a run comes to."""
+    parser = config(*names)
+    parser.parse(reset=True)
+    resolver = parser.ref_resolver
+    seen, waiting = set(), [key for key in ("initialize", "run", "finalize") if key in parser]
+    while waiting:
+        seen.add(item := waiting.pop())
+        for reference in resolver.find_refs_in_config(resolver.get_item(item).get_config(), id=item):
+            assert resolver.get_item(reference) is not None, f"{item} refers to {reference}"
+            if reference not in seen:
+                waiting.append(reference)
+    assert len(seen) > 20
+
+
+def test_every_config_file_is_in_one_of_those_workflows(bundle):
+    mark = next(mark for mark in test_every_reference_of_a_config_has_its_item.pytestmark if mark.name == "parametrize")
+    seen = {name for names in mark.args[1] for name in names}
+    assert seen == {path.stem for path in (bundle / "configs").glob("*.json")} - {"metadata"}
+
+
+def test_the_keys_have_the_names_that_other_programs_look_for(config):
+    inference, train = config("inference"), config("train")
+    for key in ("bundle_root", "device", "network_def", "inferer", "dataset_dir", "output_dir"):
+        assert key in inference
+    for key in ("bundle_root", "device", "dataset_dir", "output_dir", "val_interval"):
+        assert key in train
+    for key in (
+        *("train#trainer#max_epochs", "train#dataset#data", "train#handlers", "train#inferer"),
+        *("validate#evaluator", "validate#handlers", "validate#dataset#data"),
+    ):
+        assert key in train
+    # what an engine is given has the name that the zoo expects, beside the engine
+    for section, argument, key in (
+        ("train#trainer", "key_train_metric", "key_metric"),
+        ("validate#evaluator", "key_val_metric", "key_metric"),
+        ("validate#evaluator", "postprocessing", "postprocessing"),
+        ("validate#evaluator", "inferer", "inferer"),
+        ("validate#dataset", "transform", "preprocessing"),
+    ):
+        assert train[f"{section}#{argument}"] == f"@{section.split('#')[0]}#{key}"
+        assert train[f"{section.split('#')[0]}#{key}"]
+    handlers = [handler for handler in train["train#handlers"] if handler["_target_"] == "ValidationHandler"]
+    assert [handler["interval"] for handler in handlers] == ["@val_interval"]
+
+
+# Behaviour
+
+
+ZOO_CHECKS = """
+import sys, torch
+from monai.bundle import ckpt_export, create_workflow, verify_metadata, verify_net_in_out
+
+root = "models/" + sys.argv[1]
+sys.path = [root, *sys.path]  # as the zoo's CI does
+files = {"meta_file": root + "/configs/metadata.json", "config_file": root + "/configs/inference.json"}
+verify_metadata(meta_file=files["meta_file"], filepath=root + "/eval/schema.json")
+workflow = create_workflow(
+    workflow_type="inference", bundle_root=root, logging_file=root + "/configs/logging.conf", **files
+)
+assert workflow.check_properties() == []
+assert workflow.bundle_root == root
+verify_net_in_out(net_id="network_def", bundle_root=root, **files)
+ckpt_export(
+    net_id="network_def",
+    filepath=root + "/models/verify_model.ts",
+    ckpt_file=root + "/models/model.pt",
+    bundle_root=root,
+    **files,
+)
+network = workflow.network_def.eval()
+network.load_state_dict(torch.load(root + "/models/model.pt", weights_only=True))
+slabs = torch.rand(3, 6, 24, 40, device=next(network.parameters()).device)
+with torch.no_grad():
+    torch.testing.assert_close(
+        torch.jit.load(root + "/models/verify_model.ts")(slabs.cpu()), network.cpu()(slabs.cpu()), rtol=1e-4, atol=1e-4
+    )
+print("all is well")
+"""
+
+
+def test_the_zoo_s_sequence_of_checks_passes_on_the_package(zoo, python):
+    assert python("-c", ZOO_CHECKS, NAME, folder=zoo).splitlines()[-1] == "all is well"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, object]:
+    """Overrides of inference.json: a tiny network with random weights, large voxels, a head CT."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    torch.save(BridgeUNet(**TINY_NETWORK).state_dict(), folder / "model.pt")
+    return {
+        "network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY_NETWORK},
+        "weights": str(folder / "model.pt"),
+        "spacing": [6.0, 6.0, 6.0],
+        "size_multiple": 4,
+        "device": "cpu",
+        "dataset_dir": str(write_head_ct(folder / "first.nii.gz")),
+    }
+
+
+def test_a_workflow_gives_and_takes_properties_and_runs(bundle_root, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.excepthook", __import__("sys").excepthook)  # the workflow changes it
+    config = str(bundle_root / "configs" / "inference.json")
+    workflow = create_workflow(
+        config_file=config, workflow_type="infer", logging_file=False, output_dir=str(tmp_path / "out"), **tiny
+    )
+    assert isinstance(workflow.network_def, BridgeUNet)
+    assert workflow.dataset_dir == tiny["dataset_dir"]
+    assert str(workflow.device) == "cpu"
+    assert workflow.version == json.loads((bundle_root / "configs" / "metadata.json").read_text())["version"]
+    workflow.dataset_dir = str(write_head_ct(tmp_path / "second.nii.gz"))
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    assert nib.load(tmp_path / "out" / "second_t1.nii.gz").shape == (34, 40, 32)
+    assert not list((tmp_path / "out").glob("first*"))
+
+
+def test_torchscript_written_by_ckpt_export_can_be_loaded_by_name(bundle, zoo, monkeypatch):
+    """With MONAI's defaults, in the bundle's folder."""
+    monkeypatch.chdir(bundle)
+    ckpt_export(config_file="configs/inference.json")
+    network, metadata, _ = load(NAME, bundle_dir=zoo / "models", load_ts_module=True, source="github", device="cpu")
+    assert network(torch.zeros(2, 6, 16, 24)).shape == (2, 3, 16, 24)
+    assert metadata["name"] == json.loads((bundle / "metadata.json").read_text())["name"]
+
+
+def test_onnx_export_gives_the_network_s_results(bundle_root, tiny, tmp_path):
+    configs = bundle_root / "configs"
+    onnx_export(
+        "network_def",
+        filepath=str(tmp_path / "network.onnx"),
+        ckpt_file=tiny["weights"],
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "inference.json"),
+        input_shape=[2, 6, 16, 24],
+        network_def=tiny["network_def"],
+    )
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    slabs = torch.rand(2, 6, 16, 24)
+    network = BridgeUNet(**TINY_NETWORK).eval()
+    network.load_state_dict(torch.load(tiny["weights"], weights_only=True))
+    (given,) = session.run(None, {session.get_inputs()[0].name: slabs.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(given), network(slabs), rtol=1e-4, atol=1e-4)
