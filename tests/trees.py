@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -128,6 +129,8 @@ def write_dicom_series(
     patient: str = "Doe^Jane",
     suffix: str = "",
     hu_of: Callable[[np.ndarray], np.ndarray] = ball_head,
+    study: str | None = None,
+    change: Callable[[Any, int], None] | None = None,
 ) -> Path:
     """One series of DICOM slices; needs pydicom.
 
@@ -143,12 +146,14 @@ def write_dicom_series(
         patient: name in the header.
         suffix: of the files.
         hu_of: points in LPS mm -> HU.
+        study: StudyInstanceUID; a new one where none is given.
+        change: what else is to be done to a slice and its number, from 1, before it is written.
     """
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     folder.mkdir(parents=True, exist_ok=True)
-    study, series = generate_uid(), generate_uid()
+    study, series = study or generate_uid(), generate_uid()
     row, column = np.array(orientation, dtype=float).reshape(2, 3)
     rows, columns = np.mgrid[:voxels, :voxels]
     for index, height in enumerate(heights, start=1):
@@ -173,6 +178,8 @@ def write_dicom_series(
         slice_.RescaleIntercept, slice_.RescaleSlope = -1024 if modality == "CT" else 0, 1
         stored = hu_of(points) + (1024 if modality == "CT" else 1000)
         slice_.PixelData = stored.astype("<i2").tobytes()
+        if change is not None:
+            change(slice_, index)
         slice_.save_as(folder / f"{number}_{index:03d}{suffix}", enforce_file_format=True)
     return folder
 

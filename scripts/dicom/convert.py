@@ -1,8 +1,8 @@
 """A DICOM series to one NIfTI volume, by dcm2niix (Li et al. 2016), with what it leaves to its user.
 
-dcm2niix reads the pixels, turns slices of a tilted gantry into right-angled volumes and fills uneven gaps. It also
-writes several volumes where a folder holds several, a right-angled header over leaning slices where it cannot correct
-them, and some corrected volumes at a wrong place. The positions in the DICOM headers tell each of these.
+dcm2niix turns slices of a tilted gantry into right-angled volumes and fills uneven gaps. It also writes a right-angled
+header over leaning slices where it cannot correct them, and some corrected volumes at a wrong place: the positions in
+the DICOM headers tell. It gets slices that hold their values and places alone (`write_plain`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from scripts.dicom.headers import INSTALL
+from scripts.dicom.plain import write_plain
 from scripts.dicom.series import Series, find_series, read_series
 from scripts.dicom.stack import Stack
 from scripts.files import CaseError
@@ -39,7 +40,16 @@ def convert_dicom(folder: Path, output: Path, **options: float) -> Path:
     Raises:
         CaseError: no folder, no volume or several, and what `convert_series` raises.
     """
-    folder = Path(folder)
+    convert(only_volume(Path(folder)), Path(output), **options)
+    return Path(output)
+
+
+def only_volume(folder: Path) -> Series:
+    """The one series of several slices in a folder and the folders below it.
+
+    Raises:
+        CaseError: no folder, none, or several.
+    """
     if not folder.is_dir():
         raise CaseError("The DICOM folder is not there; correct the path.")
     volumes = [series for series in find_series(folder) if series.slices > 1]
@@ -47,8 +57,7 @@ def convert_dicom(folder: Path, output: Path, **options: float) -> Path:
         raise CaseError("No volume could be made of the DICOM folder, which holds no series of several slices.")
     if len(volumes) > 1:
         raise CaseError(f"The DICOM folder holds {len(volumes)} volumes; give the folder of one series alone.")
-    convert(volumes[0], Path(output), **options)
-    return Path(output)
+    return volumes[0]
 
 
 def convert_series(files: Sequence[str | os.PathLike], output: Path, **options: float) -> tuple[Series, str | None]:
@@ -101,7 +110,7 @@ def convert(
     stack.check(_sentence(name), max_gap_mm, straight_deg)
     with tempfile.TemporaryDirectory() as working:
         staged, written_to = Path(working) / "dicom", Path(working) / "nifti"
-        _stage(series.files, staged)
+        write_plain(series, staged)
         written_to.mkdir()
         _run_dcm2niix(staged, written_to, timeout_s, name)
         written = _one_volume(written_to, name)
@@ -119,17 +128,6 @@ def convert(
 
 def _sentence(name: str) -> str:
     return name[0].upper() + name[1:]
-
-
-def _stage(files: Sequence[Path], folder: Path) -> None:
-    """The files under neutral names, so that whatever a program says of them tells nothing."""
-    folder.mkdir()
-    for number, file in enumerate(files, start=1):
-        staged = folder / f"{number:06d}.dcm"
-        try:
-            staged.symlink_to(Path(file).resolve())
-        except OSError:  # Windows asks for a privilege
-            shutil.copyfile(file, staged)
 
 
 def _corrections(stack: Stack, written: _Written) -> str | None:

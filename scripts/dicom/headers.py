@@ -58,11 +58,22 @@ class Header:
     def planes(self) -> list[Plane | None]:
         """Where each frame lies; None for one that does not say."""
         shape = self.number("Rows"), self.number("Columns")
+        return [_plane(shape, groups) for groups in self._groups()]
+
+    @property
+    def rescales(self) -> list[tuple[float, float]]:
+        """RescaleSlope and RescaleIntercept of each frame; 1 and 0 where there are none."""
+        names, defaults = ("RescaleSlope", "RescaleIntercept"), (1.0, 0.0)
+        found = [[_numbers(groups, name, 1) for name in names] for groups in self._groups()]
+        return [tuple(d if n is None else float(n[0]) for n, d in zip(pair, defaults, strict=True)) for pair in found]
+
+    def _groups(self) -> list[list]:
+        """The datasets that tell of each frame, the nearest first."""
         frames = _items(self.values, "PerFrameFunctionalGroupsSequence")
         if not frames:
-            return [_plane(shape, [self.values])] * max(self.number("NumberOfFrames") or 1, 1)
-        shared = _items(self.values, "SharedFunctionalGroupsSequence")
-        return [_plane(shape, [*_macros(frame), *(m for s in shared for m in _macros(s))]) for frame in frames]
+            return [[self.values]] * max(self.number("NumberOfFrames") or 1, 1)
+        shared = [macro for group in _items(self.values, "SharedFunctionalGroupsSequence") for macro in _macros(group)]
+        return [[*_macros(frame), *shared] for frame in frames]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +160,7 @@ def _items(dataset: Any, name: str) -> list:
 def _macros(group: Any) -> list:
     """The functional groups of an enhanced object in which a frame's place stands (PS3.3 C.7.6.16)."""
     names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+    names += ("PixelValueTransformationSequence",)
     return [item for name in names for item in _items(group, name)[:1]]
 
 
@@ -166,7 +178,7 @@ def _numbers(datasets: list, name: str, count: int) -> np.ndarray | None:
     """The finite values of an element in the first dataset that has it, (count,); None where there are none."""
     for dataset in datasets:
         try:
-            values = np.array(dataset[name].value, dtype=np.float64)
+            values = np.array(dataset[name].value, dtype=np.float64).reshape(-1)
         except Exception:
             continue
         if values.shape == (count,) and np.isfinite(values).all():

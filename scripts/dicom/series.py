@@ -28,6 +28,9 @@ _SCREEN = re.compile(r"SCREEN SAVE|\bDOSE\b|PROTOCOL|PATIENT ?DOSE")
 _FLAIR = re.compile(r"flair|dark.?fluid|tirm")
 
 
+_Slice = tuple[Plane | None, Header, int]  # where it lies, its file, its frame there
+
+
 @dataclass(frozen=True, eq=False)
 class Series:
     """A stack of parallel slices of one DICOM series; a series of several stacks is several of these.
@@ -45,7 +48,7 @@ class Series:
         contrast_agent: ContrastBolusAgent.
         frame_of_reference: FrameOfReferenceUID.
         samples: values of a pixel, 3 for colours.
-        files: in the order of the slices along the stack's normal; one where the slices are the frames of a file.
+        frames: file and index of the frame of each slice, in their order along the stack's normal.
         stack: where the slices lie; None where the headers do not say.
     """
 
@@ -61,13 +64,18 @@ class Series:
     contrast_agent: str
     frame_of_reference: str
     samples: int
-    files: tuple[Path, ...]
+    frames: tuple[tuple[Path, int], ...]
     stack: Stack | None
 
     @property
     def slices(self) -> int:
         """How many slices it has."""
-        return len(self.files) if self.stack is None else len(self.stack.positions)
+        return len(self.frames)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Each file once, in the order of the slices."""
+        return tuple(dict.fromkeys(path for path, _ in self.frames))
 
     @property
     def name(self) -> str:
@@ -107,39 +115,37 @@ def series_of(headers: Iterable[Header]) -> list[Series]:
 
 def _stacks(headers: list[Header]) -> list[Series]:
     """The stacks of one series, largest first."""
-    stacks: list[list[tuple[Plane, Header]]] = []
-    placeless: list[Header] = []
+    stacks: list[list[_Slice]] = []
+    placeless: list[_Slice] = []
     for header in sorted(headers, key=_identity):
-        for plane in header.planes:
+        for frame, plane in enumerate(header.planes):
             if plane is None:
-                placeless.append(header)
+                placeless.append((plane, header, frame))
                 continue
             fitting = (stack for stack in stacks if stack[0][0].parallel_to(plane))
             if (stack := next(fitting, None)) is None:
                 stacks.append(stack := [])
-            stack.append((plane, header))
+            stack.append((plane, header, frame))
     found = [_placed(stack) for stack in sorted(stacks, key=len, reverse=True)]
-    if placeless:
-        found.append(_series([*dict.fromkeys(placeless)], None))
-    return found
+    return [*found, _series(placeless, None)] if placeless else found
 
 
 def _identity(header: Header) -> tuple:
     return header.number("InstanceNumber") or 0, header.text("SOPInstanceUID"), header.texts("ImagePositionPatient")
 
 
-def _placed(slices: list[tuple[Plane, Header]]) -> Series:
+def _placed(slices: list[_Slice]) -> Series:
     plane = slices[0][0]
     row, column = plane.orientation.reshape(2, 3)
-    positions = np.array([plane.position for plane, _ in slices])
+    positions = np.array([plane.position for plane, _, _ in slices])
     order = np.argsort(positions @ np.cross(row, column), kind="stable")
     stack = Stack(positions[order], row, column, plane.shape, plane.spacing)
-    return _series([*dict.fromkeys(slices[index][1] for index in order)], stack)
+    return _series([slices[index] for index in order], stack)
 
 
-def _series(headers: list[Header], stack: Stack | None) -> Series:
+def _series(slices: list[_Slice], stack: Stack | None) -> Series:
     """A series with the values of its first header."""
-    first = headers[0]
+    first = slices[0][1]
     uid = first.text("SeriesInstanceUID")
     return Series(
         uid=uid,
@@ -154,7 +160,7 @@ def _series(headers: list[Header], stack: Stack | None) -> Series:
         contrast_agent=first.text("ContrastBolusAgent").upper(),
         frame_of_reference=first.text("FrameOfReferenceUID"),
         samples=first.number("SamplesPerPixel") or 1,
-        files=tuple(header.path for header in headers),
+        frames=tuple((header.path, frame) for _, header, frame in slices),
         stack=stack,
     )
 

@@ -19,7 +19,7 @@ from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImage, LoadImaged, MapTransform
 from monai.utils import convert_to_tensor
 
-from scripts.dicom.convert import convert_series
+from scripts.dicom.convert import convert_series, only_volume
 from scripts.files import CaseError
 
 __all__ = ["CaseError", "CheckVolumed", "LoadVolume", "LoadVolumed", "file_name", "value_range"]
@@ -44,8 +44,9 @@ class LoadVolume(LoadImage):
     """MONAI's `LoadImage` with one reader for each format, and every failure as a `CaseError`.
 
     nibabel reads NIfTI and MGZ, ITK everything else: of MONAI's readers that take an NRRD file only ITK's heeds all
-    values of the header's `space`. A list is the files of one DICOM series, which dcm2niix reads; the MetaTensor's meta
-    then has them as `dicom_files` and its UID as `series_uid`, and `filename_or_obj` is the first of them.
+    values of the header's `space`. A list is the files of one DICOM series, which dcm2niix reads, and a folder has to
+    hold one; the MetaTensor's meta then has the files as `dicom_files` and its UID as `series_uid`, and
+    `filename_or_obj` is the first of them.
     """
 
     def __call__(self, filename: Any, reader: Any = None) -> Any:
@@ -59,7 +60,11 @@ class LoadVolume(LoadImage):
         """
         if isinstance(filename, list | tuple):
             return self._read_dicom([os.fspath(name) for name in filename])
+        if not os.fspath(filename):  # a path of nothing would be the working directory
+            raise CaseError("There is no image of that name; check it.")
         path = Path(os.fspath(filename)).expanduser()
+        if reader is None and path.is_dir():
+            return self._read_dicom([str(file) for file in only_volume(path).files])
         if not path.exists():
             raise CaseError(f"{path.name} is not there; check the path.")
         try:

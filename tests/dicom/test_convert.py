@@ -120,7 +120,7 @@ def test_a_damaged_slice_is_refused(tmp_path):
     folder = write_dicom_series(tmp_path / "in", EVEN)
     whole = (folder / "1_010").read_bytes()
     (folder / "1_010").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CaseError, match="damaged file; export it again"):
+    with pytest.raises(CaseError, match="truncated, damaged or compressed in an unknown way; export the series again"):
         convert_dicom(folder, tmp_path / "ct.nii.gz")
 
 
