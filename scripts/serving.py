@@ -79,9 +79,10 @@ class KeepRequestd(MapTransform):
         _check_device(_chosen(d.get("device")))
         _check_weights(_chosen(d.get("model_filename")))
         _check_result_type(_chosen(d.get("result_dtype")))
-        asked = {name: _chosen(d.get(name)) for name in self.names}
+        asked = {name: _chosen(d[name]) for name in self.names if name in d}
         for key in self.key_iterator(d):
-            d[key].meta[_META_KEY] = {name: value for name, value in asked.items() if value not in (None, "")}
+            if asked:
+                d[key].meta[_META_KEY] = {name: value for name, value in asked.items() if value not in (None, "")}
         return d
 
 
@@ -138,8 +139,11 @@ class RequestISTAInferer(ISTAInferer):
             CaseError: a setting of the request that cannot be.
         """
         request = inputs.meta.get(_META_KEY) if isinstance(inputs, MetaTensor) else None
-        if not request:
+        if request is None:
             return super().__call__(inputs, network, style_key)
+        if isinstance(network, torch.nn.Module):
+            # a server builds it from network_def; in the layout of the key network bfloat16 rounds as in the main job
+            network.to(memory_format=torch.channels_last)
         try:
             # another inferer, because two requests may be at work at once
             inferer = self.changed(**self._arguments(request))
