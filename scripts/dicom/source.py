@@ -75,14 +75,12 @@ def _slices_of(header: Dataset) -> list[SourceSlice]:
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if not frames:
         return [SourceSlice(header, header)]
-    shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])
     slices = []
     for number, groups in enumerate(frames, start=1):
-        place = type(header)()
-        for macro in _MACROS:
-            for group in (shared, groups):
-                for item in (group.get(macro) or []) if group is not None else []:
-                    place.update(item)
+        place = quiet_pydicom().Dataset()
+        for item in (item for group in [*shared, groups] for macro in _MACROS for item in group.get(macro) or []):
+            place.update(item)
         slices.append(SourceSlice(header, place, number))
     return slices
 

@@ -1,7 +1,9 @@
 """The DICOM series that is written, read back by pydicom with arithmetic of its own and by ITK."""
 
+import json
 import shutil
 import subprocess
+import sys
 import warnings
 
 import itk
@@ -9,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import run
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
 
@@ -16,6 +19,7 @@ from scripts.dicom.output import CheckDicomSourced, DicomSeriesWriter
 from scripts.files import CaseError
 from scripts.transforms.checks import LoadVolumed
 from scripts.transforms.saver import SaveSyntheticd
+from tests.phantoms import head_ct
 from tests.trees import tilted, write_dicom_series
 
 pydicom = pytest.importorskip("pydicom")
@@ -71,7 +75,8 @@ def write_source(folder, not_square=False, change=None, **series):
 
 def load(folder):
     """The volume as the main job loads it."""
-    headers = {path: pydicom.dcmread(path) for path in folder.iterdir()}
+    paths = [path for path in folder.iterdir() if pydicom.misc.is_dicom(path)]
+    headers = {path: pydicom.dcmread(path, stop_before_pixels=True) for path in paths}
     first = next(iter(headers.values()))
     normal = np.cross(*np.array(first.ImageOrientationPatient, dtype=float).reshape(2, 3))
     files = sorted(headers, key=lambda path: np.dot(headers[path].ImagePositionPatient, normal))
@@ -419,3 +424,161 @@ def test_what_is_no_dicom_series_is_refused(tmp_path):
     with pytest.raises(CaseError, match=refused):
         save(source, with_noise(source), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_frames_of_one_file_become_slices(tmp_path):
+    """An enhanced CT: the places stand in functional groups, one of them for all frames; frames in no order."""
+    source = load(write_source(tmp_path / "in"))
+    slices = [pydicom.dcmread(path) for path in source.meta["dicom_files"]]
+    enhanced = pydicom.dcmread(source.meta["dicom_files"][0])
+    enhanced.SOPClassUID = enhanced.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    group = pydicom.Dataset
+    shared, measures, plane = group(), group(), group()
+    measures.PixelSpacing, measures.SliceThickness = enhanced.PixelSpacing, 4
+    plane.ImageOrientationPatient = enhanced.ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    order = np.random.default_rng(0).permutation(len(slices))
+    frames = []
+    for index in order:
+        frame, position = group(), group()
+        position.ImagePositionPatient = slices[index].ImagePositionPatient
+        frame.PlanePositionSequence = [position]
+        frames.append(frame)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        del enhanced[keyword]
+    enhanced.SharedFunctionalGroupsSequence, enhanced.PerFrameFunctionalGroupsSequence = [shared], frames
+    enhanced.NumberOfFrames = len(frames)
+    enhanced.PixelData = b"".join(slices[index].PixelData for index in order)
+    path = tmp_path / "enhanced.dcm"
+    enhanced.save_as(path, enforce_file_format=True)
+
+    one_by_one = save(source, with_ramp(source), tmp_path / "slices")
+    volume = with_ramp(source)
+    source.meta["dicom_files"] = volume.meta["dicom_files"] = [str(path)]
+    from_frames = save(source, volume, tmp_path / "frames")
+    for k, (first, second) in enumerate(zip(one_by_one, from_frames, strict=True)):
+        first, second = pydicom.dcmread(first), pydicom.dcmread(second)
+        np.testing.assert_array_equal(first.pixel_array, second.pixel_array)
+        np.testing.assert_array_equal(pixels_of(first), pixels_of(second))
+        assert second.InstanceNumber == k + 1
+        assert order[second.SourceImageSequence[0].ReferencedFrameNumber - 1] == k
+
+
+@pytest.fixture
+def translate(bundle_root, tmp_path, monkeypatch):
+    """Run the main job with DICOM output and a network that returns its source; gives the program's last words."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    torch.save({}, tmp_path / "echo.pt")
+
+    def function(dataset_dir, *overlays, **overrides):
+        names = ("inference.json", *overlays, "dicom.json")
+        arguments = {
+            "dataset_dir": str(dataset_dir),
+            "output_dir": str(tmp_path / "out"),
+            "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
+            "weights": str(tmp_path / "echo.pt"),
+            "style_keys_file": str(bundle_root / "models" / "style_keys.json"),
+            "spacing": [4.0, 4.0, 4.0],
+            "dtype": "float32",
+        }
+        configs = [str(bundle_root / "configs" / name) for name in names]
+        try:
+            run(config_file=configs, logging_file=False, **{**arguments, **overrides})
+        except SystemExit as end:
+            return end.code
+        return None
+
+    return function
+
+
+def head(points):
+    """HU of `head_ct` at the pixels of one slice, LPS mm."""
+    ras = points * (-1, -1, 1)
+    down, right = ras[1, 0] - ras[0, 0], ras[0, 1] - ras[0, 0]
+    affine = nib.affines.from_matvec(np.stack([down, right, np.cross(down, right)], axis=1), ras[0, 0])
+    return head_ct(affine, (*points.shape[:2], 1))[..., 0]
+
+
+def flair(points):
+    """What `write_dicom_series` makes a stripped brain of 450 of, on 0, with 900 on the left in front; LPS mm."""
+    inside = np.linalg.norm(points / [62, 75, 60], axis=-1) < 1
+    return -1000 + inside * np.where((points[..., 0] > 10) & (points[..., 1] < -10), 900, 450)
+
+
+def brightest(folder, above, within):
+    """Middle, in LPS mm, of what is brighter than that in a series, in an ellipsoid of those half axes."""
+    made = [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
+    where = np.concatenate([pixels_of(mr)[mr.pixel_array / 4095 > above] for mr in made])
+    return where[np.linalg.norm(where / within, axis=-1) < 1].mean(axis=0) * (-1, -1, 1)
+
+
+HEAD = {"voxels": 56, "spacing": 4.0, "hu_of": head}
+HEIGHTS = {
+    "even": [5.0 * i - 87 for i in range(36)],
+    "uneven": [4.0 * i - 90 for i in range(22)] + [-1 + 5.0 * i for i in range(20)],
+}
+
+
+@pytest.mark.parametrize(("spacing", "degrees"), [("even", 0), ("even", -12), ("uneven", 12)])
+def test_the_main_job_leaves_a_series_in_which_the_left_is_on_the_left(tmp_path, translate, capfd, spacing, degrees):
+    folder = write_source(tmp_path / "DOE_JANE", heights=HEIGHTS[spacing], orientation=tilted(degrees), **HEAD)
+    assert translate(folder) is None
+    (series,) = tmp_path.glob("out/*_t1_dicom")
+    assert len(list(series.iterdir())) == len(HEIGHTS[spacing])
+    # away from the bone at the mask's rim
+    np.testing.assert_allclose(brightest(series, 0.65, (60, 71, 56)), [40, 0, 0], atol=2)
+
+    written = [path for path in (tmp_path / "out").rglob("*") if path.suffix != ".dcm"]
+    said = "".join(capfd.readouterr()) + "".join(str(path.relative_to(tmp_path)) for path in written)
+    said += (tmp_path / "out" / f"{series.name.removesuffix('_dicom')}.json").read_text()
+    for name in ("doe", "jane", "4711"):
+        assert name not in said.lower().replace(str(tmp_path).lower(), "")
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert translate(folder) is None
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_what_is_no_dicom_fails_alone_and_before_it_is_translated(tmp_path, translate, monkeypatch):
+    folder = write_source(tmp_path / "in" / "dicom", heights=HEIGHTS["even"], **HEAD).parent
+    affine = nib.affines.from_matvec(np.diag([4.0, 4.0, 5.0]), [-110, -110, -87])
+    nib.save(nib.Nifti1Image(head_ct(affine, (56, 56, 36)).astype(np.int16), affine), folder / "a.nii.gz")
+    assert translate(folder).startswith("1 of 2 cases failed")
+    (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["reason"].startswith("a.nii.gz is no DICOM series, so no DICOM series can be written beside it;")
+    assert len(list(tmp_path.glob("out/*_t1_dicom/*.dcm"))) == 36
+
+
+def test_an_mri_of_another_contrast_gets_its_series_too(tmp_path, translate):
+    def change(header):
+        header.SeriesDescription = "t2 FLAIR axial"
+
+    mri = {"voxels": 56, "spacing": 4.0, "hu_of": flair, "modality": "MR", "heights": HEIGHTS["even"]}
+    folder = write_source(tmp_path / "in", change=change, **mri)
+    assert translate(folder, "flair_to_t1.json") is None
+    (series,) = tmp_path.glob("out/*_t1_dicom")
+    mr = pydicom.dcmread(next(iter(series.iterdir())))
+    assert mr.SeriesDescription == "Synthetic T1 from FLAIR series 1, not for diagnostic use"
+    # the middle of the part of the brain that is brighter
+    points = np.stack(np.meshgrid(*[np.arange(-80.0, 80)] * 3, indexing="ij"), axis=-1)
+    np.testing.assert_allclose(brightest(series, 0.8, (62, 75, 60)), points[flair(points) == -100].mean(axis=0), atol=3)
+
+
+@pytest.mark.shared_data
+def test_the_gantry_tilt_patient(shared_data, tmp_path):
+    """The CT itself, sampled from its corrected volume, is found at each slice; three pixels beside it, less so."""
+    source = load(shared_data / "ct_dicom_gantry_tilt")
+    window = MetaTensor(((source.as_tensor() + 100) / 300).clip(0, 1), meta=source.meta)
+    files = save(source, window, tmp_path / "out")
+    for index in (3, 9, 14, 20, 25):
+        mr, ct = pydicom.dcmread(files[index]), pydicom.dcmread(source.meta["dicom_files"][index])
+        scanned = np.clip((ct.pixel_array + 100) / 300, 0, 1)[100:400, 100:400]
+        likeness = {
+            (down, right): np.corrcoef(
+                mr.pixel_array[100 + down : 400 + down, 100 + right : 400 + right].ravel(), scanned.ravel()
+            )[0, 1]
+            for down in (-3, 0, 3)
+            for right in (-3, 0, 3)
+        }
+        assert max(likeness, key=likeness.get) == (0, 0)
+        assert likeness[0, 0] > 0.93

@@ -186,6 +186,88 @@ def test_killed_between_two_files_is_not_done(tmp_path, monkeypatch):
     assert not saver.is_done(item)
 
 
+class Series:
+    """Writes `count` files; the folder is the saver's matter."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self, image, source, record, folder):
+        folder.mkdir()
+        for index in range(self.count):
+            (folder / f"{index + 1:04d}.dcm").write_text(f"{self.count} {record['bundle_version']}")
+        return {"series_uid": "1.2.3", "files": self.count}
+
+
+def test_a_dicom_series_replaces_an_older_one_whole(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item = {"image": str(path), "case": "case"}
+    for count in (5, 3):
+        saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(count))
+        saver(item_of(path))
+        written = sorted((tmp_path / "out" / "case_t1_dicom").iterdir())
+        assert [file.read_text() for file in written] == [f"{count} 9.8.7"] * count
+        assert saver.is_done(item)
+        assert SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD).is_done(item)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        f"case_t1{suffix}" for suffix in (".json", ".nii.gz", ".png", "_dicom")
+    ]
+    assert json.loads((tmp_path / "out" / "case_t1.json").read_text())["dicom"] == {"series_uid": "1.2.3", "files": 3}
+    written[1].unlink()
+    assert not saver.is_done(item)
+
+
+def test_a_case_without_its_dicom_series_is_not_done(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD)(item_of(path))
+    saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(5))
+    assert not saver.is_done({"image": str(path), "case": "case"})
+
+
+def test_a_dicom_series_that_fails_leaves_the_older_files_as_they_were(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+
+    class Fails(Series):
+        def __call__(self, *args):
+            super().__call__(*args)
+            raise OSError("No space left on device")
+
+    SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(2))(item_of(path))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    with pytest.raises(OSError, match="No space"):
+        SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Fails(4))(item_of(path))
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_killed_at_any_rename_the_dicom_series_is_an_old_or_a_new_one_and_the_next_run_mends_it(
+    tmp_path, monkeypatch, moment
+):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item = {"image": str(path), "case": "case"}
+    SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(4))(item_of(path))
+    saver = SaveSyntheticd(output_dir=tmp_path / "out", record={**RECORD, "seed": 1}, dicom=Series(3))
+    replace, renames = saver_module.os.replace, []
+
+    def killed(*names):
+        if len(renames) == moment:
+            raise KeyboardInterrupt
+        renames.append(names)
+        replace(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saver_module.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            saver(item_of(path))
+    folder = tmp_path / "out" / "case_t1_dicom"
+    assert {len(list(folder.iterdir()))} <= {3, 4} if folder.exists() else moment == 3
+    assert not saver.is_done(item)
+    saver.remove_partial()
+    saver(item_of(path))
+    assert saver.is_done(item)
+    assert len(list(folder.iterdir())) == 3
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     left = tmp_path / ".case_t1.partial"
     left.mkdir()
