@@ -100,12 +100,12 @@ def available_memory(device: torch.device) -> int | None:
         return None
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = next((1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"), None)
-    limit = _container_memory()
+    limit = _container_memory(Path("/sys/fs/cgroup"))
     return limit if free is None else free if limit is None else min(free, limit)
 
 
-def _container_memory(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the limit of a container (cgroup, version 2 or 1) leaves; None without one."""
+def _container_memory(groups: Path) -> int | None:
+    """What the limit of a container leaves, from the folder of its cgroups (version 2 or 1); None without one."""
     for limit, used, stat, cache in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),

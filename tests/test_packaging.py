@@ -159,7 +159,7 @@ def test_large_files_are_fetched_compared_and_their_list_removed(bundle, serve):
 def test_the_zoo_s_yaml_list_works_too(bundle):
     (bundle / "stored.bin").write_bytes(b"big")
     (bundle / "large_files.yml").write_text(
-        f'large_files:\n  - path: "models/big.pt"\n    url: "{(bundle / "stored.bin").as_uri()}"\n'
+        f'large_files:\n  - path: "models/big.pt"\n    url: {(bundle / "stored.bin").as_uri()}\n'
         '    hash_val: ""\n    hash_type: ""\n'
     )
     assert names(build(bundle)[0]) == PACKED | {"models/big.pt"}

@@ -186,7 +186,7 @@ def write_results(measured: Mapping[str, Any], folder: Path) -> str:
 
 def _one_of(name: str, known: Mapping[str, Any], what: str) -> str:
     if name not in known:
-        raise CaseError(f"There is no {what} '{name}'; use one of {', '.join(known)}.")
+        raise CaseError(f"There is no {what} {name!r}; use one of {', '.join(known)}.")
     return name
 
 

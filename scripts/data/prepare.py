@@ -193,5 +193,5 @@ def _tell_end(
 
 
 def _bundle_command(configs: Sequence[str], folder: Path) -> str:
-    files = configs[0] if len(configs) == 1 else '"[' + ",".join(f"'{name}'" for name in configs) + ']"'
+    files = configs[0] if len(configs) == 1 else '"[' + ",".join(map(repr, configs)) + ']"'
     return f"python -m monai.bundle run --config_file {files} --dataset_dir {shlex.quote(str(folder))}"

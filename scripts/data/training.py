@@ -36,12 +36,12 @@ def training_datalist(dataset_dir: str, section: str, pairs: str = "real", may_b
         CaseError: one sentence that says what is missing where.
     """
     if pairs not in ("real", "simulated"):
-        raise CaseError(f"pairs is '{pairs}'; it takes 'real' (CT and MRI) or 'simulated' (MRI alone).")
+        raise CaseError(f"pairs is {pairs!r}; it takes 'real' (CT and MRI) or 'simulated' (MRI alone).")
     path, listed = _read_datalist(dataset_dir)
     if not isinstance(listed.get(section), list):
-        raise CaseError(f"{path} has no list '{section}'; add it, empty if there is nobody to put there.")
+        raise CaseError(f"{path} has no list {section!r}; add it, empty if there is nobody to put there.")
     if not listed[section] and not may_be_empty:
-        raise CaseError(f"The list '{section}' of {path} is empty; add subjects to it.")
+        raise CaseError(f"The list {section!r} of {path} is empty; add subjects to it.")
     needed = ("source", "target") if pairs == "real" else ("target",)
     return [_absolute(entry, path, needed) for entry in listed[section]]
 
@@ -74,7 +74,7 @@ def _absolute(entry: Mapping, path: Path, needed: Sequence[str]) -> dict:
         raise CaseError(f"{path} has an entry without 'subject'; name it.")
     missing = [key for key in needed if key not in entry]
     if missing:
-        raise CaseError(f"Subject {subject} of {path} has no '{missing[0]}'; add its path, or leave the subject out.")
+        raise CaseError(f"Subject {subject} of {path} has no {missing[0]!r}; add its path, or leave the subject out.")
     item = {"mask": entry["target"], **entry}
     for key in IMAGES:
         if key in item:

@@ -165,7 +165,7 @@ def read_subjects(path: str | os.PathLike) -> dict[str, dict[str, float]]:
         with open(file, newline="", encoding="utf-8") as opened:
             rows = {row.pop("subject"): row for row in csv.DictReader(opened)}
         return {s: {k: float(v) for k, v in row.items()} for s, row in rows.items() if s not in _SUMMARIES}
-    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise CaseError(f"{file} is no table of an evaluation ({error!r}); give a subjects.csv.") from error
 
 

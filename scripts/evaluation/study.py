@@ -190,7 +190,7 @@ def select(names: Any, known: Sequence[str], what: str) -> list[str]:
     wanted = [str(name).strip() for name in listed]
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise CaseError(f"There is no {what} '{unknown[0]}'; use some of {', '.join(known)}.")
+        raise CaseError(f"There is no {what} {unknown[0]!r}; use some of {', '.join(known)}.")
     return [name for name in known if name in wanted]
 
 

@@ -149,7 +149,7 @@ def _read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file))
     for name in needed:
         if any(not row.get(name) for row in rows):
-            raise CaseError(f"{path} has a row without '{name}'; evaluate again.")
+            raise CaseError(f"{path} has a row without {name!r}; evaluate again.")
     return rows
 
 

@@ -31,7 +31,7 @@ class NamedChoice(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> None:
-        raise ValueError(f"'{value}' is not a valid {cls.__name__}; use one of {', '.join(cls)}.")
+        raise ValueError(f"{value!r} is not a valid {cls.__name__}; use one of {', '.join(cls)}.")
 
 
 class BridgePredictionType(NamedChoice):

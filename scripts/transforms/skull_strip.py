@@ -136,16 +136,16 @@ def _checked_method(method: str) -> str:
         return method
     if any(marks):
         if not all(marks):
-            raise CaseError(f"The skull-strip command '{method}' needs both {{input}} and {{mask}}; add the other one.")
+            raise CaseError(f"The skull-strip command {method!r} needs both {{input}} and {{mask}}; add the other one.")
         try:
             shlex.split(method)
         except ValueError as error:
-            raise CaseError(f"The skull-strip command '{method}' has unbalanced quotes; close them.") from error
+            raise CaseError(f"The skull-strip command {method!r} has unbalanced quotes; close them.") from error
         return method
     path = Path(method).expanduser()
     if not path.exists():
         raise CaseError(
-            f"The skull-strip method '{method}' is no path that is there; give none, builtin, hd-bet, a mask "
+            f"The skull-strip method {method!r} is no path that is there; give none, builtin, hd-bet, a mask "
             "file, a folder of masks, or a command with {input} and {mask}."
         )
     return str(path)

@@ -360,7 +360,7 @@ def test_last_lines_are_the_next_commands(people, out, capsys):
 
 def test_works_in_processes_of_its_own_and_a_killed_one_leaves_nothing(people, out):
     killing = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
-    command = f'{sys.executable} -c "{killing}" {{input}} {{mask}}'
+    command = f'{sys.executable} -c "' + killing + '" {input} {mask}'
     head = np.random.default_rng(1).uniform(300, 400, SHAPE).astype(np.float32)
     people.save("bert_source.nii.gz", head)
     people.save("bert_target.nii.gz", head + brain(1))

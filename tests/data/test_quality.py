@@ -111,7 +111,7 @@ def test_page_has_the_doubtful_first_and_failures_above_all():
     records = {"good": record(0.9), "poor": record(0.4), "as_it_was": record(0, registration=None)}
     pictures = {name: f"quality/{name}.png" for name in records}
     page = quality_page(records, pictures, [{"subject": "torn", "reason": "torn.nii.gz is <damaged>."}])
-    order = [page.index(f'id="{name}"') for name in ("as_it_was", "poor", "good")]
+    order = [page.index('id="' + name + '"') for name in ("as_it_was", "poor", "good")]
     assert order == sorted(order)
     assert page.index("torn.nii.gz is &lt;damaged&gt;.") < order[0]
     for text in ("anna &amp; co", "0.200 before, 0.900 after", "12.3 mm", "1234 mL, from labels", "90 % of the brain"):

@@ -83,18 +83,18 @@ def test_what_lies_outside_the_mask_is_background_as_in_the_target(pairs, sample
 
 
 def test_nothing_is_done_twice_and_a_killed_study_goes_on(pairs, sampler, network, tmp_path):
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     limit, forward = 20, network.forward
 
     def until_killed(*args, **kwargs):
         if network.calls == limit:
-            raise Killed
+            raise KilledError
         return forward(*args, **kwargs)
 
     network.forward = until_killed
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run_study(pairs, VARIANTS, sampler(), tmp_path)
     kept = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
     assert kept

@@ -208,7 +208,7 @@ def test_pages_of_removed_cases_are_deleted_and_nothing_else(results, tmp_path):
 def test_the_viewer_s_version_is_that_of_its_file(pages, bundle_root):
     viewer = bundle_root / "scripts" / "report" / "niivue"
     version = (viewer / "VERSION").read_text().strip()
-    assert f'{{version:"{version}"}}' in (viewer / "niivue.umd.js").read_text(encoding="utf-8")
+    assert '{version:"' + version + '"}' in (viewer / "niivue.umd.js").read_text(encoding="utf-8")
     assert sha256_of_file(viewer / "niivue.umd.js") in (viewer / "README.md").read_text()
     assert f"NiiVue {version}," in (bundle_root / "docs" / "data_license.txt").read_text()
     assert f"NiiVue {version} (" in pages["index.html"].text
