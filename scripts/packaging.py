@@ -108,7 +108,7 @@ def _bundle_files(root: Path) -> tuple[list[str], list[str]]:
     unknown = sorted(filter(_belongs, _git(root, "ls-files", "--others", "--exclude-standard")))
     if unknown:
         remarks.append(f"Left out, because git does not know it: {_listed(unknown)}")
-    return sorted(filter(_belongs, tracked)), remarks
+    return sorted(path for path in tracked if _belongs(path) and os.path.lexists(root / path)), remarks
 
 
 def _git(root: Path, *arguments: str) -> set[str]:
@@ -129,7 +129,7 @@ def _copy(root: Path, path: str, staged: Path) -> None:
     """Copy one file, links followed, if it may be handed out."""
     source = (root / path).resolve()
     if not source.is_file():
-        raise CaseError(f"{path} is no file here, though git knows it; restore it, or remove it from git.")
+        raise CaseError(f"{path} is a link to no file; put the file itself there.")
     if not source.is_relative_to(root):
         raise CaseError(f"{path} is a link to a file outside the bundle; put the file itself there.")
     if source.stat().st_size > LARGEST_FILE:

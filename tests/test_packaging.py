@@ -92,9 +92,10 @@ def test_what_git_does_not_know_stays_out_and_is_told(checkout):
         (checkout / name).parent.mkdir(exist_ok=True)
         (checkout / name).write_text("new")
     (checkout / "docs" / "README.md").write_text("# Other")
+    (checkout / "LICENSE").unlink()
     archive, remarks = build(checkout)
-    assert names(archive) == PACKED
-    assert remarks[0].endswith("packed as it lies here: docs/README.md")
+    assert names(archive) == PACKED - {"LICENSE"}
+    assert remarks[0].endswith("packed as it lies here: LICENSE, docs/README.md")
     assert remarks[1].endswith("git does not know it: configs/new.json, docs/patient.nii.gz")
 
 
@@ -198,6 +199,9 @@ def test_paths_of_this_machine_and_links_out_of_the_bundle_are_refused(bundle, t
     (tmp_path / "outside.md").write_text("secret")
     (bundle / "docs" / "README.md").symlink_to(tmp_path / "outside.md")
     with pytest.raises(CaseError, match="link to a file outside"):
+        build(bundle)
+    (tmp_path / "outside.md").unlink()
+    with pytest.raises(CaseError, match="link to no file"):
         build(bundle)
 
 
