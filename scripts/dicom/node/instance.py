@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from scripts.dicom.headers import quiet_pydicom
 from scripts.files import CaseError
 
 
@@ -26,8 +27,6 @@ def read_uids(file: str | os.PathLike | BinaryIO) -> Instance:
     Raises:
         CaseError: it is none, one is missing, or one is no UID; the sentence does not quote it.
     """
-    from pydicom import dcmread
-
     tags = {
         "StudyInstanceUID": "study_uid",
         "SeriesInstanceUID": "series_uid",
@@ -35,7 +34,7 @@ def read_uids(file: str | os.PathLike | BinaryIO) -> Instance:
         "SOPClassUID": "class_uid",
     }
     try:
-        header = dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
+        header = quiet_pydicom().dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
         uids = {name: str(header.get(keyword, "")) for keyword, name in tags.items()}
     except Exception:  # whatever pydicom makes of damaged bytes; its message may quote them
         raise CaseError("it cannot be read as DICOM; send it again.") from None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from scripts.dicom.headers import quiet_pydicom
 from scripts.dicom.node import Stopped
 from scripts.dicom.node.spool import Spool, sync_tree
 from scripts.files import CaseError
@@ -185,7 +186,6 @@ class PeerDelivery:
 
     def _store(self, association, file: Path, confirmed: set[Path]) -> int:
         """Send one instance; its status where it was refused, else 0."""
-        from pydicom import dcmread
         from pynetdicom.status import code_to_category
 
         if self._stop.is_set():
@@ -193,7 +193,7 @@ class PeerDelivery:
         if not association.is_established:
             raise Unreachable("it ended the association")
         try:
-            answer = association.send_c_store(dcmread(file))
+            answer = association.send_c_store(quiet_pydicom().dcmread(file))
         except ValueError:
             raise CaseError(f"{self} takes no MR Image Storage; let it.") from None
         if "Status" not in answer:

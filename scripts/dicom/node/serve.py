@@ -1,4 +1,4 @@
-"""`python -m scripts serve_dicom`: the node's options, its threads, and how it ends."""
+"""`python -m scripts serve_dicom`: the node's options, and what they are made of."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import logging
 import re
 import signal
 import threading
-import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.dicom.node import Stopped
 from scripts.dicom.node.arrivals import Arrivals
 from scripts.dicom.node.job import MainJob
+from scripts.dicom.node.loop import log_without_names, run_until
 from scripts.dicom.node.receiver import Limits, Receiver
 from scripts.dicom.node.sender import Delivery, FolderDelivery, PeerDelivery, Sender
 from scripts.dicom.node.spool import Spool
@@ -25,7 +23,6 @@ from scripts.workflow import bundle_root, check_options
 logger = logging.getLogger(__name__)
 
 CONFIG_FILES = ("configs/inference.json", "configs/dicom.json")
-POLL_S = 0.5
 
 
 def serve_dicom(
@@ -75,6 +72,8 @@ def serve_dicom(
     Raises:
         CaseError: an option that cannot be, a port or spool in use.
     """
+    _check_numbers(port=port, quiet_s=quiet_s, retry_s=retry_s, timeout_s=timeout_s, max_associations=max_associations)
+    _check_numbers(min_free_gb=min_free_gb, max_instance_mb=max_instance_mb)
     titles = [checked_title(title) for title in _listed(allowed)]
     if not titles:
         raise CaseError('Nobody may send; give the AE titles of the senders, as in --allowed "CT1,PACS".')
@@ -105,47 +104,6 @@ def serve_dicom(
     finally:
         store.close()
     logger.info("Stopped; what is unfinished goes on at the next start.")
-
-
-def run_until(stop: threading.Event, receiver: Receiver, steps: Sequence[Callable[[], Any]], retry_s: float) -> None:
-    """Do each of the steps over and over in a thread of its own, until `stop` is set; then end all."""
-    threads = [threading.Thread(target=_repeat, args=(step, stop, retry_s), daemon=True) for step in steps]
-    for thread in threads:
-        thread.start()
-    while not stop.wait(POLL_S):  # a wait without end would not be woken by a signal everywhere
-        pass
-    receiver.stop()
-    for thread in threads:
-        thread.join(60)
-
-
-def _repeat(step: Callable[[], Any], stop: threading.Event, retry_s: float) -> None:
-    """Do a step until it is time to stop; what fails unforeseen is tried again after a pause."""
-    while not stop.is_set():
-        try:
-            if not step():
-                stop.wait(POLL_S)
-        except Stopped:
-            return
-        except Exception as error:  # its message may quote a data set
-            where = error.__traceback__
-            while where.tb_next is not None:
-                where = where.tb_next
-            place = f"{Path(where.tb_frame.f_code.co_filename).name}, line {where.tb_lineno}"
-            logger.error(f"Unforeseen {type(error).__name__} ({place}); the next try is in {retry_s:g} s.")
-            stop.wait(retry_s)
-
-
-def log_without_names() -> None:
-    """Log to standard error what this package says, and of others no message that could quote a data set."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    # pynetdicom logs exceptions, whose messages come from wherever they were raised; what it says itself quotes nothing
-    handler.addFilter(lambda record: record.exc_info is None)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("pynetdicom").setLevel(logging.WARNING)
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    warnings.simplefilter("ignore")
 
 
 def checked_title(title: Any) -> str:
@@ -190,6 +148,12 @@ def _config_files(value: Any) -> tuple[str, ...]:
         if not Path(file).is_file():
             raise CaseError(f"There is no config file {file}; name one of the bundle's folder configs.")
     return files
+
+
+def _check_numbers(**options: Any) -> None:
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise CaseError(f"{name} is {value}; give a number, 0 or more.")
 
 
 def _check_settings(job: MainJob) -> None:

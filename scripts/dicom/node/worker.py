@@ -27,16 +27,12 @@ class Worker:
         arrivals: tells which study is finished.
         translate: see `Translate`; raises CaseError where a study cannot be translated, Stopped where it was told to
             stop.
-        wake: called when there is something to deliver.
     """
 
-    def __init__(
-        self, spool: Spool, arrivals: Arrivals, translate: Translate, wake: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, spool: Spool, arrivals: Arrivals, translate: Translate) -> None:
         self.spool = spool
         self.arrivals = arrivals
         self.translate = translate
-        self.wake = wake
         for study in spool.due():
             arrivals.note(study)
 
@@ -73,7 +69,6 @@ class Worker:
         made = [read_uids(file).instance_uid for folder in series for file in sorted(folder.iterdir())]
         self.spool.finish(study, state, series, made)
         logger.info(f"Study {study}: translated in {time.monotonic() - start:.0f} s, {len(made)} instances to deliver.")
-        self.wake()
 
     def _refuse_remains(self, study: str) -> None:
         if missing := self.spool.missing(study):
