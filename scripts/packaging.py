@@ -98,9 +98,9 @@ def _bundle_files(root: Path) -> tuple[list[str], list[str]]:
     """Sorted relative paths of the bundle's files, and remarks for the user."""
     tracked = _git(root, "ls-files") if any((folder / ".git").exists() for folder in (root, *root.parents)) else set()
     if not tracked:
-        files = {str(path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file()}
+        files = (path for path in root.rglob("*") if path.is_file() or path.is_symlink())
         remarks = ["git knows no file of this folder, so every file in configs, docs, scripts and of models is packed."]
-        return sorted(filter(_belongs, files)), remarks
+        return sorted(filter(_belongs, (path.relative_to(root).as_posix() for path in files))), remarks
     remarks = []
     changed = sorted(filter(_belongs, _git(root, "diff", "--name-only", "--relative", "HEAD")))
     if changed:
