@@ -16,6 +16,8 @@ import nibabel as nib
 import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, create_workflow, load, onnx_export
+from monai.networks.utils import convert_to_onnx
+from onnxruntime import InferenceSession
 
 from scripts.networks import BridgeUNet
 from scripts.packaging import LARGEST_FILE, NAME
@@ -263,23 +265,55 @@ def test_torchscript_written_by_ckpt_export_can_be_loaded_by_name(bundle, zoo, m
     assert metadata["name"] == json.loads((bundle / "metadata.json").read_text())["name"]
 
 
-def test_onnx_export_gives_the_network_s_results(bundle_root, tiny, tmp_path):
-    configs = bundle_root / "configs"
+@pytest.fixture
+def same_results(tiny):
+    """Compare an ONNX file that takes one tensor with the tiny network, for slabs of the given shape."""
+
+    def function(path: Path, shape: tuple[int, ...]) -> None:
+        network = BridgeUNet(**TINY_NETWORK).eval()
+        network.load_state_dict(torch.load(tiny["weights"], weights_only=True))
+        session = InferenceSession(path, providers=["CPUExecutionProvider"])
+        slabs = torch.rand(shape)
+        (given,) = session.run(None, {session.get_inputs()[0].name: slabs.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(given), network(slabs), rtol=1e-4, atol=1e-4)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, (2, 6, 16, 24)),
+        (
+            {
+                "use_trace": True,
+                "converter_kwargs": {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": [0, 2, 3]}},
+            },
+            (3, 6, 24, 40),
+        ),
+    ],
+    ids=["of one size", "of any size"],
+)
+def test_onnx_export_gives_the_network_s_results(bundle_root, tiny, tmp_path, same_results, options, shape):
     onnx_export(
         "network_def",
         filepath=str(tmp_path / "network.onnx"),
         ckpt_file=tiny["weights"],
-        meta_file=str(configs / "metadata.json"),
-        config_file=str(configs / "inference.json"),
+        meta_file=str(bundle_root / "configs" / "metadata.json"),
+        config_file=str(bundle_root / "configs" / "inference.json"),
         input_shape=[2, 6, 16, 24],
         network_def=tiny["network_def"],
+        **options,
     )
-    import onnxruntime
+    same_results(tmp_path / "network.onnx", shape)
 
-    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
-    slabs = torch.rand(2, 6, 16, 24)
-    network = BridgeUNet(**TINY_NETWORK).eval()
+
+def test_trt_export_by_onnx_is_given_a_graph_of_any_number_of_slabs(tiny, tmp_path, same_results):
+    """What `trt_export --use_onnx True` does before it needs a GPU."""
+    network = BridgeUNet(**TINY_NETWORK)
     network.load_state_dict(torch.load(tiny["weights"], weights_only=True))
-    (given,) = session.run(None, {session.get_inputs()[0].name: slabs.numpy()})
-    with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(given), network(slabs), rtol=1e-4, atol=1e-4)
+    axes = {"input_0": {0: "batchsize"}, "output_0": {0: "batchsize"}}
+    graph, inputs = tmp_path / "graph.onnx", [torch.rand(2, 6, 16, 24)]
+    convert_to_onnx(network, inputs, ["input_0"], ["output_0"], dynamic_axes=axes, filename=str(graph), use_trace=False)
+    same_results(graph, (5, 6, 16, 24))
