@@ -140,7 +140,7 @@ def _copy(source: Dataset, target: Dataset, names: Iterable[Any]) -> None:
             if element.VR == "SQ":
                 for item in element.value:
                     item.remove_private_tags()
-            if element.VR == "DS":
+            if element.VR == "DS" and not element.is_empty:
                 _shortened(element)
         except Exception:
             continue  # absent, or not what its type allows: as if it were absent
@@ -153,9 +153,10 @@ def _shortened(element: Any) -> None:
     from pydicom.valuerep import DSfloat
 
     values = element.value if element.VM > 1 else [element.value]
+    numbers = [float(value) for value in values]
     if any(len(str(value)) > 16 for value in values):
-        values = [DSfloat(float(value), auto_format=True) for value in values]
-        element.value = values if len(values) > 1 else values[0]
+        short = [DSfloat(number, auto_format=True) for number in numbers]
+        element.value = short if len(short) > 1 else short[0]
 
 
 def _whole(source: Dataset, keyword: str) -> int | None:

@@ -29,6 +29,7 @@ __all__ = ["CheckDicomSourced", "DicomSeriesWriter"]
 
 logger = logging.getLogger(__name__)
 
+_APART_MM = 0.1 + 1e-3
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -144,9 +145,8 @@ def _pixels(stack: Stack, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 def _taken(image: nib.Nifti1Image, stack: Stack) -> np.ndarray | None:
     """The image as the stack's (N, rows, columns), by flips and permutation alone; None where that is not possible.
 
-    It is where the image has the stack's shape and place: a corrected one has more rows or more slices. A lean of less
-    than half a degree is not corrected on conversion, nor are gaps that are uneven by little: the image then departs
-    by that from where the slices are, and holds their voxels nevertheless.
+    It is where the image has the stack's shape, and each voxel lies at its pixel or by 0.1 mm beside it: the conversion
+    leaves slices as they are that are so nearly upright and even.
     """
     count = len(stack.positions)
     (first, down), (right, _) = _pixels(stack, *np.mgrid[:2, :2])[0]
@@ -158,9 +158,7 @@ def _taken(image: nib.Nifti1Image, stack: Stack) -> np.ndarray | None:
     rows, columns = np.array([0, stack.shape[0] - 1])[[0, 0, 1, 1]], np.array([0, stack.shape[1] - 1])[[0, 1, 0, 1]]
     corners = np.stack(np.broadcast_arrays(rows, columns, np.arange(count)[:, None]), axis=-1)
     apart = (nib.affines.apply_affine(turned.affine, corners) - _pixels(stack, rows, columns)) * _LPS_TO_RAS
-    along = np.abs(apart @ stack.normal).max()
-    aside = max(np.abs(apart @ axis).max() for axis in (stack.row, stack.column))
-    if along > 0.5 * stack.gaps.min() or aside > 0.01 * stack.gaps.sum() + 0.1 * min(stack.spacing):
+    if np.abs(apart @ np.stack([stack.row, stack.column, stack.normal], axis=1)).max() > _APART_MM:
         return None
     return np.moveaxis(np.asarray(turned.dataobj), 2, 0)
 

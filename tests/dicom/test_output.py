@@ -45,10 +45,12 @@ UPRIGHT = {
     "feet first": {"heights": EVEN, "orientation": (-1, 0, 0, 0, 1, 0)},
     "sagittal": {"heights": EVEN, "orientation": (0, 1, 0, 0, 0, -1), "way": (1, 0, 0)},
     "not square": {"heights": EVEN, "not_square": True},
-    "slightly leaning": {"heights": EVEN, "orientation": tilted(0.4)},
+    "hardly leaning": {"heights": EVEN, "orientation": tilted(0.05)},
 }
 CORRECTED = {
     "tilted": {"heights": EVEN, "orientation": tilted(15)},
+    "slightly leaning": {"heights": EVEN, "orientation": tilted(0.4)},
+    "nearly even": {"heights": [1.5 * i + 0.15 * (i % 3) for i in range(30)]},
     "tilted back, from the top": {"heights": EVEN[::-1], "orientation": tilted(-8)},
     "uneven": {"heights": UNEVEN},
     "tilted, uneven": {"heights": UNEVEN, "orientation": tilted(10)},
@@ -139,7 +141,6 @@ def test_each_slice_lies_where_the_source_s_lies_and_shows_what_lies_there(tmp_p
     scanned = [pydicom.dcmread(path) for path in source.meta["dicom_files"]]
     assert [path.name for path in files] == [f"{i:04d}.dcm" for i in range(1, len(scanned) + 1)]
     made = nib.load(tmp_path / "out" / "case_t1.nii.gz")
-    leaning = 1.5 * 0.0011 if name == "slightly leaning" else 0  # what is not corrected departs by 0.7 mm
     shown = 0
     for path, ct in zip(files, scanned, strict=True):
         mr = pydicom.dcmread(path)
@@ -152,10 +153,11 @@ def test_each_slice_lies_where_the_source_s_lies_and_shows_what_lies_there(tmp_p
         np.testing.assert_allclose(itk_where, where, atol=1e-3)
         voxels = nib.affines.apply_affine(np.linalg.inv(made.affine), where)
         inside = ((voxels > -1e-3) & (voxels < np.array(made.shape) - 1 + 1e-3)).all(axis=-1)
-        off = np.abs(mr.pixel_array / 4095 - ramp(where))[inside]
-        assert off.max() < HALF_A_STEP + leaning
+        # what leans by less than 0.1 mm stays as it is
+        departs = 0.1 * 0.0006 if name == "hardly leaning" else 0
+        assert np.abs(mr.pixel_array / 4095 - ramp(where))[inside].max() < HALF_A_STEP + departs
         shown += inside.mean() / len(scanned)
-    assert shown > (0.93 if name == "slightly leaning" else 0.99)
+    assert shown > 0.97
 
 
 @pytest.mark.parametrize("name", UPRIGHT)
@@ -172,7 +174,7 @@ def test_an_upright_series_is_not_resampled(tmp_path, name):
         assert np.abs(mr.pixel_array / 4095 - (ct.pixel_array - 1024.0) / 1000).max() < HALF_A_STEP
         voxels = nib.affines.apply_affine(np.linalg.inv(made.affine), pixels_of(mr))
         nearest = np.round(voxels).astype(int)
-        assert np.abs(voxels - nearest).max() < (0.2 if name == "slightly leaning" else 1e-3)
+        assert np.abs(voxels - nearest).max() < (0.02 if name == "hardly leaning" else 1e-3)
         there = tuple(np.moveaxis(nearest, -1, 0))
         taken[there] += 1
         assert np.abs(mr.pixel_array / 4095 - values[there]).max() < HALF_A_STEP
@@ -180,7 +182,7 @@ def test_an_upright_series_is_not_resampled(tmp_path, name):
     assert (taken == 1).all()
 
 
-@pytest.mark.parametrize("name", [name for name in UPRIGHT if name != "slightly leaning"])
+@pytest.mark.parametrize("name", [name for name in UPRIGHT if name != "hardly leaning"])
 def test_itk_reads_both_series_onto_one_grid(tmp_path, name):
     source = load(write_source(tmp_path / "in", **UPRIGHT[name]))
     save(source, with_noise(source), tmp_path / "out")
@@ -364,6 +366,34 @@ def test_loss_of_the_source_is_told(tmp_path):
         mr = pydicom.dcmread(save(source, with_noise(source), tmp_path / f"{folder} out")[0])
         assert mr.get("LossyImageCompression") == ("01" if series else None)
         assert mr.get("LossyImageCompressionRatio") == (12.5 if series else None)
+
+
+def test_a_source_in_a_lossy_syntax_is_lossy_whatever_its_header_says(axial, tmp_path):
+    files = []
+    for path in axial.meta["dicom_files"]:
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+        files.append(str(tmp_path / path.rpartition("/")[2]))
+        header.save_as(files[-1], enforce_file_format=True)
+    volume = MetaTensor(axial.as_tensor(), meta={**axial.meta, "dicom_files": files})
+    assert pydicom.dcmread(save(volume, with_noise(volume), tmp_path / "out")[0]).LossyImageCompression == "01"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "written"), [("PatientWeight", b"7,"), ("PatientSize", b"x ")], ids=["comma", "letter"]
+)
+def test_a_number_that_is_none_is_left_out(tmp_path, keyword, written):
+    def change(header):
+        setattr(header, keyword, "70")
+
+    source = load(write_source(tmp_path / "in", change=change))
+    for path in source.meta["dicom_files"]:
+        header = pydicom.dcmread(path)
+        header[keyword] = header.get_item(keyword)._replace(value=written)
+        pydicom.dcmwrite(path, header)
+    mr = pydicom.dcmread(save(source, with_noise(source), tmp_path / "out")[0])
+    assert keyword not in mr
+    assert mr.PatientID == "4711"
 
 
 def test_decimals_that_are_too_long_are_written_as_near_as_can_be(tmp_path):
