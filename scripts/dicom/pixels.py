@@ -1,7 +1,7 @@
 """The values of DICOM slices, in the unit their headers give them (HU), whatever they were stored as.
 
-pydicom reads what is not compressed, and RLE; GDCM, which is a part of ITK, the JPEG family. dcm2niix, which would read
-most of it, takes JPEG lossless with another predictor than the first for something else without a word.
+What is compressed is read by GDCM, which is a part of ITK. (dcm2niix 1.0.20260724 takes JPEG lossless with another
+predictor than the first for something else without a word.)
 """
 
 from __future__ import annotations
@@ -13,9 +13,24 @@ from typing import Any
 import numpy as np
 
 from scripts.dicom.headers import Header, quiet_pydicom
+from scripts.dicom.series import Series
 from scripts.files import CaseError
 
-_RLE = "1.2.840.10008.1.2.5"
+
+def series_values(series: Series) -> list[np.ndarray]:
+    """The values of a series' slices, in their order: (rows, columns) each, all int16 or all float32.
+
+    Raises:
+        CaseError: as `frame_values`.
+    """
+    read: dict[Path, np.ndarray] = {}
+    slices = []
+    for path, frame in series.frames:
+        if path not in read:
+            read = {path: frame_values(path, series.name)}  # the frames of one file stand together
+        slices.append(read[path][frame])
+    kind = np.result_type(*{values.dtype for values in slices})
+    return [values.astype(kind, copy=False) for values in slices]
 
 
 def frame_values(file: Path, name: str) -> np.ndarray:
@@ -37,7 +52,7 @@ def frame_values(file: Path, name: str) -> np.ndarray:
         dataset = pydicom.dcmread(file, force=True)
         _name_syntax(dataset)
         syntax = dataset.file_meta.TransferSyntaxUID
-        stored = _decoded_by_gdcm(dataset) if syntax.is_encapsulated and syntax != _RLE else dataset.pixel_array
+        stored = _decoded_by_gdcm(dataset) if syntax.is_encapsulated else _uncompressed(dataset)
         stored = stored.reshape(-1, dataset.Rows, dataset.Columns)
         if len(stored) != len(Header(file, dataset).planes):
             raise ValueError("frames are missing")
@@ -64,6 +79,15 @@ def _name_syntax(dataset: Any) -> None:
         implicit, little = dataset.original_encoding if hasattr(dataset, "original_encoding") else (True, True)
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
+def _uncompressed(dataset: Any) -> np.ndarray:
+    """What is stored as it is: all of it, or an error. 8 bits big-endian would come in swapped pairs."""
+    width, big = int(dataset.BitsAllocated) // 8, dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.2"
+    if width not in (1, 2, 4) or (big and width == 1):
+        raise ValueError("unusual width")
+    count = int(dataset.get("NumberOfFrames") or 1) * dataset.Rows * dataset.Columns
+    return np.frombuffer(dataset.PixelData, dtype=f"{'>' if big else '<'}u{width}", count=count)
 
 
 def _decoded_by_gdcm(dataset: Any) -> np.ndarray:

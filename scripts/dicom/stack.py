@@ -33,6 +33,11 @@ class Stack:
         return np.cross(self.row, self.column)
 
     @property
+    def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The normal, the direction across the rows' columns, and that down the rows."""
+        return self.normal, self.row, self.column
+
+    @property
     def gaps(self) -> np.ndarray:
         """(N - 1,) distances of neighbouring slices along the normal, mm."""
         return np.diff(self.positions @ self.normal)
@@ -54,52 +59,47 @@ class Stack:
         height = way @ self.normal
         return tuple(float(np.degrees(np.arctan2(way @ axis, height))) for axis in (self.row, self.column))
 
-    @property
-    def to_centre(self) -> np.ndarray:
-        """(3,) from the first voxel of a slice to its middle."""
-        (rows, columns), (between_rows, between_columns) = self.shape, self.spacing
-        return self.row * between_columns * (columns - 1) / 2 + self.column * between_rows * (rows - 1) / 2
-
-    @property
-    def centre(self) -> np.ndarray:
-        """(3,) middle of the stack."""
-        return (self.positions[0] + self.positions[-1]) / 2 + self.to_centre
-
-    def check(self, name: str, max_gap_mm: float, straight_deg: float) -> None:
-        """Refuse a stack that makes no volume, whatever a converter would write.
+    def check(self, name: str, max_gap_mm: float, max_lean_deg: float) -> None:
+        """Refuse a stack that makes no volume.
 
         Args:
             name: of the series, for the sentence.
             max_gap_mm: the widest gap between two slices, mm.
-            straight_deg: slices that lean by less count as upright, degrees.
+            max_lean_deg: the most that the slices may lean, degrees.
 
         Raises:
             CaseError: several slices at one place, a gap that is too wide or where a slice is missing, slices that do
-                not lie on one line or lean sideways.
+                not lie on one line or lean too far.
         """
         gaps = self.gaps
         if self.repeats:
             raise CaseError(
-                f"{name} has several slices at one place (over time, or with other settings); export one volume alone."
+                f"Of {name} several slices lie at one place (over time, or with other settings); export one volume "
+                "alone."
             )
         if gaps.max() > max_gap_mm:
             raise CaseError(
-                f"{name} has a gap of {gaps.max():.1f} mm between two slices, wider than {max_gap_mm:g} mm; slices are "
-                "missing, export it again."
+                f"Between two slices of {name} is a gap of {gaps.max():.1f} mm, wider than {max_gap_mm:g} mm; slices "
+                "are missing, export it again."
             )
-        for number in range(1, len(gaps) - 1):
-            before, gap, after = gaps[number - 1 : number + 2]
-            if gap > 1.5 * max(before, after):
-                raise CaseError(
-                    f"{name} has a gap of {gap:.1f} mm between slices {number + 1} and {number + 2}, where the gaps "
-                    f"beside it are {before:.1f} and {after:.1f} mm; a slice is missing, export it again."
-                )
+        self._refuse_holes(name)
         share = np.concatenate([[0], np.cumsum(gaps)]) / gaps.sum()
         line = self.positions[0] + share[:, None] * (self.positions[-1] - self.positions[0])
         if np.abs(self.positions - line).max() > 1:
             raise CaseError(f"The slices of {name} do not lie on one line; export one straight series.")
-        if abs(self.lean_deg[0]) > straight_deg:
-            raise CaseError(
-                f"The slices of {name} lean sideways by {abs(self.lean_deg[0]):.1f} degrees, which cannot be "
-                "corrected; export an upright series."
-            )
+        lean = max(abs(angle) for angle in self.lean_deg)
+        if lean > max_lean_deg:
+            raise CaseError(f"The slices of {name} lean by {lean:.1f} degrees; export an upright series.")
+
+    def _refuse_holes(self, name: str) -> None:
+        """Where the gaps beside are alike and this one is twice or three times as wide, a slice is missing."""
+        gaps = self.gaps
+        for number, gap in enumerate(gaps if len(gaps) > 2 else []):
+            inner = 0 < number < len(gaps) - 1
+            beside = gaps[[number - 1, number + 1]] if inner else gaps[1:3] if number == 0 else gaps[-3:-1]
+            times = gap / beside.mean()
+            if np.ptp(beside) < 0.15 * beside.min() and times > 1.5 and abs(times - round(times)) < 0.2:
+                raise CaseError(
+                    f"Between slices {number + 1} and {number + 2} of {name} is a gap of {gap:.1f} mm, where those "
+                    f"beside it are {beside[0]:.1f} and {beside[1]:.1f} mm; a slice is missing, export it again."
+                )

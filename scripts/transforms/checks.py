@@ -7,6 +7,7 @@ import math
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from scripts.files import CaseError
 __all__ = ["CaseError", "CheckVolumed", "LoadVolume", "LoadVolumed", "file_name", "value_range"]
 
 logger = logging.getLogger(__name__)
+
+# MONAI's LoadImage looks for a GPU's decoder of DICOM, which nothing here reads with
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 
