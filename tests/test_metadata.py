@@ -6,6 +6,7 @@
 import json
 import re
 import shutil
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,9 +38,13 @@ def test_lies_at_the_top_too(bundle_root, files):
     assert (bundle_root / "metadata.json").resolve() == Path(files["meta_file"]).resolve()
 
 
-def test_version_is_in_the_changelog(metadata):
-    assert re.fullmatch(r"\d+\.\d+\.\d+", metadata["version"])
-    assert metadata["version"] in metadata["changelog"]
+def test_version_is_the_latest_of_the_changelog_and_that_of_the_project(metadata, bundle_root):
+    numbers = {
+        tuple(map(int, re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", version).groups())) for version in metadata["changelog"]
+    }
+    assert ".".join(map(str, max(numbers))) == metadata["version"]
+    project = tomllib.loads((bundle_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == metadata["version"]
 
 
 def test_names_the_versions_it_is_tested_with(metadata):
@@ -49,6 +54,11 @@ def test_names_the_versions_it_is_tested_with(metadata):
         for package, key in (("monai", "monai"), ("torch", "pytorch"), ("numpy", "numpy"))
     }
     assert named == {package: version(package).split("+")[0] for package in named}
+
+
+def test_names_the_monai_label_it_is_tested_with(metadata, bundle_root):
+    pins = (bundle_root / "requirements-label-no-deps.txt").read_text().splitlines()
+    assert f"monailabel=={metadata['supported_apps']['monai-label']}" in pins
 
 
 def test_network_takes_and_gives_what_is_said(files):
