@@ -48,8 +48,10 @@ class Copier:
         series.mkdir(parents=True)
         for number, header in enumerate(slices, start=1):
             header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = MRImageStorage
-            header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid(None, [seen, str(number)])
-            header.SeriesInstanceUID, header.Modality = generate_uid(None, [seen]), "MR"
+            header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid(
+                None, [seen, str(number)]
+            )
+            header.SeriesInstanceUID, header.Modality = generate_uid(entropy_srcs=[seen]), "MR"
             header.save_as(series / f"{number:04d}.dcm", enforce_file_format=True)
         return [series]
 
@@ -68,9 +70,7 @@ class FakeNode:
         port: 0 takes a free one.
     """
 
-    def __init__(
-        self, spool, deliver, quiet_s=0.3, seconds=0.0, retry_s=0.2, keep_received=False, limits=None, port=0
-    ):
+    def __init__(self, spool, deliver, quiet_s=0.3, seconds=0.0, retry_s=0.2, keep_received=False, limits=None, port=0):
         self.stop = threading.Event()
         self.translate = Copier(seconds, self.stop)
         self.spool = Spool(spool, keep_received)

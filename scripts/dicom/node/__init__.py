@@ -5,5 +5,5 @@ finished study at a time; `Sender` delivers. Each can be killed at any moment an
 """
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The node ends; what was under way will be done again."""

@@ -9,9 +9,10 @@ from typing import Protocol
 
 
 class Association(Protocol):
-    """What is asked of an association: whether it is still open."""
+    """What is asked of an association."""
 
-    def is_alive(self) -> bool: ...
+    def is_alive(self) -> bool:
+        """Whether it is open."""
 
 
 class Arrivals:
@@ -45,8 +46,9 @@ class Arrivals:
         with self._guard:
             self._sending = {a: study for a, study in self._sending.items() if a.is_alive()}
             under_way = set(self._sending.values())
-            for study, latest in self._latest.items():
-                if study not in under_way and self._clock() - latest >= self.quiet_s:
-                    del self._latest[study]
-                    return study
-        return None
+            long_ago = self._clock() - self.quiet_s
+            finished = [study for study, at in self._latest.items() if at <= long_ago and study not in under_way]
+            if not finished:
+                return None
+            del self._latest[finished[0]]
+            return finished[0]

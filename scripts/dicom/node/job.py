@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.dicom.node import Stopped
+from scripts.dicom.node import StoppedError
 from scripts.files import CaseError
 from scripts.workflow import bundle_root
 
@@ -63,7 +63,7 @@ class MainJob:
 
         Raises:
             CaseError: none came; the main job's last sentence tells why.
-            Stopped: `stop` was set; the translation has been ended.
+            StoppedError: `stop` was set; the translation has been ended.
         """
         output, said = working / "output", working / "said.txt"
         status = self._run(self.arguments(dataset_dir=study, output_dir=output), said)
@@ -104,7 +104,7 @@ class MainJob:
         try:
             while time.monotonic() < deadline:
                 if self.stop.is_set():
-                    raise Stopped
+                    raise StoppedError
                 try:
                     return process.wait(0.1)
                 except subprocess.TimeoutExpired:

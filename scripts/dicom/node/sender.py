@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from scripts.dicom.headers import quiet_pydicom
-from scripts.dicom.node import Stopped
+from scripts.dicom.node import StoppedError
 from scripts.dicom.node.spool import Spool, sync_tree
 from scripts.files import CaseError
 
@@ -29,13 +29,13 @@ class Delivery(Protocol):
         """Deliver every file in the folders of a folder.
 
         Raises:
-            Unreachable: nothing can be delivered now.
+            UnreachableError: nothing can be delivered now.
             CaseError: this result was not taken.
-            Stopped: the node ends.
+            StoppedError: the node ends.
         """
 
 
-class Unreachable(Exception):
+class UnreachableError(Exception):
     """The destination of all results does not answer; the message says how."""
 
 
@@ -74,7 +74,7 @@ class Sender:
             study = folder.name.partition(".")[0]
             try:
                 self.deliver(folder)
-            except Unreachable as error:
+            except UnreachableError as error:
                 pause = self._pause(None)
                 logger.error(f"{self.deliver} cannot be reached ({error}); the next try is in {pause:g} s.")
             except CaseError as error:
@@ -121,7 +121,7 @@ class FolderDelivery:
             for series in sorted(folder.iterdir()):
                 self._place(series)
         except OSError as error:
-            raise Unreachable(error.strerror) from None
+            raise UnreachableError(error.strerror) from None
 
     def _place(self, series: Path) -> None:
         """Copy under a temporary name, then rename."""
@@ -176,7 +176,7 @@ class PeerDelivery:
         association = self._ae.associate(host, port, ae_title=title)
         if not association.is_established:
             rejected = f"it rejects the AE title {self._ae.ae_title}, or its own is another"
-            raise Unreachable(rejected if association.is_rejected else "no association")
+            raise UnreachableError(rejected if association.is_rejected else "no association")
         try:
             refused = [status for file in files if (status := self._store(association, file, confirmed))]
         finally:
@@ -189,15 +189,15 @@ class PeerDelivery:
         from pynetdicom.status import code_to_category
 
         if self._stop.is_set():
-            raise Stopped
+            raise StoppedError
         if not association.is_established:
-            raise Unreachable("it ended the association")
+            raise UnreachableError("it ended the association")
         try:
             answer = association.send_c_store(quiet_pydicom().dcmread(file))
         except ValueError:
             raise CaseError(f"{self} takes no MR Image Storage; let it.") from None
         if "Status" not in answer:
-            raise Unreachable("it gave no answer")
+            raise UnreachableError("it gave no answer")
         if code_to_category(answer.Status) not in ("Success", "Warning"):
             return answer.Status
         confirmed.add(file)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.dicom.node import Stopped
+from scripts.dicom.node import StoppedError
 from scripts.dicom.node.arrivals import Arrivals
 from scripts.dicom.node.instance import read_uids
 from scripts.dicom.node.spool import Spool
@@ -25,8 +25,8 @@ class Worker:
     Args:
         spool: where studies are, and where results go.
         arrivals: tells which study is finished.
-        translate: see `Translate`; raises CaseError where a study cannot be translated, Stopped where it was told to
-            stop.
+        translate: see `Translate`; raises CaseError where a study cannot be translated, StoppedError when it was told
+            to stop.
     """
 
     def __init__(self, spool: Spool, arrivals: Arrivals, translate: Translate) -> None:
@@ -43,7 +43,7 @@ class Worker:
             return False
         try:
             self._translate(study)
-        except Stopped:
+        except StoppedError:
             raise
         except Exception:
             self.arrivals.note(study)  # such as a full disk
