@@ -25,6 +25,7 @@ def measure_volumes(bundle: Bundle, dataset_dir: str | None = None, spacing: flo
         `scripts.benchmark.tasks.phases` tells of it; "rest" is what the wall time has beyond the phases.
     """
     own = [] if dataset_dir is None else [item["image"] for item in inference_datalist(dataset_dir)]
+    own = [path for path in own if isinstance(path, str)]  # a DICOM series is a list
     with tempfile.TemporaryDirectory() as folder:
         sample = write_resampled(bundle.part("cases")[0]["image"], Path(folder) / "head.nii.gz", spacing)
         named = [("sample", str(sample)), *((f"volume {n}", path) for n, path in enumerate(own, 1))]

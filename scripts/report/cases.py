@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.dicom.series import Series, find_series, series_record
 from scripts.files import CaseError, sha256_of_file
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz")
@@ -23,7 +24,7 @@ class Case:
     Attributes:
         name: CASE, or the subject of an evaluation.
         synthetic: its file.
-        real, source, mask: files, where there are any; the mask is the brain's.
+        real, source, mask: files, where there are any; the mask is the brain's, and a DICOM source is a list of files.
         record: the JSON that the main job wrote beside it; empty where there is none.
         figures: of the synthetic image against the real one, by name.
         notes: what the page has to say about missing files, one sentence each.
@@ -32,7 +33,7 @@ class Case:
     name: str
     synthetic: Path
     real: Path | None = None
-    source: Path | None = None
+    source: Path | list[str] | None = None
     mask: Path | None = None
     record: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
@@ -56,8 +57,10 @@ def list_cases(results_dir: Path, source_dirs: Iterable[Path] = (), real: Path |
         cases = _evaluated_cases(results_dir)
     else:
         cases = _translated_cases(results_dir)
+        dicom = any((case.record.get("source") or {}).get("series_uid") for case in cases)
+        series = [one for folder in source_dirs for one in find_series(folder)] if dicom else []
         for case in cases:
-            case.source = _find_source(case, source_dirs)
+            case.source = _find_source(case, source_dirs, series)
     if not cases:
         raise CaseError(
             f"{results_dir} holds no case: neither CASE_t1.nii.gz with its CASE_t1.json, nor a cases.csv; "
@@ -153,9 +156,11 @@ def _read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _find_source(case: Case, source_dirs: Iterable[Path]) -> Path | None:
-    """The file that the record names, where one of the folders has it with the same checksum."""
+def _find_source(case: Case, source_dirs: Iterable[Path], series: Sequence[Series]) -> Path | list[str] | None:
+    """The file or DICOM series that the record names, where one of the folders has it with the same checksum."""
     named = case.record.get("source") or {}
+    if named.get("series_uid"):
+        return _find_files(case, [one for one in series if one.uid == named["series_uid"]])
     name, digest = str(named.get("file", "")), named.get("sha256")
     changed = False
     for folder in source_dirs:
@@ -168,6 +173,20 @@ def _find_source(case: Case, source_dirs: Iterable[Path]) -> Path | None:
         "The source is not shown: the file of that name is another one than was translated."
         if changed
         else "The source is not shown: its folder was not given (--dataset_dir)."
+    )
+    return None
+
+
+def _find_files(case: Case, stacks: Sequence[Series]) -> list[str] | None:
+    """The files of the stack that was translated, of those that have its UID."""
+    for stack in stacks:
+        files = [str(path) for path in stack.files]
+        if series_record(files)["sha256"] == case.record["source"].get("sha256"):
+            return files
+    case.notes.append(
+        "The source is not shown: the DICOM series of that UID is another one than was translated."
+        if stacks
+        else "The source is not shown: the folder of its DICOM series was not given (--dataset_dir)."
     )
     return None
 

@@ -19,7 +19,7 @@ from scipy import ndimage
 from scripts.evaluation.compare import figures
 from scripts.files import CaseError
 from scripts.report.cases import Case
-from scripts.transforms.checks import LoadVolume
+from scripts.transforms.checks import LoadVolume, file_name
 from scripts.transforms.hounsfield import WindowToHUd
 
 MARGIN_MM = 8.0
@@ -98,7 +98,7 @@ def case_volumes(case: Case) -> tuple[list[ShownVolume], dict[str, float]]:
     return shown, measured
 
 
-def _read(path: Path, window: Any = None) -> nib.Nifti1Image:
+def _read(path: Path | list[str], window: Any = None) -> nib.Nifti1Image:
     """A volume in RAS order; `window` is the HU range that its values stand for, if they are not HU."""
     volume = LoadVolume(image_only=True)(path)
     volume = WindowToHUd("image", window)({"image": volume})["image"]
@@ -106,7 +106,7 @@ def _read(path: Path, window: Any = None) -> nib.Nifti1Image:
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3:
-        raise CaseError(f"{path.name} is not one 3D volume (shape {array.shape}); give one volume.")
+        raise CaseError(f"{file_name(volume)} is not one 3D volume (shape {array.shape}); give one volume.")
     affine = np.asarray(volume.affine, dtype=np.float64) if isinstance(volume, MetaTensor) else np.eye(4)
     return nib.as_closest_canonical(nib.Nifti1Image(np.nan_to_num(array), affine))
 

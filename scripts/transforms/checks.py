@@ -27,8 +27,9 @@ __all__ = ["CaseError", "CheckVolumed", "LoadVolume", "LoadVolumed", "file_name"
 
 logger = logging.getLogger(__name__)
 
-# MONAI's LoadImage looks for a GPU's decoder of DICOM, which nothing here reads with
+# MONAI's LoadImage looks for a GPU's decoder of DICOM, which nothing here reads with, and misses it twice
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 
@@ -48,9 +49,9 @@ class LoadVolume(LoadImage):
     """MONAI's `LoadImage` with one reader for each format, and every failure as a `CaseError`.
 
     nibabel reads NIfTI and MGZ, ITK everything else: of MONAI's readers that take an NRRD file only ITK's heeds all
-    values of the header's `space`. A list is the files of one DICOM series, which dcm2niix reads, and a folder has to
-    hold one; the MetaTensor's meta then has the files as `dicom_files` and its UID as `series_uid`, and
-    `filename_or_obj` is the first of them.
+    values of the header's `space`. A list is the files of one DICOM series, and a folder has to hold one; the
+    MetaTensor's meta then has the files as `dicom_files` and its UID as `series_uid`, `filename_or_obj` is the first of
+    them, and `corrected` tells in words what of their places was.
     """
 
     def __call__(self, filename: Any, reader: Any = None) -> Any:
@@ -202,7 +203,7 @@ class CheckVolumed(MapTransform):
         if shear > self.max_shear:
             raise CaseError(
                 f"{name} has axes that are {shear:.1f} degrees off a right angle (gantry tilt?); resample it to an "
-                "orthogonal grid first (dcm2niix does that)."
+                "orthogonal grid first, or give the DICOM files themselves."
             )
 
 

