@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import zipfile
+from importlib.util import resolve_name
 from pathlib import Path
 
 import nibabel as nib
@@ -70,16 +71,19 @@ def test_no_file_is_larger_than_the_zoo_takes(bundle):
     assert all(path.stat().st_size <= LARGEST_FILE for path in bundle.rglob("*") if path.is_file())
 
 
-def test_every_python_file_can_be_imported_as_its_config_names_it(bundle):
-    """No file of scripts/ is left out that another one imports."""
+def test_no_module_is_left_out_that_another_one_imports(bundle):
     modules = {
-        ".".join(path.relative_to(bundle).with_suffix("").parts).removesuffix(".__init__")
+        path.relative_to(bundle).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
         for path in (bundle / "scripts").rglob("*.py")
     }
-    for path in (bundle / "scripts").rglob("*.py"):
+    imported = set()
+    for path in modules.values():
+        package = ".".join(path.relative_to(bundle).parts[:-1])
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("scripts"):
-                assert node.module in modules, f"{path.name} imports {node.module}"
+            if isinstance(node, ast.ImportFrom):
+                imported.add(resolve_name("." * node.level + (node.module or ""), package))
+    assert {name for name in imported if name.split(".")[0] == "scripts"} <= modules.keys()
+    assert "scripts.files" in imported
 
 
 def test_the_readme_has_the_template_s_sections_in_its_order(bundle):
