@@ -1,0 +1,215 @@
+"""Values come out as they went in, however they are stored; what is damaged is refused and never read as something."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from scripts.dicom.pixels import frame_values, series_values
+from scripts.dicom.series import find_series
+from scripts.files import CaseError
+from tests.trees import ball_head, write_dicom_series
+
+pydicom = pytest.importorskip("pydicom")
+
+HEIGHTS = [10.0 * i + 5 for i in range(4)]
+# options of DCMTK's programs, and how far a lossy one may be off, HU
+DCMTK = {
+    "JPEG lossless, first predictor": (["dcmcjpeg", "+e1"], 0),
+    "JPEG lossless, sixth predictor": (["dcmcjpeg", "+el", "+sv", "6"], 0),
+    "JPEG extended, 12 bits": (["dcmcjpeg", "+ee", "+q", "95"], 40),
+    "RLE": (["dcmcrle"], 0),
+    "JPEG-LS": (["dcmcjpls"], 0),
+    "deflated": (["dcmconv", "+td"], 0),
+    "big endian": (["dcmconv", "+tb"], 0),
+    "implicit": (["dcmconv", "+ti"], 0),
+    "no preamble": (["dcmconv", "-F", "+ti"], 0),
+}
+JPEG_2000 = {
+    "JPEG 2000 lossless": ("1.2.840.10008.1.2.4.90", {}, 0),
+    "JPEG 2000": ("1.2.840.10008.1.2.4.91", {"j2k_cr": [8]}, 30),
+}
+
+
+def hu_of(points):
+    """Soft tissue with structure, bone and air."""
+    waves = 30 * np.sin(points[..., 0] / 7) * np.cos(points[..., 1] / 9) + 10 * np.sin(points[..., 2])
+    return np.clip(ball_head(points) + np.round(waves), -1024, 3000).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A series as scanners send it: 12 bits of 16, no sign."""
+    folder = tmp_path_factory.mktemp("plain")
+
+    def unsigned(slice_, _):
+        slice_.PixelRepresentation, slice_.BitsStored, slice_.HighBit = 0, 12, 11
+
+    return write_dicom_series(folder / "in", HEIGHTS, hu_of=hu_of, change=unsigned)
+
+
+def values_of(folder):
+    (series,) = find_series(folder)
+    return np.stack(series_values(series))
+
+
+def encoded(plain, folder, command):
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} (Debian's package dcmtk) is not installed")
+    folder.mkdir()
+    for path in plain.iterdir():
+        subprocess.run([*command, str(path), str(folder / path.name)], check=True, capture_output=True)
+    return folder
+
+
+def as_jpeg_2000(plain, folder, name):
+    pytest.importorskip("openjpeg", reason="pylibjpeg-openjpeg, which makes such files, is not installed")
+    folder.mkdir()
+    for path in plain.iterdir():
+        slice_ = pydicom.dcmread(path)
+        slice_.compress(JPEG_2000[name][0], **JPEG_2000[name][1])
+        slice_.save_as(folder / path.name)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[*DCMTK, *JPEG_2000])
+def stored(request, plain, tmp_path_factory):
+    """(folder, tolerance) of the series in each transfer syntax."""
+    folder = tmp_path_factory.mktemp("stored") / "in"
+    if request.param in JPEG_2000:
+        return as_jpeg_2000(plain, folder, request.param), JPEG_2000[request.param][2]
+    command, tolerance = DCMTK[request.param]
+    return encoded(plain, folder, command), tolerance
+
+
+def test_every_transfer_syntax_gives_the_same_values(stored, plain):
+    folder, tolerance = stored
+    values, truth = values_of(folder), values_of(plain)
+    assert values.dtype == np.int16
+    assert (truth.min(), truth.max() > 1500) == (-1024, True)
+    assert np.abs(values.astype(int) - truth).max() <= tolerance
+
+
+@pytest.mark.parametrize("kept", [0.4, 0.8])
+def test_a_truncated_file_is_refused(stored, tmp_path, kept):
+    folder = shutil.copytree(stored[0], tmp_path / "in")
+    path = sorted(folder.iterdir())[1]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(CaseError, match="truncated, damaged") as caught:
+        frame_values(path, "the DICOM series 1.2")
+    assert "Doe" not in str(caught.value)
+
+
+def test_one_value_less_is_truncated(plain, tmp_path):
+    path = tmp_path / "slice"
+    path.write_bytes(sorted(plain.iterdir())[1].read_bytes()[:-2])
+    with pytest.raises(CaseError, match="truncated, damaged"):
+        frame_values(path, "the DICOM series 1.2")
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.95])
+def test_a_code_stream_cut_off_in_a_whole_file_is_refused(stored, tmp_path, kept):
+    from pydicom.encaps import encapsulate, generate_frames
+
+    folder = shutil.copytree(stored[0], tmp_path / "in")
+    path = sorted(folder.iterdir())[1]
+    slice_ = pydicom.dcmread(path, force=True)
+    syntax = getattr(slice_.file_meta, "TransferSyntaxUID", None)
+    if syntax is None or not syntax.is_encapsulated:
+        pytest.skip("no code stream")
+    frame = next(generate_frames(slice_.PixelData, number_of_frames=1))
+    slice_.PixelData = encapsulate([frame[: int(kept * len(frame)) // 2 * 2]])
+    slice_.save_as(path)
+    with pytest.raises(CaseError, match="truncated, damaged"):
+        frame_values(path, "the DICOM series 1.2")
+
+
+def edited(tmp_path, change):
+    return values_of(write_dicom_series(tmp_path / "edited", HEIGHTS, hu_of=hu_of, change=change))
+
+
+def stored_values(slice_):
+    return np.frombuffer(slice_.PixelData, "<i2").astype(int)
+
+
+def other_intercepts(slice_, index):
+    slice_.RescaleIntercept = -1024 - 10 * index
+    slice_.PixelData = (stored_values(slice_) + 10 * index).astype("<i2").tobytes()
+
+
+def inverted_display(slice_, _):
+    slice_.PhotometricInterpretation = "MONOCHROME1"
+
+
+def high_bits(slice_, _):
+    slice_.PixelRepresentation, slice_.BitsStored, slice_.HighBit = 0, 12, 15
+    slice_.PixelData = (stored_values(slice_) << 4).astype("<u2").tobytes()
+
+
+def overlay_in_the_upper_bits(slice_, _):
+    slice_.PixelRepresentation, slice_.BitsStored, slice_.HighBit = 0, 12, 11
+    values = stored_values(slice_)
+    values[::7] |= 0x8000
+    slice_.PixelData = values.astype("<u2").tobytes()
+
+
+def twelve_bits_with_sign(slice_, _):
+    slice_.BitsStored, slice_.HighBit, slice_.RescaleIntercept = 12, 11, 0
+    slice_.PixelData = (np.clip(stored_values(slice_) - 1024, -2048, 2047) & 0xFFF).astype("<u2").tobytes()
+
+
+def thirty_two_bits(slice_, _):
+    slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 32, 32, 31
+    slice_.PixelData = stored_values(slice_).astype("<i4").tobytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [other_intercepts, inverted_display, high_bits, overlay_in_the_upper_bits, twelve_bits_with_sign, thirty_two_bits],
+)
+def test_hounsfield_units_whatever_stands_in_the_bits(tmp_path, plain, change):
+    np.testing.assert_array_equal(edited(tmp_path, change), values_of(plain))
+
+
+def test_slopes_of_their_own_for_each_slice(tmp_path, plain):
+    def slopes(slice_, index):
+        slice_.RescaleSlope = 0.5 + 0.013 * index
+        stored = stored_values(slice_) / slice_.RescaleSlope
+        slice_.PixelData = np.round(stored).astype("<i2").tobytes()
+
+    values = edited(tmp_path, slopes)
+    assert values.dtype == np.float32
+    assert np.abs(values - values_of(plain)).max() < 0.3
+
+
+def test_padding_stays_and_fits(tmp_path, plain):
+    def padding(slice_, _):
+        values = stored_values(slice_)
+        values[:96] = slice_.PixelPaddingValue = -32768
+        slice_.PixelData = values.astype("<i2").tobytes()
+
+    values = edited(tmp_path, padding)
+    assert values.dtype == np.int16
+    assert (values[:, 0] == -32768).all()
+    np.testing.assert_array_equal(values[:, 1:], values_of(plain)[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ModalityLUTSequence": []}, "Modality LUT"),
+        ({"Modality": "MR", "PhotometricInterpretation": "MONOCHROME1"}, "inverted"),
+        ({"Rows": 97}, "truncated"),
+        ({"BitsAllocated": 1}, "truncated"),
+    ],
+)
+def test_what_is_unclear_is_refused(tmp_path, change, words):
+    def spoil(slice_, _):
+        for name, value in change.items():
+            setattr(slice_, name, value)
+
+    folder = write_dicom_series(tmp_path / "in", HEIGHTS, change=spoil)
+    with pytest.raises(CaseError, match=words):
+        frame_values(next(folder.iterdir()), "the DICOM series 1.2")
