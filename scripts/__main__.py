@@ -2,17 +2,17 @@
 
 import fire
 
-from scripts.benchmark import benchmark
-from scripts.data.prepare import prepare
-from scripts.data.prepare_t1 import prepare_listed
-from scripts.dicom.node.serve import serve_dicom
-from scripts.evaluation.compare import as_markdown, compare_volumes
-from scripts.evaluation.curves import learning_curves
-from scripts.evaluation.evaluate import evaluate
-from scripts.exports.export import export
-from scripts.packaging import package
-from scripts.report import report
-from scripts.workflow import shorten_errors
+from .benchmark import benchmark
+from .data.prepare import prepare
+from .data.prepare_t1 import prepare_listed
+from .dicom.node.serve import serve_dicom
+from .evaluation.compare import as_markdown, compare_volumes
+from .evaluation.curves import learning_curves
+from .evaluation.evaluate import evaluate
+from .exports.export import export
+from .packaging import package
+from .report import report
+from .workflow import shorten_errors
 
 
 def compare(

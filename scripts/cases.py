@@ -27,9 +27,9 @@ from monai.utils import CommonKeys
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from scripts.files import CaseError
-from scripts.transforms.saver import SaveSyntheticd
-from scripts.workflow import reason
+from .files import CaseError
+from .transforms.saver import SaveSyntheticd
+from .workflow import reason
 
 __all__ = ["CaseDataset", "CaseEvaluator", "CaseLoader", "Overlap", "pending_cases"]
 
@@ -261,11 +261,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def _note(self, index: int, why: str) -> None:
         item = self.cases[index]
-        self._failures[index] = {
-            "case": item["case"],
-            "file": self.saver.source_name(item["image"]),
-            "reason": why,
-        }
+        self._failures[index] = {"case": item["case"], "file": self.saver.source_name(item["image"]), "reason": why}
         temporary = self._failures_file.with_name(f".{self._failures_file.name}.partial")
         temporary.write_text(json.dumps(self.failures, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, self._failures_file)

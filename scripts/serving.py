@@ -19,18 +19,12 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from scripts.files import CaseError
-from scripts.inferers import CorrectionNorm, ISTAInferer
-from scripts.schedulers import BridgeSampler
-from scripts.style_key import load_style_keys, resolve_style_key
+from .files import CaseError
+from .inferers import CorrectionNorm, ISTAInferer
+from .schedulers import BridgeSampler
+from .style_key import load_style_keys, resolve_style_key
 
-__all__ = [
-    "KeepRequestd",
-    "RequestISTAInferer",
-    "correction_norm_choices",
-    "sampler_choices",
-    "style_key_choices",
-]
+__all__ = ["KeepRequestd", "RequestISTAInferer", "correction_norm_choices", "sampler_choices", "style_key_choices"]
 
 _META_KEY = "request"
 _WEIGHTS = "model.pt"  # what MONAI Label loads where nothing else is asked for

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.files import CaseError, sha256_of_file
+from .files import CaseError, sha256_of_file
 
 __all__ = ["load_weights", "sha256_of_file"]
 

@@ -17,16 +17,9 @@ from types import TracebackType
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 
-from scripts.files import CaseError
+from .files import CaseError
 
-__all__ = [
-    "bundle_root",
-    "check_options",
-    "compute_dtype",
-    "keep_freed_memory",
-    "reason",
-    "shorten_errors",
-]
+__all__ = ["bundle_root", "check_options", "compute_dtype", "keep_freed_memory", "reason", "shorten_errors"]
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """Speed, memory and exactness of the main job, measured against plain PyTorch and the machine's limit."""
 
-from scripts.benchmark.command import benchmark
+from .command import benchmark
 
 __all__ = ["benchmark"]

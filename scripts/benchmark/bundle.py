@@ -12,8 +12,8 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from scripts.inferers.bridge import call_network
-from scripts.weights import load_weights
+from ..inferers.bridge import call_network
+from ..weights import load_weights
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.files import CaseError
-from scripts.workflow import bundle_root
+from ..files import CaseError
+from ..workflow import bundle_root
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark.bundle import Bundle
-from scripts.benchmark.children import Run, main_job, run_task
-from scripts.benchmark.heads import copies, write_resampled
+from .bundle import Bundle
+from .children import Run, main_job, run_task
+from .heads import copies, write_resampled
 
 COMPUTING = ("preprocessing", "sampling")
 """Phases of a case that are its computing: skull strip, resampling and intensities; the network."""

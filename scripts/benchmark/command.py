@@ -15,20 +15,20 @@ import torch
 from monai.bundle import ConfigParser
 from tqdm import tqdm
 
-from scripts.benchmark.bundle import Bundle
-from scripts.benchmark.cohort import measure_cohort
-from scripts.benchmark.growth import measure_growth
-from scripts.benchmark.limit import measure_limit
-from scripts.benchmark.machine import machine, versions
-from scripts.benchmark.measuring import as_json
-from scripts.benchmark.network import measure_network
-from scripts.benchmark.picture import plot
-from scripts.benchmark.tables import as_markdown
-from scripts.benchmark.volume import measure_volumes
-from scripts.benchmark.ways import DEFAULT_WAYS, WAYS
-from scripts.evaluation.study import select
-from scripts.files import CaseError, write_whole
-from scripts.workflow import bundle_root
+from ..evaluation.study import select
+from ..files import CaseError, write_whole
+from ..workflow import bundle_root
+from .bundle import Bundle
+from .cohort import measure_cohort
+from .growth import measure_growth
+from .limit import measure_limit
+from .machine import machine, versions
+from .measuring import as_json
+from .network import measure_network
+from .picture import plot
+from .tables import as_markdown
+from .volume import measure_volumes
+from .ways import DEFAULT_WAYS, WAYS
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from scripts.benchmark.bundle import Bundle
-from scripts.benchmark.children import run_task
-from scripts.benchmark.cohort import run_copies
-from scripts.benchmark.heads import write_resampled
-from scripts.benchmark.measuring import straight_line
+from .bundle import Bundle
+from .children import run_task
+from .cohort import run_copies
+from .heads import write_resampled
+from .measuring import straight_line
 
 CASES = (1, 2, 4)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scripts.benchmark.measuring import alternate
+from .measuring import alternate
 
 SIZE = 4096
 """Rows and columns of the matrices."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scripts.benchmark.measuring import memory_there_is
+from .measuring import memory_there_is
 
 PACKAGES = ("torch", "monai", "numpy")
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scripts.benchmark import limit
-from scripts.benchmark.bundle import Bundle, Way
-from scripts.benchmark.measuring import alternate, count_flop, memory_of, psnr, seconds_of, times_faster
-from scripts.benchmark.plain import BASELINE, PlainProcess
-from scripts.benchmark.ways import WAYS
-from scripts.workflow import keep_freed_memory
+from ..workflow import keep_freed_memory
+from . import limit
+from .bundle import Bundle, Way
+from .measuring import alternate, count_flop, memory_of, psnr, seconds_of, times_faster
+from .plain import BASELINE, PlainProcess
+from .ways import WAYS
 
 SLABS_OF_A_HEAD = 160
 """Slabs of the volume whose time is computed where it is too long to be measured."""

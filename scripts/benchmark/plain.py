@@ -14,9 +14,9 @@ from types import TracebackType
 
 import torch
 
-from scripts.benchmark.bundle import Bundle, Way
-from scripts.files import CaseError
-from scripts.workflow import bundle_root
+from ..files import CaseError
+from ..workflow import bundle_root
+from .bundle import Bundle, Way
 
 BASELINE = "plain float32"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scripts.evaluation.figures import markdown_table
+from ..evaluation.figures import markdown_table
 
 MEBIBYTE = 2**20
 

@@ -13,18 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.benchmark.bundle import Bundle, Way
-from scripts.benchmark.measuring import peak_memory, seconds_of
-from scripts.benchmark.ways import main_job
-from scripts.files import CaseError
-from scripts.workflow import keep_freed_memory
+from ..files import CaseError
+from ..workflow import keep_freed_memory
+from .bundle import Bundle, Way
+from .measuring import peak_memory, seconds_of
+from .ways import main_job
 
-PHASES = {
-    "LoadVolumed": "loading",
-    "SkullStripd": "skull strip",
-    "Invertd": "inverse",
-    "SaveSyntheticd": "saving",
-}
+PHASES = {"LoadVolumed": "loading", "SkullStripd": "skull strip", "Invertd": "inverse", "SaveSyntheticd": "saving"}
 """Class of a transform -> the phase it makes up; the others are "preprocessing" and "postprocessing"."""
 
 

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark.bundle import Bundle
-from scripts.benchmark.children import main_job, run_task
-from scripts.benchmark.heads import write_resampled
-from scripts.data.datalists import inference_datalist
+from ..data.datalists import inference_datalist
+from .bundle import Bundle
+from .children import main_job, run_task
+from .heads import write_resampled
 
 
 def measure_volumes(bundle: Bundle, dataset_dir: str | None = None, spacing: float = 1.0) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from scripts.benchmark.bundle import Bundle, Way
-from scripts.benchmark.plain import plain
-from scripts.exports import OnnxNetwork
-from scripts.exports.export import export
+from ..exports import OnnxNetwork
+from ..exports.export import export
+from .bundle import Bundle, Way
+from .plain import plain
 
 MAIN_JOB = "main job"
 

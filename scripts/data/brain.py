@@ -10,12 +10,12 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from scripts.data.volumes import Volume
-from scripts.files import CaseError
-from scripts.transforms.checks import LoadVolume
-from scripts.transforms.ct_brain_mask import foreground, is_stripped
-from scripts.transforms.mri_brain_mask import is_stripped_mri
-from scripts.transforms.skull_strip import SkullStripd
+from ..files import CaseError
+from ..transforms.checks import LoadVolume
+from ..transforms.ct_brain_mask import foreground, is_stripped
+from ..transforms.mri_brain_mask import is_stripped_mri
+from ..transforms.skull_strip import SkullStripd
+from .volumes import Volume
 
 
 @dataclass(frozen=True)

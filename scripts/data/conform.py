@@ -14,15 +14,15 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from scripts.data.brain import Brain, crop_to, find_brain
-from scripts.data.pairs import Pair
-from scripts.data.quality import quality_picture
-from scripts.data.register import Registration, check_registration, register_rigid
-from scripts.data.volumes import IDENTITY, Grid, Volume, field_of_view, grid_about, load_volume, on_grid, smoothed_for
-from scripts.files import CaseError
-from scripts.transforms.bias_field import correct_bias
-from scripts.transforms.checks import LoadVolume
-from scripts.transforms.percentile import ScaleByBrainPercentiled
+from ..files import CaseError
+from ..transforms.bias_field import correct_bias
+from ..transforms.checks import LoadVolume
+from ..transforms.percentile import ScaleByBrainPercentiled
+from .brain import Brain, crop_to, find_brain
+from .pairs import Pair
+from .quality import quality_picture
+from .register import Registration, check_registration, register_rigid
+from .volumes import IDENTITY, Grid, Volume, field_of_view, grid_about, load_volume, on_grid, smoothed_for
 
 WORKING_MARGIN = 12.0  # mm about the brain that the work is done on
 

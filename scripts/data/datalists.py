@@ -9,11 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from scripts.data.splits import SECTIONS
-from scripts.data.training import DATALIST, listed_ct_window, training_datalist
-from scripts.dicom.headers import read_headers
-from scripts.dicom.series import Series, choose_series, digits_of_uid, named_series, series_of, why_chosen
-from scripts.files import CaseError, files_below
+from ..dicom.headers import read_headers
+from ..dicom.series import Series, choose_series, digits_of_uid, named_series, series_of, why_chosen
+from ..files import CaseError, files_below
+from .splits import SECTIONS
+from .training import DATALIST, listed_ct_window, training_datalist
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from scripts.data.datalists import IMAGE_SUFFIXES
-from scripts.data.pair_table import list_table
-from scripts.data.pairs import (
+from ..files import CaseError
+from .datalists import IMAGE_SUFFIXES
+from .pair_table import list_table
+from .pairs import (
     Listing,
     Pair,
     Scans,
@@ -25,7 +26,6 @@ from scripts.data.pairs import (
     safe_name,
     subfolders,
 )
-from scripts.files import CaseError
 
 __all__ = ["LAYOUTS", "LOOKS_FOR", "Pair", "list_pairs"]
 

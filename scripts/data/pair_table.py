@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.data.datalists import IMAGE_SUFFIXES
-from scripts.data.pairs import Listing, Pair, contrast_named, safe_name, volume_problem
-from scripts.files import CaseError
+from ..files import CaseError
+from .datalists import IMAGE_SUFFIXES
+from .pairs import Listing, Pair, contrast_named, safe_name, volume_problem
 
 REQUIRED = ("subject", "source", "target")
 OPTIONAL = ("mask", "labels", "split", "person", "source_contrast", "target_contrast")

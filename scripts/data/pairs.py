@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.files import CaseError
+from ..files import CaseError
 
 CONTRASTS = ("CT", "T1", "T1ce", "T2", "FLAIR", "PD")
 # What data sets and people call them, in small letters.

@@ -9,14 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from scripts.data.conform import Recipe
-from scripts.data.layouts import list_pairs
-from scripts.data.pairs import Pair
-from scripts.data.prepared_set import PreparedSet
-from scripts.data.splits import SECTIONS, one_person_each, split_people
-from scripts.data.volume_cache import num_cores
-from scripts.files import CaseError
-from scripts.transforms.skull_strip import SkullStripd
+from ..files import CaseError
+from ..transforms.skull_strip import SkullStripd
+from .conform import Recipe
+from .layouts import list_pairs
+from .pairs import Pair
+from .prepared_set import PreparedSet
+from .splits import SECTIONS, one_person_each, split_people
+from .volume_cache import num_cores
 
 MRI_CONFIGS = ("configs/train.json", "configs/flair_to_t1.json")
 

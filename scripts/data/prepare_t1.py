@@ -7,10 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from scripts.data.brain import crop_to, fill_slices, largest_component, mask_from_background
-from scripts.files import CaseError
-from scripts.transforms.bias_field import correct_bias
-from scripts.transforms.mri_brain_mask import hd_bet_mask
+from ..files import CaseError
+from ..transforms.bias_field import correct_bias
+from ..transforms.mri_brain_mask import hd_bet_mask
+from .brain import crop_to, fill_slices, largest_component, mask_from_background
 
 Extractor = Callable[[nib.Nifti1Image], np.ndarray]
 

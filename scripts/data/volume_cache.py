@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.data.isolated import run_isolated
-from scripts.files import CaseError, sha256_of_file
+from ..files import CaseError, sha256_of_file
+from .isolated import run_isolated
 
 logger = logging.getLogger(__name__)
 

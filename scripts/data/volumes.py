@@ -12,10 +12,10 @@ from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirstd, Orientationd
 from scipy import ndimage
 
-from scripts.dicom.convert import convert_dicom
-from scripts.transforms.checks import CheckVolumed, LoadVolumed
-from scripts.transforms.hounsfield import CheckHounsfieldd
-from scripts.transforms.spatial import SmoothForSpacingd
+from ..dicom.convert import convert_dicom
+from ..transforms.checks import CheckVolumed, LoadVolumed
+from ..transforms.hounsfield import CheckHounsfieldd
+from ..transforms.spatial import SmoothForSpacingd
 
 IDENTITY = np.eye(4)
 

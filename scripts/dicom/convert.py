@@ -9,10 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from scripts.dicom.grid import even_volume
-from scripts.dicom.pixels import series_values
-from scripts.dicom.series import Series, find_series, read_series
-from scripts.files import CaseError
+from ..files import CaseError
+from .grid import even_volume
+from .pixels import series_values
+from .series import Series, find_series, read_series
 
 AIR_HU = -1000.0
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import shift
 
-from scripts.dicom.stack import Stack
+from .stack import Stack
 
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.files import CaseError
+from ..files import CaseError
 
 INSTALL = "pip install -r requirements.txt brings it"
 _TAGS = (

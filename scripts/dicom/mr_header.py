@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-    from scripts.dicom.source import SourceSlice
+    from .source import SourceSlice
 
 __all__ = ["MAX_STORED", "series_header", "slice_header"]
 

@@ -17,10 +17,10 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from scipy.ndimage import map_coordinates
 
-from scripts.dicom.headers import quiet_pydicom
-from scripts.dicom.mr_header import MAX_STORED, series_header, slice_header
-from scripts.dicom.source import SourceSlice, source_slices, stack_of
-from scripts.dicom.stack import Stack
+from .headers import quiet_pydicom
+from .mr_header import MAX_STORED, series_header, slice_header
+from .source import SourceSlice, source_slices, stack_of
+from .stack import Stack
 
 if TYPE_CHECKING:
     from pydicom import Dataset

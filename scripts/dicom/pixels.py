@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from scripts.dicom.headers import Header, quiet_pydicom
-from scripts.dicom.series import Series
-from scripts.files import CaseError
+from ..files import CaseError
+from .headers import Header, quiet_pydicom
+from .series import Series
 
 
 def series_values(series: Series) -> list[np.ndarray]:

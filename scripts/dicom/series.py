@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from scripts.dicom.headers import Header, Plane, read_header, read_headers
-from scripts.dicom.kernels import is_sharp
-from scripts.dicom.stack import Stack
-from scripts.files import CaseError, files_below, sha256_of_file
+from ..files import CaseError, files_below, sha256_of_file
+from .headers import Header, Plane, read_header, read_headers
+from .kernels import is_sharp
+from .stack import Stack
 
 FEWEST_SLICES = 3
 # CT, Enhanced CT, Legacy Converted Enhanced CT; the same of MR, without spectroscopy (PS3.4 B.5)

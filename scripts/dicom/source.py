@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scripts.dicom.headers import quiet_pydicom
-from scripts.dicom.stack import Stack
-from scripts.files import CaseError
+from ..files import CaseError
+from .headers import quiet_pydicom
+from .stack import Stack
 
 if TYPE_CHECKING:
     from pydicom import Dataset

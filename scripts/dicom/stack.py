@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.files import CaseError
+from ..files import CaseError
 
 
 @dataclass(frozen=True, eq=False)

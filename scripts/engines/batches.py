@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from scripts.inferers import BridgeInferer
+from ..inferers import BridgeInferer
 
 PreparedBatch = tuple[Tensor, Tensor | tuple[Tensor, Tensor], tuple, dict[str, Tensor]]
 

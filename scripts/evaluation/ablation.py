@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts.evaluation.figures import digits_of, finite, format_spread, label, markdown_table
-from scripts.evaluation.significance import PairedTest, paired_test
-from scripts.evaluation.study import Result
+from .figures import digits_of, finite, format_spread, label, markdown_table
+from .significance import PairedTest, paired_test
+from .study import Result
 
 FIGURES = (
     *("nrmse", "psnr", "ssim", "i_ssim"),

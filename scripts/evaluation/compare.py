@@ -8,7 +8,7 @@ import torch
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from scripts.evaluation.metrics import inter_slice_ssim, nrmse, psnr, ssim
+from .metrics import inter_slice_ssim, nrmse, psnr, ssim
 
 
 def pearson(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:

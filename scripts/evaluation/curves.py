@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.files import CaseError
+from ..files import CaseError
 
 _PANELS = (
     ("loss", "training loss"),

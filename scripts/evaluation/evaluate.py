@@ -11,18 +11,11 @@ import torch
 from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
-from scripts.evaluation.compare import pearson
-from scripts.evaluation.pairs import ResultPair, pairs_of_folders, pairs_of_table
-from scripts.evaluation.results import (
-    Evaluation,
-    check_against,
-    comparison,
-    read_subjects,
-    subject_figures,
-    write_results,
-)
-from scripts.files import CaseError, write_whole
-from scripts.transforms.checks import CheckVolumed, LoadVolumed
+from ..files import CaseError, write_whole
+from ..transforms.checks import CheckVolumed, LoadVolumed
+from .compare import pearson
+from .pairs import ResultPair, pairs_of_folders, pairs_of_table
+from .results import Evaluation, check_against, comparison, read_subjects, subject_figures, write_results
 
 _PERCENTILE = 99.9  # of the brain becomes 1, as in training
 _LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from scripts.evaluation.compare import gradient_energy, pearson
-from scripts.evaluation.metrics import inter_slice_ssim, nrmse, psnr, ssim
+from .compare import gradient_energy, pearson
+from .metrics import inter_slice_ssim, nrmse, psnr, ssim
 
 LABELS = {
     "nrmse": "NRMSE",

@@ -14,14 +14,7 @@ from monai.metrics import CumulativeIterationMetric
 from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor
 
-__all__ = [
-    "VolumeMetric",
-    "inter_slice_ssim",
-    "metric_handler",
-    "nrmse",
-    "psnr",
-    "ssim",
-]
+__all__ = ["VolumeMetric", "inter_slice_ssim", "metric_handler", "nrmse", "psnr", "ssim"]
 
 _WINDOW = 7
 """Voxels of SSIM's uniform window in each direction; the papers', and scikit-image's default."""

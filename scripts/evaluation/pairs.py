@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.data.datalists import volumes_below
-from scripts.files import CaseError
+from ..data.datalists import volumes_below
+from ..files import CaseError
 
 _KINDS = {
     "synthetic": ("_synthetic", "_t1"),

@@ -14,17 +14,10 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from scripts.evaluation.figures import (
-    digits_of,
-    format_spread,
-    label,
-    markdown_table,
-    mean_and_deviation,
-    volume_figures,
-)
-from scripts.evaluation.significance import compare_runs
-from scripts.evaluation.tissue_dice import tissue_dice
-from scripts.files import CaseError, write_whole
+from ..files import CaseError, write_whole
+from .figures import digits_of, format_spread, label, markdown_table, mean_and_deviation, volume_figures
+from .significance import compare_runs
+from .tissue_dice import tissue_dice
 
 CASE_COLUMNS = ("subject", "synthetic", "real", "source", "mask")
 _SUMMARIES = ("mean", "std")  # names of the last rows of subjects.csv, which are no subjects

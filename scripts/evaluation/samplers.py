@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.evaluation.ablation import by_row, quality_table, write_pair
-from scripts.evaluation.study import Result
+from .ablation import by_row, quality_table, write_pair
+from .study import Result
 
 FIGURES = ("psnr_brain", "ssim_brain", "nrmse_brain", "pearson_brain", "sharpness_brain", "i_ssim_brain")
 PLOTTED = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from scripts.evaluation.figures import digits_of, label, markdown_table
+from .figures import digits_of, label, markdown_table
 
 
 @dataclass(frozen=True)

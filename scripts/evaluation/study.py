@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.evaluation.figures import finite, volume_figures
-from scripts.files import CaseError, write_whole
+from ..files import CaseError, write_whole
+from .figures import finite, volume_figures
 
 _FORMAT = 1  # of a result on disk; raise it when the figures change, and earlier results are computed again
 

@@ -15,9 +15,9 @@ from monai.networks.utils import convert_to_onnx, convert_to_torchscript
 from monai.utils import optional_import
 from torch import Tensor, nn
 
-from scripts.exports.onnx_network import INPUTS, REQUIREMENTS, OnnxNetwork
-from scripts.files import CaseError
-from scripts.weights import load_weights
+from ..files import CaseError
+from ..weights import load_weights
+from .onnx_network import INPUTS, REQUIREMENTS, OnnxNetwork
 
 TOLERANCE = 1e-4
 """Largest difference from PyTorch that a file may have, in the network's range [-1, 1]."""

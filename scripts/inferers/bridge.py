@@ -8,7 +8,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from scripts.schedulers import BrownianBridgeScheduler
+from ..schedulers import BrownianBridgeScheduler
 
 
 def to_network_range(images: Tensor) -> Tensor:

@@ -22,18 +22,10 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.inferers.bridge import call_network, to_image_range, to_network_range
-from scripts.memory import batch_that_fits, is_out_of_memory
-from scripts.schedulers import BridgeSampler, BridgeSpacing, BrownianBridgeScheduler, NamedChoice
-from scripts.slabs import (
-    add_slabs,
-    extract_slabs,
-    pad_slices,
-    slab_centres,
-    slab_weights,
-    slices_to_volume,
-    volume_to_slices,
-)
+from ..memory import batch_that_fits, is_out_of_memory
+from ..schedulers import BridgeSampler, BridgeSpacing, BrownianBridgeScheduler, NamedChoice
+from ..slabs import add_slabs, extract_slabs, pad_slices, slab_centres, slab_weights, slices_to_volume, volume_to_slices
+from .bridge import call_network, to_image_range, to_network_range
 
 _BACKGROUND = -1.0  # of the virtual slices, in the network's range
 

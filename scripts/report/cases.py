@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.dicom.series import Series, find_series, series_record
-from scripts.files import CaseError, sha256_of_file
+from ..dicom.series import Series, find_series, series_record
+from ..files import CaseError, sha256_of_file
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz")
 SUMMARY_ROWS = ("mean", "std")  # rows of subjects.csv that are no subject

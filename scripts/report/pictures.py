@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from scripts.report.volumes import ShownVolume
-from scripts.transforms.picture import PLANES, font, panel
+from ..transforms.picture import PLANES, font, panel
+from .volumes import ShownVolume
 
 TITLE_HEIGHT = 26
 # colours of the error map: too dark, none, too bright

@@ -14,13 +14,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
-from scripts.evaluation.figures import digits_of, label
-from scripts.files import CaseError, write_whole
-from scripts.report.cases import Case, list_cases, list_failures
-from scripts.report.charts import distribution
-from scripts.report.pictures import ERROR_COLOURS, data_url, still_picture, thumbnail
-from scripts.report.volumes import ShownVolume, case_volumes
-from scripts.transforms.measures import case_warnings
+from ..evaluation.figures import digits_of, label
+from ..files import CaseError, write_whole
+from ..transforms.measures import case_warnings
+from .cases import Case, list_cases, list_failures
+from .charts import distribution
+from .pictures import ERROR_COLOURS, data_url, still_picture, thumbnail
+from .volumes import ShownVolume, case_volumes
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from monai.data import MetaTensor
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from scripts.evaluation.compare import figures
-from scripts.files import CaseError
-from scripts.report.cases import Case
-from scripts.transforms.checks import LoadVolume, file_name
-from scripts.transforms.hounsfield import WindowToHUd
+from ..evaluation.compare import figures
+from ..files import CaseError
+from ..transforms.checks import LoadVolume, file_name
+from ..transforms.hounsfield import WindowToHUd
+from .cases import Case
 
 MARGIN_MM = 8.0
 LARGEST_GRID = 6_000_000  # voxels; a head at 1 mm has about 4.5 million, which are 2 to 4 MB in the page

@@ -26,11 +26,7 @@ class BiasFieldCorrectd(MapTransform):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        mask_key: str = "mask",
-        shrink_mm: float = 4.0,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, mask_key: str = "mask", shrink_mm: float = 4.0, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mask_key = mask_key

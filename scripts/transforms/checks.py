@@ -20,8 +20,8 @@ from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImage, LoadImaged, MapTransform
 from monai.utils import convert_to_tensor
 
-from scripts.dicom.convert import convert_series, only_volume
-from scripts.files import CaseError
+from ..dicom.convert import convert_series, only_volume
+from ..files import CaseError
 
 __all__ = ["CaseError", "CheckVolumed", "LoadVolume", "LoadVolumed", "file_name", "value_range"]
 

@@ -10,8 +10,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from scripts.files import CaseError
-from scripts.transforms.checks import file_name
+from ..files import CaseError
+from .checks import file_name
 
 __all__ = ["CheckHounsfieldd", "WindowToHUd"]
 

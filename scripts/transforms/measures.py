@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from monai.utils import convert_to_numpy
 
-from scripts.out_of_distribution import TrainingRange, key_contrast
-from scripts.style_key import compute_style_key, load_style_keys
+from ..out_of_distribution import TrainingRange, key_contrast
+from ..style_key import compute_style_key, load_style_keys
 
 __all__ = ["UNKNOWN_ORIENTATION", "CaseMeasures", "border_area", "case_warnings"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 
-from scripts.files import CaseError
-from scripts.transforms.ct_brain_mask import foreground
+from ..files import CaseError
+from .ct_brain_mask import foreground
 
 __all__ = ["hd_bet_mask", "is_stripped_mri", "mri_brain_mask"]
 

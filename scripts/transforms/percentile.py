@@ -6,8 +6,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from scripts.files import CaseError
-from scripts.transforms.checks import file_name
+from ..files import CaseError
+from .checks import file_name
 
 
 class ScaleByBrainPercentiled(MapTransform):

@@ -20,11 +20,11 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
-from scripts.dicom.series import patient_of, series_identity, series_record
-from scripts.files import CaseError, sha256_of_file
-from scripts.transforms.checks import file_name, value_range
-from scripts.transforms.measures import UNKNOWN_ORIENTATION, case_warnings
-from scripts.transforms.picture import three_planes
+from ..dicom.series import patient_of, series_identity, series_record
+from ..files import CaseError, sha256_of_file
+from .checks import file_name, value_range
+from .measures import UNKNOWN_ORIENTATION, case_warnings
+from .picture import three_planes
 
 __all__ = ["SaveSyntheticd", "nifti_like"]
 

@@ -20,10 +20,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
-from scripts.files import CaseError
-from scripts.transforms.checks import LoadVolume, file_name
-from scripts.transforms.ct_brain_mask import ct_brain_mask, foreground, is_stripped
-from scripts.transforms.mri_brain_mask import is_stripped_mri, mri_brain_mask
+from ..files import CaseError
+from .checks import LoadVolume, file_name
+from .ct_brain_mask import ct_brain_mask, foreground, is_stripped
+from .mri_brain_mask import is_stripped_mri, mri_brain_mask
 
 __all__ = ["SkullStripd", "method_name"]
 

@@ -73,12 +73,7 @@ def test_subject_is_cropped_in_place_and_zero_outside_its_brain(save, brain, tmp
 
     entry = prepare_subject("anna", head, tmp_path, stripped=False, extractor=extractor)
     assert len(seen) == 1
-    assert entry == {
-        "subject": "anna",
-        "weight": 1.0,
-        "target": "anna_t1.nii.gz",
-        "mask": "anna_mask.nii.gz",
-    }
+    assert entry == {"subject": "anna", "weight": 1.0, "target": "anna_t1.nii.gz", "mask": "anna_mask.nii.gz"}
     made, made_mask = (nib.load(tmp_path / entry[key]) for key in ("target", "mask"))
     np.testing.assert_array_equal(made.get_fdata() > 0, made_mask.get_fdata() > 0)
     # the voxels that are left lie where they lay

@@ -86,11 +86,7 @@ def record(after, **others):
     return {
         "person": "anna & co",
         "section": "test",
-        "registration": {
-            "mutual_information_before": 0.2,
-            "mutual_information_after": after,
-            "displacement_mm": 12.3,
-        },
+        "registration": {"mutual_information_before": 0.2, "mutual_information_after": after, "displacement_mm": 12.3},
         "brain": {"from": "labels", "millilitres": 1234, "seen": 0.9},
         "source": {"contrast": "CT", "spacing_mm": [0.5, 0.5, 5.0]},
         "target": {"contrast": "T1", "spacing_mm": [1, 1, 1]},

@@ -133,9 +133,4 @@ def test_markdown_has_a_row_for_each_image():
     rows = as_markdown({"real": {"psnr": np.inf, "ssim": 1.0}, "synthetic": {"psnr": 20.123456, "ssim": 0.5}}).split(
         "\n"
     )
-    assert rows == [
-        "| | psnr | ssim |",
-        "|---|---|---|",
-        "| real | inf | 1.0000 |",
-        "| synthetic | 20.1235 | 0.5000 |",
-    ]
+    assert rows == ["| | psnr | ssim |", "|---|---|---|", "| real | inf | 1.0000 |", "| synthetic | 20.1235 | 0.5000 |"]
