@@ -18,14 +18,19 @@ TINY_NETWORK = {
 
 
 def head_ct(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """HU of a head centred on the origin of RAS mm, sampled on a grid; (H, W, Z) float32.
+    """HU of `head_hu` sampled on a grid; (H, W, Z) float32."""
+    voxels = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
+    return head_hu(nib.affines.apply_affine(affine, voxels))
+
+
+def head_hu(points: np.ndarray) -> np.ndarray:
+    """HU at points (..., 3) in RAS mm of a head centred on the origin; float32.
 
     Air, scalp and skull of an ellipsoid, brain at 34 HU with ventricles at 8 HU, a bleed of 70 HU on the left (x < 0).
     """
-    voxels = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
-    x, y, z = np.moveaxis(nib.affines.apply_affine(affine, voxels), -1, 0)
+    x, y, z = np.moveaxis(points, -1, 0)
     radius = np.sqrt((x / 80) ** 2 + (y / 95) ** 2 + (z / 75) ** 2)
-    hu = np.full(shape, -1000.0, dtype=np.float32)
+    hu = np.full(radius.shape, -1000.0, dtype=np.float32)
     hu[radius < 1.0] = 15
     hu[radius < 0.94] = 1000
     hu[radius < 0.86] = 34

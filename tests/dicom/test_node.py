@@ -20,11 +20,12 @@ from scripts.dicom.node.arrivals import Arrivals
 from scripts.dicom.node.instance import read_uids
 from scripts.dicom.node.job import MainJob
 from scripts.dicom.node.receiver import Limits
-from scripts.dicom.node.sender import FolderDelivery, PeerDelivery, Sender
+from scripts.dicom.node.sender import FolderDelivery, PeerDelivery, Sender, UnreachableError
 from scripts.dicom.node.serve import parsed_peer, serve_dicom
 from scripts.dicom.node.spool import Spool, digest
 from scripts.files import CaseError
 from tests.dicom.fake_node import TITLE, FakeNode
+from tests.phantoms import TINY_NETWORK, head_hu
 from tests.trees import write_dicom_series
 
 pydicom = pytest.importorskip("pydicom")
@@ -394,15 +395,24 @@ def test_a_peer_that_refuses_is_asked_again(node, archive, tmp_path, ct):
     assert len(peer.instances) == 8
 
 
-def test_a_peer_that_takes_no_mr_or_another_title_loses_nothing(node, archive, tmp_path, ct):
-    peer = archive()
+def test_a_destination_that_does_not_work_is_told(archive, tmp_path, ct, monkeypatch):
+    monkeypatch.setattr(pynetdicom._config, "UNRESTRICTED_STORAGE_SERVICE", False)  # nodes of other tests set it
+    peer, ct_only = archive(), AE("ARCHIVE")
     peer.server.ae.require_called_aet = True
-    one = node(PeerDelivery(TITLE, ("SOMEONE", *peer.peer[1:])), retry_s=0.1)
-    send(one.port, ct)
-    until(lambda: one.spool.outgoing())
-    time.sleep(0.5)
-    assert peer.came == []
-    assert len(list(one.spool.outgoing()[0].glob("*/*.dcm"))) == 8
+    ct_only.add_supported_context(CTImageStorage)
+    server = ct_only.start_server(("127.0.0.1", 0), block=False)
+    result = tmp_path / "result" / "series"
+    result.mkdir(parents=True)
+    shutil.copy(ct[0], result)
+    for place, why in {
+        ("SOMEONE", "127.0.0.1", peer.port): "check both AE titles",
+        ("ARCHIVE", "127.0.0.1", server.server_address[1]): "takes no MR images",
+        ("ARCHIVE", "no.such.host.invalid", 104): "",
+        ("ARCHIVE", "127.0.0.1", free_port()): "does not answer",
+    }.items():
+        with pytest.raises(UnreachableError, match=why):
+            PeerDelivery(TITLE, place)(result.parent)
+    server.shutdown()
 
 
 def test_pauses_grow_up_to_an_hour(tmp_path, caplog):
@@ -510,8 +520,10 @@ def test_sigterm_ends_with_status_0_and_goes_on(tmp_path, ct):
     with Killable(tmp_path, seconds=60) as one:
         send(one.port, ct)
         until((one.spool / "working" / STUDY / "begun").exists)
-        one.process.send_signal(signal.SIGTERM)
-        assert one.process.wait(20) == 0
+        with associated(one.port) as association:
+            one.process.send_signal(signal.SIGTERM)
+            assert one.process.wait(20) == 0
+            until(lambda: association.is_aborted)
     assert not delivered(tmp_path / "out")
     with Killable(tmp_path) as one:
         until(lambda: idle(one.spool))
@@ -727,3 +739,64 @@ def test_the_main_job_ends_with_the_node(tmp_path):
         child = int(until(lambda: children.read_text().split())[0])
         node.kill()
     until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Options of the main job: a tiny network with random weights, voxels of 6 mm."""
+    import torch
+
+    from scripts.networks import BridgeUNet
+
+    torch.manual_seed(0)
+    torch.save(BridgeUNet(**TINY_NETWORK).state_dict(), tmp_path / "model.pt")
+    network = {"_target_": "scripts.networks.BridgeUNet", **TINY_NETWORK}
+    settings = {
+        "network_def": network,
+        "weights": tmp_path / "model.pt",
+        "spacing": [6.0, 6.0, 6.0],
+        "dtype": "float32",
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def test_a_ct_that_is_sent_comes_back_as_a_t1(bundle_root, tmp_path, tiny):
+    """All of it as it is typed: DCMTK sends, the command receives and runs the main job, DCMTK takes the result."""
+    pytest.importorskip("dcm2niix")
+    folder, box, ports = tmp_path / "DOE_JANE", tmp_path / "box", (free_port(), free_port())
+    head = {"voxels": 54, "spacing": 4.0, "hu_of": lambda points: head_hu(points * [-1, -1, 1])}
+    write_dicom_series(folder, range(-80, 84, 5), study=STUDY_UID, suffix=".dcm", **head)
+    box.mkdir()
+    command = [sys.executable, "-m", "scripts", "serve_dicom", "--allowed", "CT1,PACS", "--port", str(ports[0])]
+    command += [
+        "--peer",
+        f"ARCHIVE@127.0.0.1:{ports[1]}",
+        "--spool",
+        str(tmp_path / "spool"),
+        "--quiet_s",
+        "0.5",
+        *tiny,
+    ]
+    log = tmp_path / "log"
+    with (
+        subprocess.Popen([dcmtk("storescp"), "-aet", "ARCHIVE", "-od", str(box), str(ports[1])]) as storescp,
+        log.open("wb") as said,
+        subprocess.Popen(command, cwd=bundle_root, stderr=said) as serving,
+    ):
+        try:
+            until(lambda: "listens on" in log.read_text() or serving.poll() is not None, 60)
+            assert dcmtk_send(ports[0], "+sd", folder).returncode == 0
+            until(lambda: "delivered to" in log.read_text() or "failed" in log.read_text(), 60)
+        finally:
+            serving.send_signal(signal.SIGINT)
+            status = serving.wait(20)
+            storescp.terminate()
+    assert status == 0, log.read_text()
+    results = [pydicom.dcmread(file) for file in box.iterdir()]
+    assert len(results) == 33, log.read_text()
+    for header in results:
+        assert (header.SOPClassUID, header.StudyInstanceUID) == (MRImageStorage, STUDY_UID)
+        assert header.PatientName == NAME
+    assert idle(tmp_path / "spool")
+    assert "doe" not in log.read_text().lower()
+    assert f"BRAINCT2MRI listens on 127.0.0.1:{ports[0]} for CT1, PACS; results go to ARCHIVE@" in log.read_text()

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from scripts.dicom.headers import quiet_pydicom
-from scripts.files import CaseError
+from ...files import CaseError
+from ..headers import quiet_pydicom
 
 
 @dataclass(frozen=True)

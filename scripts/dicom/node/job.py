@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.dicom.node import StoppedError
-from scripts.files import CaseError
-from scripts.workflow import bundle_root
+from ...files import CaseError
+from ...workflow import bundle_root
+from . import StoppedError
 
 GRACE_S = 10.0
 

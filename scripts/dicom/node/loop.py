@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.dicom.headers import quiet_pydicom
-from scripts.dicom.node import StoppedError
-from scripts.dicom.node.receiver import Receiver
+from ..headers import quiet_pydicom
+from . import StoppedError
+from .receiver import Receiver
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from scripts.dicom.node.arrivals import Arrivals
-from scripts.dicom.node.instance import read_uids
-from scripts.dicom.node.spool import Spool, digest
-from scripts.files import CaseError
+from ...files import CaseError
+from .arrivals import Arrivals
+from .instance import read_uids
+from .spool import Spool, digest
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event

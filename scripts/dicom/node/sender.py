@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from scripts.dicom.headers import quiet_pydicom
-from scripts.dicom.node import StoppedError
-from scripts.dicom.node.spool import Spool, sync_tree
-from scripts.files import CaseError
+from ...files import CaseError
+from ..headers import quiet_pydicom
+from . import StoppedError
+from .spool import Spool, sync_tree
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
 
 logger = logging.getLogger(__name__)
 
@@ -173,10 +176,12 @@ class PeerDelivery:
 
     def _send(self, files: Sequence[Path], confirmed: set[Path]) -> None:
         title, host, port = self.peer
-        association = self._ae.associate(host, port, ae_title=title)
+        try:
+            association = self._ae.associate(host, port, ae_title=title)
+        except OSError as error:  # no such host
+            raise UnreachableError(error.strerror) from None
         if not association.is_established:
-            rejected = f"it rejects the AE title {self._ae.ae_title}, or its own is another"
-            raise UnreachableError(rejected if association.is_rejected else "no association")
+            raise UnreachableError(_why_not(association))
         try:
             refused = [status for file in files if (status := self._store(association, file, confirmed))]
         finally:
@@ -184,7 +189,7 @@ class PeerDelivery:
         if refused:
             raise CaseError(f"{self} refused {len(refused)} of {len(files)} instances (status {refused[0]:04X}).")
 
-    def _store(self, association, file: Path, confirmed: set[Path]) -> int:
+    def _store(self, association: Association, file: Path, confirmed: set[Path]) -> int:
         """Send one instance; its status where it was refused, else 0."""
         from pynetdicom.status import code_to_category
 
@@ -195,10 +200,19 @@ class PeerDelivery:
         try:
             answer = association.send_c_store(quiet_pydicom().dcmread(file))
         except ValueError:
-            raise CaseError(f"{self} takes no MR Image Storage; let it.") from None
+            raise CaseError(f"{self} takes no MR images; let it.") from None
         if "Status" not in answer:
             raise UnreachableError("it gave no answer")
         if code_to_category(answer.Status) not in ("Success", "Warning"):
             return answer.Status
         confirmed.add(file)
         return 0
+
+
+def _why_not(association: Association) -> str:
+    """Why there is no association."""
+    if association.is_rejected:
+        return "it rejects the association; check both AE titles"
+    if association.rejected_contexts:
+        return "it takes no MR images; let it take MR Image Storage"
+    return "it does not answer"

@@ -10,15 +10,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from scripts.dicom.node.arrivals import Arrivals
-from scripts.dicom.node.job import MainJob
-from scripts.dicom.node.loop import log_without_names, run_until
-from scripts.dicom.node.receiver import Limits, Receiver
-from scripts.dicom.node.sender import Delivery, FolderDelivery, PeerDelivery, Sender
-from scripts.dicom.node.spool import Spool
-from scripts.dicom.node.worker import Worker
-from scripts.files import CaseError
-from scripts.workflow import bundle_root, check_options
+from ...files import CaseError
+from ...workflow import bundle_root, check_options
+from .arrivals import Arrivals
+from .job import MainJob
+from .loop import log_without_names, run_until
+from .receiver import Limits, Receiver
+from .sender import Delivery, FolderDelivery, PeerDelivery, Sender
+from .spool import Spool
+from .worker import Worker
 
 logger = logging.getLogger(__name__)
 

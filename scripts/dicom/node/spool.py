@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scripts.files import CaseError
+from ...files import CaseError
 
 FOLDERS = ("incoming", "received", "working", "outgoing", "failed", "ledger")
 
@@ -128,9 +128,12 @@ class Spool:
     def due(self) -> list[str]:
         """Studies that have to be translated, the one that has waited longest first."""
         folders = sorted((self.root / "received").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
-        return [folder.name for folder in folders if not self._settled(folder.name)]
+        return [folder.name for folder in folders if not self.settled(folder.name)]
 
-    def _settled(self, study: str) -> bool:
+    def settled(self, study: str) -> bool:
+        """Whether a study needs no translation, as it is now."""
+        if not self.received(study).exists():
+            return True
         state = self.state(study)
         failed = _read_json(self.root / "failed" / f"{study}.json").get("state")
         return state in (failed, self._ledger(study)["delivered"]) or self._outgoing(study, state).exists()

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.dicom.node import StoppedError
-from scripts.dicom.node.arrivals import Arrivals
-from scripts.dicom.node.instance import read_uids
-from scripts.dicom.node.spool import Spool
-from scripts.files import CaseError
+from ...files import CaseError
+from . import StoppedError
+from .arrivals import Arrivals
+from .instance import read_uids
+from .spool import Spool
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,12 @@ class Worker:
         return True
 
     def _translate(self, study: str) -> None:
+        if self.spool.settled(study):  # its last instance was told after a translation had seen it
+            return
         folder, state = self.spool.received(study), self.spool.state(study)
-        study_uid = read_uids(next(folder.iterdir())).study_uid
-        logger.info(f"Study {study} ({study_uid}): translating.")
+        instances = sorted(folder.glob("*.dcm"))
+        study_uid = read_uids(instances[0]).study_uid
+        logger.info(f"Study {study} ({study_uid}), {len(instances)} instances: translating.")
         start = time.monotonic()
         try:
             self._refuse_remains(study)
