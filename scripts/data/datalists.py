@@ -71,8 +71,8 @@ def inference_datalist(
         items = [_dicom_item(one) for one in named_series(series, uids, contrast)]
     else:
         items = _dicom_items(series, contrast)
-    dicom = _named_by_folder(items, root) if keep_names else items
     files = [] if uids or (series and root.is_file()) else volumes_below(root, output_dir, may_be_none=bool(series))
+    dicom = _named_by_folder(items, root, [item["case"] for item in files]) if keep_names else items
     _refuse_clashes([*files, *dicom])
     return [*files, *dicom]
 
@@ -126,11 +126,12 @@ def _dicom_item(series: Series) -> dict[str, Any]:
     return {"image": [str(path) for path in series.files], "case": case}
 
 
-def _named_by_folder(items: Sequence[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
+def _named_by_folder(items: Sequence[dict[str, Any]], root: Path, taken: Sequence[str]) -> list[dict[str, Any]]:
     """The items with their folders as CASE; where two would be called alike, the digits of the series follow."""
     folders = [folder_of(item["image"], root).replace("/", "_") for item in items]
+    known = [*folders, *taken]
     return [
-        {**item, "case": name if folders.count(name) == 1 else f"{name}_{item['case'].split('_')[-1]}"}
+        {**item, "case": name if known.count(name) == 1 else f"{name}_{item['case'].split('_')[-1]}"}
         for item, name in zip(items, folders, strict=True)
     ]
 

@@ -171,7 +171,7 @@ def choose_series(series: Sequence[Series], contrast: str = "CT") -> Series:
     What can be translated is a CT (or, for another contrast, an MR whose SeriesDescription, ProtocolName or
     SequenceName names it, such as FLAIR) of at least 3 slices, each at a place of its own, one value a pixel; a CT has
     to be axial: the slices' normal within 45 degrees of the body's axis. No localizer, dose report, secondary capture,
-    projection or series over time. Of those, in this order:
+    projection, synthetic series or series over time. Of those, in this order:
 
     1. of the head, or of no named part, before those whose BodyPartExamined names another part of the body;
     2. of CT: without a contrast agent before with one;
@@ -234,6 +234,8 @@ def why_unusable(series: Series, contrast: str = "CT") -> str | None:
         return "a dose report or screen"
     if _PROJECTION.search(words) or re.search(r"\b(MIP|MINIP|MAXIP|VRT)\b", described):
         return "a projection"
+    if described.startswith("SYNTHETIC "):
+        return "synthetic"  # what this bundle writes itself
     if series.samples != 1:
         return "colours"
     return _why_no_volume(series, contrast)

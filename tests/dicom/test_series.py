@@ -1,0 +1,364 @@
+"""Which series are found, and which one of a study is chosen: told rules, whatever the files are called."""
+
+import json
+import logging
+import os
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from scripts.data.datalists import inference_datalist
+from scripts.dicom.kernels import is_sharp
+from scripts.dicom.series import choose_series, find_series, named_series, why_chosen, why_unusable
+from scripts.files import CaseError
+from tests.trees import tilted, write_cube, write_dicom_series
+
+pydicom = pytest.importorskip("pydicom")
+
+STUDY = "1.2.826.0.1.3680043.8.498.1"
+CORONAL = (1, 0, 0, 0, 0, -1)
+
+
+def heights(count):
+    return [5.0 * i for i in range(count)]
+
+
+def add(folder, number, count=6, study=STUDY, way=(0, 0, 1), orientation=(1, 0, 0, 0, 1, 0), modality="CT", **tags):
+    """A series of tiny slices, with other values of its elements; gives its UID."""
+
+    def change(slice_, _):
+        for name, value in tags.items():
+            setattr(slice_, name, value)
+
+    write_dicom_series(
+        folder, heights(count), orientation, way, number, modality, voxels=8, spacing=30, study=study, change=change
+    )
+    return uid_of(folder / f"{number}_001")
+
+
+def uid_of(path):
+    return str(pydicom.dcmread(path, stop_before_pixels=True, force=True).SeriesInstanceUID)
+
+
+def chosen(folder, contrast="CT"):
+    """The number of the series chosen, whatever order its files are read in."""
+    numbers = set()
+    for seed in range(3):
+        series = find_series(folder)
+        random.Random(seed).shuffle(series)
+        numbers.add(choose_series(series, contrast).number)
+    (number,) = numbers
+    return number
+
+
+RIVALS = {
+    "modality": ({"modality": "MR", "count": 30}, {}),
+    "localizer": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "count": 30}, {}),
+    "scout by its description": ({"SeriesDescription": "Scout lateral", "count": 30}, {}),
+    "topogram": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER", "CT_SOM5 TOP"], "count": 30}, {}),
+    "secondary capture": ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "count": 30}, {}),
+    "dose screen": ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"], "count": 30}, {}),
+    "dose report": ({"SeriesDescription": "Dose Report", "count": 30}, {}),
+    "projection": ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MIP"], "count": 30}, {}),
+    "maximum of enhanced images": ({"ImageType": ["DERIVED", "PRIMARY", "VOLUME", "MAX_IP"], "count": 30}, {}),
+    "colours": ({"SamplesPerPixel": 3, "count": 30}, {}),
+    "coronal": ({"orientation": CORONAL, "way": (0, 1, 0), "count": 30}, {}),
+    "two slices": ({"count": 2}, {"count": 3, "ConvolutionKernel": "H60s"}),
+    "synthetic": ({"SeriesDescription": "Synthetic T1 from CT series 2", "count": 30}, {}),
+    "chest": ({"BodyPartExamined": "CHEST", "count": 30}, {"BodyPartExamined": "HEAD"}),
+    "chest, the other untold": ({"BodyPartExamined": "CHEST", "count": 30}, {}),
+    "angiography": ({"ContrastBolusAgent": "IOMERON", "count": 30}, {"ContrastBolusAgent": ""}),
+    "contrast agent before a sharp kernel": ({"ContrastBolusAgent": "OMNIPAQUE"}, {"ConvolutionKernel": "BONE"}),
+    "bone kernel": ({"ConvolutionKernel": "H60s", "count": 30}, {"ConvolutionKernel": "H30s"}),
+    "bone by its description": ({"SeriesDescription": "Schaedel Knochen 1.0", "count": 30}, {}),
+    "fewer slices": ({"count": 6}, {"count": 7, "ImageType": ["DERIVED", "PRIMARY", "AXIAL"]}),
+    "derived": ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MPR"]}, {}),
+    "no number": ({"SeriesNumber": None}, {}),
+}
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_what_comes_before_what(tmp_path, rival):
+    """The rival has the lower number, which decides where nothing else does."""
+    worse, better = RIVALS[rival]
+    add(tmp_path / "a", 1, **worse)
+    add(tmp_path / "b", 2, **better)
+    assert chosen(tmp_path) == 2
+
+
+def test_what_is_alike_goes_by_number_and_then_by_uid(tmp_path):
+    add(tmp_path, 7)
+    add(tmp_path, 3)
+    assert chosen(tmp_path) == 3
+    twins = sorted([add(tmp_path / "a", 1), add(tmp_path / "b", 1)])
+    assert choose_series(find_series(tmp_path)).uid == twins[0]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sharp"),
+    [
+        *[(name, False) for name in ("H30s", "H40f", "B20f", "J30s", "Hr40f", "Hc38", "Qr40d", "Br44f")],
+        *[(name, True) for name in ("H60s", "H70h", "B70f", "J70h", "Hr64", "Br59d", "Bl57d", "Ur77u")],
+        *[(name, False) for name in ("STANDARD", "SOFT", "CHEST", "Stnd")],
+        *[(name, True) for name in ("BONE", "BONEPLUS", "EDGE", "LUNG", "DETAIL", "HD BONE PLUS")],
+        *[(name, False) for name in ("A", "B", "UA", "UB", "EB")],
+        *[(name, True) for name in ("C", "D", "YC", "YB", "L")],
+        *[(name, False) for name in ("FC21", "FC26", "FC08", "FC64", "FC68", "FC43", "FC13-H")],
+        *[(name, True) for name in ("FC30", "FC35", "FC52", "FC81")],
+        *[("H_SOFT_B", False), ("B_SHARP_C", True), ("", False), ("something", False)],
+    ],
+)
+def test_kernels_of_the_makers(kernel, sharp):
+    assert is_sharp(kernel) is sharp
+    if kernel not in ("", "something"):
+        assert is_sharp(kernel, "bone" if not sharp else "brain") is sharp  # the kernel knows better
+
+
+@pytest.mark.parametrize(
+    ("words", "sharp"),
+    [
+        ("Head Bone 1.0", True),
+        ("CRANE OS", True),
+        ("Schädel Knochenfenster", True),
+        ("cranio osso", True),
+        ("lung", True),
+        ("post op", False),
+        ("Osman head 5.0", False),
+        ("Kopf nativ 5.0", False),
+    ],
+)
+def test_words_stand_in_for_a_kernel(words, sharp):
+    assert is_sharp("", words) is sharp
+
+
+def test_a_flair_is_known_by_its_names(tmp_path):
+    add(tmp_path, 1, modality="MR", SeriesDescription="t2_tse_tra", count=30)
+    add(tmp_path, 2, modality="MR", SeriesDescription="ax", ProtocolName="t2_tirm_tra_dark-fluid_fs")
+    add(tmp_path, 3, modality="CT", SeriesDescription="FLAIR", count=30)
+    add(tmp_path, 4, modality="MR", SeriesDescription="Synthetic T1 from FLAIR series 2", count=30)
+    assert chosen(tmp_path, "FLAIR") == 2
+    assert chosen(tmp_path, "T2") == 1
+    add(
+        tmp_path,
+        5,
+        modality="MR",
+        SeriesDescription="3D FLAIR sag",
+        orientation=(0, 1, 0, 0, 0, -1),
+        way=(-1, 0, 0),
+        count=9,
+    )
+    assert chosen(tmp_path, "FLAIR") == 5
+
+
+def test_a_study_without_one_tells_what_there_is(tmp_path):
+    add(tmp_path, 1, count=30, modality="MR")
+    add(tmp_path, 2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    add(tmp_path, 3, orientation=CORONAL, way=(0, 1, 0))
+    with pytest.raises(CaseError) as caught:
+        choose_series(find_series(tmp_path))
+    said = str(caught.value)
+    assert said.startswith(f"The DICOM study {STUDY} has no axial CT series to translate (")
+    for words in ("MR of 30 slices: modality MR", "CT of 6 slices: a localizer", "CT of 6 slices: not axial"):
+        assert words in said
+    assert "Doe" not in said
+    assert said.count(". ") == 0
+
+
+def test_slices_that_do_not_say_where_they_lie_or_lie_twice(tmp_path):
+    def placeless(slice_, _):
+        del slice_.ImagePositionPatient
+
+    write_dicom_series(tmp_path / "a", heights(4), voxels=8, spacing=30, study=STUDY, change=placeless)
+    write_dicom_series(tmp_path / "b", heights(4) * 2, voxels=8, spacing=30, study=STUDY, number=2)
+    reasons = {series.number: why_unusable(series) for series in find_series(tmp_path)}
+    assert reasons[1].startswith("no position of its slices")
+    assert reasons[2] == "several slices at one place"
+
+
+def test_a_series_of_several_stacks_is_split(tmp_path):
+    """A scout and two sizes under one UID."""
+    uid = add(tmp_path / "a", 1, count=5)
+    same = {"SeriesInstanceUID": uid}
+    add(tmp_path / "b", 2, count=1, orientation=CORONAL, **same)
+    add(tmp_path / "c", 3, count=7, PixelSpacing=[20, 20], **same)
+    stacks = find_series(tmp_path)
+    assert sorted(series.slices for series in stacks) == [1, 5, 7]
+    assert {series.uid for series in stacks} == {uid}
+    assert choose_series(stacks).slices == 7
+    assert named_series(stacks, [uid])[0].slices == 7
+
+
+@pytest.mark.parametrize("degrees", [0, 44, -44])
+def test_axial_is_within_45_degrees(tmp_path, degrees):
+    add(tmp_path, 1, orientation=tilted(degrees))
+    assert chosen(tmp_path) == 1
+
+
+def test_files_are_known_by_what_is_in_them(tmp_path):
+    """Any nesting and names, copies, other files, no preamble, an index, a hidden file, a link."""
+    add(tmp_path / "x" / "y", 1)
+    first = tmp_path / "x" / "y" / "1_001"
+    shutil.copy(first, tmp_path / "copy.txt")
+    bare = tmp_path / "x" / "y" / "1_002"
+    bare.write_bytes(bare.read_bytes()[132:])
+    (tmp_path / "notes.txt").write_text("no DICOM, but longer than its mark would begin " * 9)
+    (tmp_path / "report.pdf").write_bytes(b"%PDF-1.7")
+    (tmp_path / "empty").touch()
+    (tmp_path / ".hidden").write_bytes(first.read_bytes().replace(STUDY.encode(), STUDY.encode()[:-1] + b"2"))
+    index = pydicom.dcmread(first)
+    index.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    for name in ("SeriesInstanceUID", "StudyInstanceUID", "PixelData"):
+        delattr(index, name)
+    index.save_as(tmp_path / "DICOMDIR")
+    os.symlink(tmp_path / "x", tmp_path / "again")
+    os.mkfifo(tmp_path / "pipe")
+    (series,) = find_series(tmp_path)
+    assert series.slices == 6
+    assert len(set(series.files)) == 6
+    np.testing.assert_allclose(series.stack.positions[:, 2], heights(6))
+
+
+def test_files_stand_in_the_order_of_their_slices(tmp_path):
+    add(tmp_path, 1, count=12)
+    names = [path.name for path in tmp_path.iterdir()]
+    shuffled = random.Random(1).sample(names, len(names))
+    for name, other in zip(names, shuffled, strict=True):
+        (tmp_path / name).rename(tmp_path / f"new_{other}")
+    (series,) = find_series(tmp_path)
+    found = [pydicom.dcmread(path).ImagePositionPatient[2] for path in series.files]
+    assert found == heights(12)
+
+
+def enhanced(folder, order, **shared):
+    """An Enhanced CT of one file, its frames in this order; values tell the height."""
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    def item(**tags):
+        one = Dataset()
+        for name, value in tags.items():
+            setattr(one, name, value)
+        return one
+
+    write_dicom_series(folder, [0.0], voxels=8, spacing=30)
+    (path,) = folder.iterdir()
+    image = pydicom.dcmread(path)
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(image, name)
+    image.NumberOfFrames = len(order)
+    image.SharedFunctionalGroupsSequence = Sequence(
+        [
+            item(
+                PlaneOrientationSequence=Sequence([item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]),
+                PixelMeasuresSequence=Sequence([item(PixelSpacing=[30, 30], SliceThickness=5)]),
+                PixelValueTransformationSequence=Sequence([item(RescaleSlope=2, RescaleIntercept=-10)]),
+            )
+        ]
+    )
+    image.PerFrameFunctionalGroupsSequence = Sequence(
+        [item(PlanePositionSequence=Sequence([item(ImagePositionPatient=[-105, -105, 5.0 * i])])) for i in order]
+    )
+    image.PixelData = np.repeat(np.array(order, dtype="<i2"), 64).tobytes()
+    for name, value in shared.items():
+        setattr(image, name, value)
+    image.save_as(path)
+    return path
+
+
+def test_the_frames_of_an_enhanced_ct_are_slices(tmp_path):
+    from scripts.dicom.pixels import series_values
+
+    path = enhanced(tmp_path / "in", [3, 0, 4, 1, 2])
+    (series,) = find_series(path)
+    assert (series.slices, series.files) == (5, (path,))
+    assert choose_series([series]) is series
+    np.testing.assert_allclose(series.stack.positions[:, 2], [0, 5, 10, 15, 20])
+    assert [values.mean() for values in series_values(series)] == [-10, -8, -6, -4, -2]
+
+
+def test_an_enhanced_ct_that_lacks_frames_is_refused(tmp_path):
+    from scripts.dicom.pixels import series_values
+
+    (series,) = find_series(enhanced(tmp_path / "in", [0, 1, 2, 3], NumberOfFrames=3))
+    with pytest.raises(CaseError, match="truncated"):
+        series_values(series)
+
+
+def test_a_case_for_each_study_beside_other_volumes(tmp_path, caplog):
+    for study in "12":
+        for number, kernel in ((1, "H30s"), (2, "H70s")):
+            add(tmp_path / "DOE_JOHN" / "flat", int(study) * 10 + number, study=STUDY + study, ConvolutionKernel=kernel)
+    add(tmp_path / "DOE_JOHN" / "only_mr", 5, study=STUDY + "3", modality="MR")
+    write_cube(tmp_path / "DOE_JOHN" / "other.nii.gz")
+    caplog.set_level(logging.INFO)
+    items = inference_datalist(tmp_path / "DOE_JOHN")
+    cases = [item["case"] for item in items]
+    assert cases[0] == "other"
+    assert [case.split("_")[0] for case in cases[1:]] == ["ct", "ct", "study"]
+    assert len({case for case in cases if len(case.split("_")[-1]) == 12}) == 3
+    assert [len(item["image"]) for item in items[1:]] == [6, 6, 6]
+    assert "failure" not in items[1]
+    assert "modality MR" in items[3]["failure"]
+    said = caplog.text + json.dumps([item["case"] for item in items]) + items[3]["failure"]
+    assert "6 slices, of 2 in its study (not: 1 sharp kernel)" in said
+    for name in ("DOE", "Doe", "flat", "head of"):
+        assert name not in said
+
+
+def test_a_series_named_by_its_uid_is_taken_whatever_it_is(tmp_path):
+    soft, bone = add(tmp_path, 1), add(tmp_path, 2, ConvolutionKernel="H70s")
+    write_cube(tmp_path / "other.nii.gz")
+    (item,) = inference_datalist(tmp_path, series_uid=bone)
+    assert {uid_of(path) for path in item["image"]} == {bone}
+    assert len(inference_datalist(tmp_path, series_uid=f"{soft}, {bone}")) == 2
+    assert len(inference_datalist(tmp_path, series_uid=[soft, bone])) == 2
+    with pytest.raises(CaseError) as caught:
+        inference_datalist(tmp_path, series_uid="1.2.3")
+    assert "no DICOM series 1.2.3" in str(caught.value)
+    for words in (f"{soft} (CT, 6 slices)", f"{bone} (CT, 6 slices)"):
+        assert words in str(caught.value)
+    assert "Doe" not in str(caught.value)
+
+
+def test_one_file_of_dicom_is_its_series(tmp_path):
+    path = enhanced(tmp_path / "in", [0, 1, 2])
+    (item,) = inference_datalist(path)
+    assert item["image"] == [str(path)]
+    add(tmp_path / "single", 1)
+    (item,) = inference_datalist(tmp_path / "single" / "1_001")
+    assert "CT of 1 slices: too few slices" in item["failure"]
+
+
+def test_kept_names_are_the_folders(tmp_path):
+    for name, study in (("b/ct", "1"), ("c", "2"), ("c", "3"), ("d/e", "4")):
+        add(tmp_path / "in" / name, int(study), study=STUDY + study)
+    write_cube(tmp_path / "in" / "d_e.nii.gz")
+    cases = [item["case"] for item in inference_datalist(tmp_path / "in", keep_names=True)]
+    plain = [item["case"] for item in inference_datalist(tmp_path / "in")]
+    digits = [case.split("_")[-1] for case in plain]
+    assert cases == ["d_e", "b_ct", f"c_{digits[2]}", f"c_{digits[3]}", f"d_e_{digits[4]}"]
+    (item,) = inference_datalist(tmp_path / "in" / "b" / "ct", keep_names=True)
+    assert item["case"] == "ct"
+
+
+def test_results_are_left_out_and_order_of_reading_does_not_matter(tmp_path):
+    add(tmp_path / "in", 1)
+    before = inference_datalist(tmp_path / "in")
+    shutil.copytree(tmp_path / "in", tmp_path / "in" / "out" / "case_t1_dicom")
+    add(tmp_path / "in" / "out", 2, study=STUDY + "9")
+    assert inference_datalist(tmp_path / "in", tmp_path / "in" / "out") == before
+
+
+def test_why_is_told_in_numbers(tmp_path):
+    add(tmp_path, 1, ConvolutionKernel="BONE", count=30)
+    uid = add(tmp_path, 2, ConvolutionKernel="STANDARD", count=9)
+    add(tmp_path, 3, ConvolutionKernel="SOFT")
+    add(tmp_path, 4, ImageType=["DERIVED", "PRIMARY", "LOCALIZER"])
+    series = find_series(tmp_path)
+    said = why_chosen(choose_series(series), series)
+    assert said == (
+        f"series {uid}, number 2, 9 slices, of 4 in its study (not: 1 a localizer, 1 fewer slices, 1 sharp kernel)"
+    )
