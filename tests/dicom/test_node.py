@@ -242,6 +242,15 @@ def test_an_endless_pdu_is_not_waited_for(node, ct):
     assert send(one.port, ct[:1]) == [0]
 
 
+def test_a_sender_that_dies_within_a_pdu_does_not_hold_up_its_study(node, tmp_path, ct):
+    one = node(limits=Limits(free_bytes=0, idle_s=0.5))
+    with associated(one.port) as association:
+        assert association.send_c_store(pydicom.dcmread(ct[0])).Status == 0
+        association.dul.socket.socket.sendall(b"\4\0\0\1\0\0half of it")
+        until(lambda: one.translate.translated)
+    until(lambda: idle(tmp_path / "spool"))
+
+
 # ------------------------------------------------------------------------------- when a study is finished
 
 
@@ -413,6 +422,17 @@ def test_a_destination_that_does_not_work_is_told(archive, tmp_path, ct, monkeyp
         with pytest.raises(UnreachableError, match=why):
             PeerDelivery(TITLE, place)(result.parent)
     server.shutdown()
+
+
+def test_a_peer_that_hangs_does_not_hold_up_the_node(tmp_path, ct):
+    """It takes the association's request and says nothing more."""
+    result = tmp_path / "result" / "series"
+    result.mkdir(parents=True)
+    shutil.copy(ct[0], result)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        deliver = PeerDelivery(TITLE, ("ARCHIVE", "127.0.0.1", server.getsockname()[1]), timeout_s=0.5)
+        with pytest.raises(UnreachableError, match="does not answer"):
+            deliver(result.parent)
 
 
 def test_pauses_grow_up_to_an_hour(tmp_path, caplog):

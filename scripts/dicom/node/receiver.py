@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...files import CaseError
 from .arrivals import Arrivals
+from .connection import limit_connection
 from .instance import read_uids
 from .spool import Spool, digest
 
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 STORED, OUT_OF_RESOURCES, DOES_NOT_MATCH, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
 
 MAXIMUM_PDU = 128 * 1024
-# What is no image data is short; 128 presentation contexts with all transfer syntaxes are less than this.
-LONGEST_PDU = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,13 @@ class Limits:
         free_bytes: space that must be left on the spool's disk.
         instance_bytes: of one instance, which is held in memory while it comes.
         associations: at a time.
+        idle_s: seconds for which an open association may say nothing.
     """
 
     free_bytes: int = 2 * 2**30
     instance_bytes: int = 2**30
     associations: int = 10
+    idle_s: float = 60.0
 
 
 class Receiver:
@@ -72,6 +73,7 @@ class Receiver:
         self._ae.require_calling_aet = list(allowed)
         self._ae.maximum_associations = self.limits.associations
         self._ae.maximum_pdu_size = MAXIMUM_PDU
+        self._ae.network_timeout = self.limits.idle_s
         self._coming: Counter[object] = Counter()
 
     def start(self, host: str, port: int) -> int:
@@ -83,7 +85,7 @@ class Receiver:
         from pynetdicom import evt
 
         handlers = [
-            (evt.EVT_CONN_OPEN, _refuse_long_pdus),
+            (evt.EVT_CONN_OPEN, limit_connection),
             (evt.EVT_CONN_CLOSE, lambda event: self._coming.pop(event.assoc, None)),
             (evt.EVT_DATA_RECV, self._limit_instance),
             (evt.EVT_DIMSE_RECV, lambda event: self._coming.pop(event.assoc, None)),
@@ -130,19 +132,6 @@ class Receiver:
         if self._coming[event.assoc] > self.limits.instance_bytes:
             logger.error(f"Ended an association: an instance had more than {self.limits.instance_bytes} bytes.")
             event.assoc.abort(block=False)
-
-
-def _refuse_long_pdus(event: Event) -> None:
-    """Close a connection that announces a PDU no peer may send; pynetdicom would hold up to 4 GiB of it in memory."""
-    socket = event.assoc.dul.socket
-    receive = socket.recv
-
-    def limited(length: int) -> bytearray:
-        if length > LONGEST_PDU:
-            raise OSError("the PDU is too long")
-        return receive(length)
-
-    socket.recv = limited
 
 
 def _tell_rejected(event: Event) -> None:

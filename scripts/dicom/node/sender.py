@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from ...files import CaseError
 from ..headers import quiet_pydicom
 from . import StoppedError
+from .connection import limit_connection
 from .spool import Spool, sync_tree
 
 if TYPE_CHECKING:
@@ -149,9 +150,12 @@ class PeerDelivery:
         ae_title: the node's own.
         peer: (AE title, host, port) of the receiver.
         stop: when set, no further instance is sent.
+        timeout_s: how long an answer may take.
     """
 
-    def __init__(self, ae_title: str, peer: tuple[str, str, int], stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, ae_title: str, peer: tuple[str, str, int], stop: threading.Event | None = None, timeout_s: float = 120.0
+    ) -> None:
         from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
         from pynetdicom import AE
         from pynetdicom.sop_class import MRImageStorage
@@ -161,8 +165,8 @@ class PeerDelivery:
         self._confirmed: dict[Path, set[Path]] = {}
         self._ae = AE(ae_title)
         self._ae.add_requested_context(MRImageStorage, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-        self._ae.connection_timeout = 30
-        self._ae.dimse_timeout = 120
+        for timeout in ("connection_timeout", "acse_timeout", "dimse_timeout", "network_timeout"):
+            setattr(self._ae, timeout, timeout_s)
 
     def __str__(self) -> str:
         return "{}@{}:{}".format(*self.peer)
@@ -175,9 +179,13 @@ class PeerDelivery:
         del self._confirmed[folder]
 
     def _send(self, files: Sequence[Path], confirmed: set[Path]) -> None:
+        from pynetdicom import evt
+
         title, host, port = self.peer
         try:
-            association = self._ae.associate(host, port, ae_title=title)
+            association = self._ae.associate(
+                host, port, ae_title=title, evt_handlers=[(evt.EVT_CONN_OPEN, limit_connection)]
+            )
         except OSError as error:  # no such host
             raise UnreachableError(error.strerror) from None
         if not association.is_established:
