@@ -55,6 +55,11 @@ class Server:
         return response.json()
 
 
+def unpacked(path: str) -> bytes:
+    """Bytes of a .nii.gz file without its compression."""
+    return gzip.decompress(Path(path).read_bytes())
+
+
 def image_of(response: Any) -> nib.Nifti1Image:
     """The NIfTI image that a response carries."""
     assert response.status_code == 200, response.text[:500]

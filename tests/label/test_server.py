@@ -2,16 +2,18 @@
 
 import hashlib
 import importlib.util
+import runpy
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.label.served import GRIDS, image_of
+from tests.label.served import GRIDS, image_of, unpacked
 
 pytestmark = pytest.mark.label
 
@@ -65,6 +67,15 @@ def test_flair_to_t1_is_a_second_model(server, studies, bundles, main_job):
     out = main_job(bundles["brain_ct_to_mri"], studies / "flair.nii.gz", configs=("flair_to_t1.json",))
     made = image_of(server.infer("brain_flair_to_t1", "flair"))
     assert_same_image(made, nib.load(out / "flair_t1.nii.gz"), nib.load(studies / "flair.nii.gz"))
+
+
+@pytest.mark.shared_data
+def test_a_tilted_dicom_series_is_the_main_job_s_image(server, bundles, main_job, shared_data):
+    """What a server beside a PACS does with MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI=false."""
+    folder = shared_data / "ct_dicom_gantry_tilt"
+    (wanted,) = main_job(bundles[TINY], folder).glob("*_t1.nii.gz")
+    made, wanted = image_of(server.infer(TINY, str(folder))), nib.load(wanted)
+    assert_same_image(made, wanted, wanted)
 
 
 def test_an_uploaded_image_leaves_no_file_behind(server, studies, expected, tmp_path):
@@ -186,11 +197,25 @@ def slicer_client():
     return module
 
 
-def test_slicer_s_client_gets_the_image(server, studies, expected, slicer_client, tmp_path):
-    client = slicer_client.MONAILabelClient(server.url, tmpdir=str(tmp_path))
-    image = str(studies / "las.nii.gz")
-    result, _ = client.infer(TINY, "", {"result_extension": ".nii.gz"}, file=image)
-    assert_same_image(nib.load(result), expected["las"], nib.load(image))
+def test_the_script_for_slicer_shows_the_image(server, studies, expected, slicer_client, bundle_root, monkeypatch):
+    """With Slicer's own client; the scene and the views are a stand-in."""
+    ct, shown = MagicMock(), MagicMock()
+    ct.GetName.return_value = "CT"
+    slicer = MagicMock()
+    slicer.mrmlScene.GetFirstNodeByClass.return_value = ct
+    slicer.util.saveNode = lambda node, path: shutil.copy(studies / "las.nii.gz", path)
+    loaded = []
+    # read at once: the file goes
+    slicer.util.loadVolume = lambda path, properties: loaded.append(nib.Nifti1Image.from_bytes(unpacked(path))) or shown
+    monkeypatch.setitem(sys.modules, "slicer", slicer)
+    monkeypatch.setitem(sys.modules, "MONAILabelLib", slicer_client)
+
+    script = runpy.run_path(str(bundle_root / "docs" / "show_in_slicer.py"))
+    assert script["show_t1"](server.url, TINY) is shown
+    assert_same_image(loaded[0], expected["las"], nib.load(studies / "las.nii.gz"))
+    slicer.util.setSliceViewerLayers.assert_called_once_with(background=ct, foreground=shown, foregroundOpacity=0.5)
+    script["show_t1"](server.url, TINY, ct, style_key="other")
+    assert np.abs(loaded[1].get_fdata() - expected["las"].get_fdata()).max() > 1e-3
 
 
 def test_slicer_s_segmentation_button_says_why_it_cannot(server, slicer_client, tmp_path):
