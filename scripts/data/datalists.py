@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ..dicom.headers import read_headers
-from ..dicom.series import Series, choose_series, digits_of_uid, named_series, series_of, why_chosen
+from ..dicom.series import Series, choose_series, digits_of_uid, named_series, series_folder, series_of, why_chosen
 from ..files import CaseError, files_below
 from .splits import SECTIONS
 from .training import DATALIST, listed_ct_window, training_datalist
@@ -71,7 +71,9 @@ def inference_datalist(
         items = [_dicom_item(one) for one in named_series(series, uids, contrast)]
     else:
         items = _dicom_items(series, contrast)
-    files = [] if uids or (series and root.is_file()) else volumes_below(root, output_dir, may_be_none=bool(series))
+    files = [] if uids or (series and root.is_file()) else volumes_below(root, output_dir, may_be_none=True)
+    if not files and not items:  # no path: a folder of what is hardly DICOM any more may be a patient's
+        raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     dicom = _named_by_folder(items, root, [item["case"] for item in files]) if keep_names else items
     _refuse_clashes([*files, *dicom])
     return [*files, *dicom]
@@ -122,25 +124,19 @@ def _dicom_items(series: Sequence[Series], contrast: str) -> list[dict[str, Any]
 
 
 def _dicom_item(series: Series) -> dict[str, Any]:
-    case = f"{series.modality.lower() or 'dicom'}_{digits_of_uid(series.uid)}"
+    modality = re.sub(r"[^a-z]", "", series.modality.lower()) or "dicom"
+    case = f"{modality}_{digits_of_uid(series.uid)}"
     return {"image": [str(path) for path in series.files], "case": case}
 
 
 def _named_by_folder(items: Sequence[dict[str, Any]], root: Path, taken: Sequence[str]) -> list[dict[str, Any]]:
     """The items with their folders as CASE; where two would be called alike, the digits of the series follow."""
-    folders = [folder_of(item["image"], root).replace("/", "_") for item in items]
+    folders = [series_folder(item["image"], root).replace("/", "_") for item in items]
     known = [*folders, *taken]
     return [
         {**item, "case": name if known.count(name) == 1 else f"{name}_{item['case'].split('_')[-1]}"}
         for item, name in zip(items, folders, strict=True)
     ]
-
-
-def folder_of(files: Sequence[str], root: Path) -> str:
-    """The folder that holds the files of a series, below `root` with `/` between the parts; `root` by its own name."""
-    folder = Path(os.path.commonpath([Path(file).parent for file in files]))
-    below = folder.relative_to(root) if folder.is_relative_to(root) else Path()
-    return below.as_posix() if below.parts else folder.resolve().name
 
 
 def _uids(series_uid: Any) -> list[str]:

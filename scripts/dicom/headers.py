@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +44,7 @@ class Header:
             return ()
         if value is None:
             return ()
-        values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+        values = list(value) if isinstance(value, MutableSequence) else [value]
         return tuple(text for text in (str(one).strip(" \0") for one in values) if text)
 
     def number(self, name: str) -> int | None:

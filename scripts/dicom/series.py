@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -308,9 +309,27 @@ def digits_of_uid(uid: str) -> str:
 def series_record(files: Sequence[str]) -> dict[str, Any]:
     """What a JSON says of a series: "series_uid", "study_uid", how many "files", and the "sha256" of their digests."""
     uid, study_uid = series_identity(files[0])
-    digests = "".join(sha256_of_file(file) for file in files)
+    try:
+        digests = "".join(sha256_of_file(file) for file in files)
+    except OSError:  # its message names the file
+        raise CaseError(f"A file of the DICOM series {uid} cannot be read; give the series again.") from None
     digest = hashlib.sha256(digests.encode()).hexdigest()
     return {"series_uid": uid, "study_uid": study_uid, "files": len(files), "sha256": digest}
+
+
+def series_name(files: Sequence[str]) -> str:
+    """How records name a series."""
+    try:
+        return f"DICOM series {series_identity(files[0])[0]}"
+    except CaseError:
+        return "a DICOM series that cannot be read"
+
+
+def series_folder(files: Sequence[str], root: Path | None) -> str:
+    """The folder that holds the files of a series: its path below `root`, else its bare name."""
+    folder = Path(os.path.commonpath([Path(file).parent for file in files]))
+    below = root is not None and folder != root and folder.is_relative_to(root)
+    return folder.relative_to(root).as_posix() if below else folder.resolve().name
 
 
 def patient_of(file: str) -> dict[str, str]:

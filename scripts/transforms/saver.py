@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +20,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
-from ..dicom.series import patient_of, series_identity, series_record
+from ..dicom.series import patient_of, series_folder, series_name, series_record
 from ..files import CaseError, sha256_of_file
 from .checks import file_name, value_range
 from .measures import UNKNOWN_ORIENTATION, case_warnings
@@ -178,7 +178,10 @@ class SaveSyntheticd(SaveImaged):
         if self.dicom is not None:
             written = sum(1 for _ in (self.output_dir / f"{stem}_dicom").glob("*.dcm"))
             whole = whole and written > 0 and made.get("dicom", {}).get("files") == written
-        return alike and whole and made.get("source") == self._source_record(item["image"])
+        try:
+            return alike and whole and made.get("source") == self._source_record(item["image"])
+        except CaseError:  # told when the case is loaded
+            return False
 
     def remove_partial(self) -> None:
         """Remove what a killed run left under temporary names."""
@@ -191,17 +194,11 @@ class SaveSyntheticd(SaveImaged):
         With `keep_names` a series is named by its folder, as a file is.
         """
         if isinstance(source, list):
-            return self._folder(source) if self.keep_names else f"DICOM series {series_identity(source[0])[0]}"
+            return series_folder(source, self.source_root) if self.keep_names else series_name(source)
         source_file = Path(source)
         if self.source_root is not None and self.source_root in source_file.parents:
             return source_file.relative_to(self.source_root).as_posix()
         return source_file.name
-
-    def _folder(self, files: Sequence[str]) -> str:
-        """The folder that holds a series, below `source_root`; its bare name where it is not below it."""
-        folder = Path(os.path.commonpath([Path(file).parent for file in files]))
-        below = self.source_root is not None and self.source_root in folder.parents
-        return folder.relative_to(self.source_root).as_posix() if below else folder.resolve().name
 
     def _source_record(self, source: str | os.PathLike | list[str]) -> dict[str, Any]:
         if not isinstance(source, list):

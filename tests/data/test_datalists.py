@@ -85,7 +85,7 @@ def test_nothing_to_do_is_an_error(tmp_path):
     with pytest.raises(CaseError, match=r"There is no file or folder .*gone; check dataset_dir"):
         inference_datalist(tmp_path / "gone")
     (tmp_path / "slice.dcm").touch()
-    with pytest.raises(CaseError, match=r"holds no volume; give \.nii\.gz, .* files or DICOM series"):
+    with pytest.raises(CaseError, match=r"dataset_dir holds no volume; give \.nii\.gz, .* files or DICOM series"):
         inference_datalist(tmp_path)
 
 
