@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -694,6 +694,13 @@ def test_options_that_cannot_be_are_one_sentence(tmp_path, monkeypatch, options,
     assert not (tmp_path / "spool").exists()
 
 
+def test_help_is_help_and_starts_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    serve_dicom(help=True)
+    assert "allowed: AE titles that may send" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
 def test_two_nodes_share_neither_spool_nor_port_nor_a_folder_of_others(node, tmp_path):
     one = node()
     with pytest.raises(CaseError, match="Another node uses the spool"):
@@ -750,15 +757,20 @@ def test_the_main_job_ends_with_the_node(tmp_path):
         "MainJob(('configs/inference.json', 'configs/dicom.json'))(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     study, working = tmp_path / "study", tmp_path / "working"
-    os.mkfifo(tmp_path / "waits")
     for folder in (study, working):
         folder.mkdir()
+    os.mkfifo(study / "endless.nii.gz")  # reading it never ends
     root = Path(__file__).resolve().parents[2]
     with subprocess.Popen([sys.executable, "-c", script, str(study), str(working)], cwd=root) as node:
         children = Path(f"/proc/{node.pid}/task/{node.pid}/children")
         child = int(until(lambda: children.read_text().split())[0])
         node.kill()
-    until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+    try:
+        status = Path(f"/proc/{child}/stat")
+        until(lambda: not status.exists() or status.read_text().split()[2] == "Z", 60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 @pytest.fixture

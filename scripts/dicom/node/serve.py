@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import logging
 import re
 import signal
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,10 @@ from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
+_OPEN = (
+    "{} is reached from other machines: AE titles are no protection, and DICOM is not encrypted; let a firewall or a "
+    "VPN decide who reaches the port."
+)
 CONFIG_FILES = ("configs/inference.json", "configs/dicom.json")
 
 
@@ -72,6 +78,9 @@ def serve_dicom(
     Raises:
         CaseError: an option that cannot be, a port or spool in use.
     """
+    if "help" in options:  # Fire takes it for one of the further options
+        print(inspect.getdoc(serve_dicom))
+        return
     _check_numbers(port=port, quiet_s=quiet_s, retry_s=retry_s, timeout_s=timeout_s, max_associations=max_associations)
     _check_numbers(min_free_gb=min_free_gb, max_instance_mb=max_instance_mb)
     titles = [checked_title(title) for title in _listed(allowed)]
@@ -83,26 +92,17 @@ def serve_dicom(
     deliver = _delivery(title, peer, output_dir, stop)
     limits = Limits(int(min_free_gb * 2**30), int(max_instance_mb * 2**20), max_associations)
     log_without_names()
-    store, arrivals = Spool(spool, keep_received), Arrivals(quiet_s)
-    try:
+    with closing(Spool(spool, keep_received)) as store:
+        arrivals = Arrivals(quiet_s)
         receiver = Receiver(store, arrivals, title, titles, limits)
-        sender = Sender(store, deliver, retry_s)
-        worker = Worker(store, arrivals, job)
+        steps = [Worker(store, arrivals, job).step, Sender(store, deliver, retry_s).step]
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        bound = receiver.start(str(host), port)
-        logger.info(
-            f"{title} listens on {host}:{bound} for {', '.join(titles)}; results go to {deliver}; "
-            f"the spool is {store.root}"
-        )
+        place = f"{host}:{receiver.start(str(host), port)}"
+        logger.info(f"{title} listens on {place} for {', '.join(titles)}; results go to {deliver}; spool: {store.root}")
         if not _is_loopback(str(host)):
-            logger.warning(
-                f"{host} is reached from other machines: AE titles are no protection, and DICOM is not encrypted; let "
-                "a firewall or a VPN decide who reaches the port."
-            )
-        run_until(stop, receiver, [worker.step, sender.step], retry_s)
-    finally:
-        store.close()
+            logger.warning(_OPEN.format(host))
+        run_until(stop, receiver, steps, retry_s)
     logger.info("Stopped; what is unfinished goes on at the next start.")
 
 
