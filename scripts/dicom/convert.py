@@ -90,7 +90,7 @@ def convert(series: Series, output: Path, max_gap_mm: float = 15.0, max_lean_deg
             f"{subject} does not say where its slices lie (ImagePositionPatient, ImageOrientationPatient, "
             "PixelSpacing); export it again with them."
         )
-    if series.samples != 1:
+    if series.coloured:
         raise CaseError(f"{subject} holds colours, not one value a voxel; give the scan itself.")
     if series.slices < 2:
         raise CaseError(f"{subject} is a single slice; a volume is needed.")

@@ -8,6 +8,7 @@ gaps differ by less than it heeds, the first one becomes the spacing of all, whi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.ndimage import shift
@@ -70,22 +71,19 @@ def _resampled(
     rows, columns = (n + int(np.ceil(most - 1e-3)) for n, most in zip(slices[0].shape, moved.max(axis=0), strict=True))
     kind = slices[0].dtype
     volume = np.empty((columns, rows, len(line)), dtype=kind)
-    placed: dict[int, np.ndarray] = {}
+
+    @lru_cache(maxsize=2)  # the next height often lies between the same two
+    def placed(number: int) -> np.ndarray:
+        larger = np.full((rows, columns), background, dtype=np.float32)
+        larger[: slices[number].shape[0], : slices[number].shape[1]] = slices[number]
+        return shift(larger, moved[number], order=1, mode="grid-constant", cval=background)
+
     for index, z in enumerate(line):
         below = int(np.clip(np.searchsorted(height, z, side="right") - 1, 0, len(height) - 2))
-        placed = {n: placed[n] if n in placed else _placed(slices[n], moved[n], (rows, columns), background)
-                  for n in (below, below + 1)}  # fmt: skip
         weight = np.clip((z - height[below]) / (height[below + 1] - height[below]), 0, 1)
-        values = (1 - weight) * placed[below] + weight * placed[below + 1]
+        values = (1 - weight) * placed(below) + weight * placed(below + 1)
         volume[..., index] = (np.round(values) if kind == np.int16 else values).T
     return volume
-
-
-def _placed(values: np.ndarray, moved: np.ndarray, shape: tuple[int, int], fill: float) -> np.ndarray:
-    """A slice on a larger grid, moved by parts of a pixel."""
-    larger = np.full(shape, fill, dtype=np.float32)
-    larger[: values.shape[0], : values.shape[1]] = values
-    return shift(larger, moved, order=1, mode="grid-constant", cval=fill)
 
 
 def _correction(stack: Stack, even: bool, upright: bool) -> str | None:

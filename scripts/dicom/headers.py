@@ -20,7 +20,7 @@ _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"),
     *("SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "ConvolutionKernel", "ImageType"),
     *("BodyPartExamined", "ContrastBolusAgent", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("PixelSpacing", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"),
+    *("PixelSpacing", "Rows", "Columns", "PhotometricInterpretation", "NumberOfFrames"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 

@@ -76,7 +76,7 @@ def _name_syntax(dataset: Any) -> None:
     if getattr(dataset.file_meta, "TransferSyntaxUID", None) is None:
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-        implicit, little = dataset.original_encoding if hasattr(dataset, "original_encoding") else (True, True)
+        implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 

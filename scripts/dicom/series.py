@@ -29,6 +29,8 @@ _SCREEN = re.compile(r"SCREEN SAVE|\bDOSE\b|PROTOCOL|PATIENT ?DOSE")
 _FLAIR = re.compile(r"flair|dark.?fluid|tirm")
 
 
+_NO_AGENT = ("", "0", "NO", "NONE", "N/A", "NOT APPLICABLE", "WITHOUT")
+
 _Slice = tuple[Plane | None, Header, int]  # where it lies, its file, its frame there
 
 
@@ -42,13 +44,14 @@ class Series:
         modality: CT, MR, ...
         sop_class: SOPClassUID.
         number: SeriesNumber.
-        description: SeriesDescription, ProtocolName and SequenceName. People write names into it: for rules alone.
+        description: SeriesDescription. People write names into it: for rules alone, as the next.
+        protocol: ProtocolName and SequenceName.
         kernel: ConvolutionKernel.
         image_type: ImageType.
         body_part: BodyPartExamined.
         contrast_agent: ContrastBolusAgent.
         frame_of_reference: FrameOfReferenceUID.
-        samples: values of a pixel, 3 for colours.
+        coloured: whether its pixels are colours.
         frames: file and index of the frame of each slice, in their order along the stack's normal.
         stack: where the slices lie; None where the headers do not say.
     """
@@ -59,12 +62,13 @@ class Series:
     sop_class: str
     number: int | None
     description: str
+    protocol: str
     kernel: str
     image_type: tuple[str, ...]
     body_part: str
     contrast_agent: str
     frame_of_reference: str
-    samples: int
+    coloured: bool
     frames: tuple[tuple[Path, int], ...]
     stack: Stack | None
 
@@ -154,13 +158,14 @@ def _series(slices: list[_Slice], stack: Stack | None) -> Series:
         modality=first.text("Modality").upper(),
         sop_class=first.text("SOPClassUID"),
         number=first.number("SeriesNumber"),
-        description=" ".join(first.text(name) for name in ("SeriesDescription", "ProtocolName", "SequenceName")),
+        description=first.text("SeriesDescription"),
+        protocol=f"{first.text('ProtocolName')} {first.text('SequenceName')}",
         kernel=first.text("ConvolutionKernel"),
         image_type=tuple(word.upper() for word in first.texts("ImageType")),
         body_part=first.text("BodyPartExamined").upper(),
         contrast_agent=first.text("ContrastBolusAgent").upper(),
         frame_of_reference=first.text("FrameOfReferenceUID"),
-        samples=first.number("SamplesPerPixel") or 1,
+        coloured=not (first.text("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME"),
         frames=tuple((header.path, frame) for _, header, frame in slices),
         stack=stack,
     )
@@ -237,7 +242,7 @@ def why_unusable(series: Series, contrast: str = "CT") -> str | None:
         return "a projection"
     if described.startswith("SYNTHETIC "):
         return "synthetic"  # what this bundle writes itself
-    if series.samples != 1:
+    if series.coloured:
         return "colours"
     return _why_no_volume(series, contrast)
 
@@ -251,7 +256,7 @@ def _why_no_volume(series: Series, contrast: str) -> str | None:
         return "several slices at one place"
     if _is_ct(contrast):
         return None if series.stack.axial else "not axial"
-    return None if _names(series.description, contrast) else f"not named {contrast}"
+    return None if _names(f"{series.description} {series.protocol}", contrast) else f"not named {contrast}"
 
 
 def _is_ct(contrast: str) -> bool:
@@ -271,7 +276,7 @@ def _rank(series: Series, contrast: str) -> tuple:
     ct = _is_ct(contrast)
     return (
         bool(series.body_part) and not _HEAD.search(series.body_part),
-        ct and series.contrast_agent not in ("", "NO", "NONE", "N/A", "NOT APPLICABLE", "WITHOUT"),
+        ct and series.contrast_agent not in _NO_AGENT,
         ct and is_sharp(series.kernel, series.description),
         -series.slices,
         "DERIVED" in series.image_type[:1],

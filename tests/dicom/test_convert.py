@@ -4,10 +4,13 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from scripts.dicom.convert import convert_dicom
+from scripts.dicom.series import find_series
 from scripts.files import CaseError
+from scripts.transforms.checks import LoadVolume, LoadVolumed, file_name
 from tests.trees import BALLS, tilted, write_dicom_series
 
 pydicom = pytest.importorskip("pydicom")
@@ -173,6 +176,33 @@ def test_a_damaged_slice_is_refused(tmp_path):
     (folder / "1_010").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CaseError, match="truncated, damaged or compressed in an unknown way; export the series again"):
         convert_dicom(folder, tmp_path / "ct.nii.gz")
+
+
+def test_a_loaded_series_is_a_volume_like_any_other(tmp_path):
+    folder = write_dicom_series(tmp_path / "Doe", UNEVEN)
+    files = [str(path) for path in find_series(folder)[0].files]
+    for given in (files, str(folder)):
+        volume = LoadVolumed("image")({"image": given})["image"]
+        assert volume.dtype == torch.float32
+        assert volume.meta["dicom_files"] == files
+        assert volume.meta["filename_or_obj"] == files[0]
+        assert file_name(volume) == f"the DICOM series {volume.meta['series_uid']}"
+        assert volume.meta["corrected"] == "gaps of 4.0 to 5.0 mm between the slices"
+        np.testing.assert_array_equal(volume.affine, volume.meta["original_affine"])
+    volume, header = LoadVolume(image_only=False)(files)
+    assert header["series_uid"] == volume.meta["series_uid"]
+
+
+def test_a_loaded_series_that_is_no_longer_whole_is_refused(tmp_path):
+    folder = write_dicom_series(tmp_path / "Doe", EVEN)
+    files = [str(path) for path in find_series(folder)[0].files]
+    (folder / "1_003").unlink()
+    for given in (files, [*files, files[4]]):
+        with pytest.raises(CaseError, match="some are missing, damaged, twice there") as caught:
+            LoadVolumed("image")({"image": given})
+        assert "Doe" not in str(caught.value)
+    with pytest.raises(CaseError, match="no image of that name"):
+        LoadVolumed("image")({"image": ""})
 
 
 def test_no_name_gets_out(tmp_path, capfd):

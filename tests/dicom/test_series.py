@@ -6,10 +6,12 @@ import os
 import random
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from scripts.data.datalists import inference_datalist
+from scripts.dicom.convert import convert_series
 from scripts.dicom.kernels import is_sharp
 from scripts.dicom.series import choose_series, find_series, named_series, why_chosen, why_unusable
 from scripts.files import CaseError
@@ -63,7 +65,8 @@ RIVALS = {
     "dose report": ({"SeriesDescription": "Dose Report", "count": 30}, {}),
     "projection": ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MIP"], "count": 30}, {}),
     "maximum of enhanced images": ({"ImageType": ["DERIVED", "PRIMARY", "VOLUME", "MAX_IP"], "count": 30}, {}),
-    "colours": ({"SamplesPerPixel": 3, "count": 30}, {}),
+    "colours": ({"PhotometricInterpretation": "RGB", "count": 30}, {}),
+    "a palette": ({"PhotometricInterpretation": "PALETTE COLOR", "count": 30}, {}),
     "coronal": ({"orientation": CORONAL, "way": (0, 1, 0), "count": 30}, {}),
     "two slices": ({"count": 2}, {"count": 3, "ConvolutionKernel": "H60s"}),
     "synthetic": ({"SeriesDescription": "Synthetic T1 from CT series 2", "count": 30}, {}),
@@ -94,6 +97,11 @@ def test_what_is_alike_goes_by_number_and_then_by_uid(tmp_path):
     assert chosen(tmp_path) == 3
     twins = sorted([add(tmp_path / "a", 1), add(tmp_path / "b", 1)])
     assert choose_series(find_series(tmp_path)).uid == twins[0]
+
+
+def test_a_protocol_of_scout_and_head_makes_no_scout(tmp_path):
+    add(tmp_path, 1, ProtocolName="Topogram and head, MIP", SeriesDescription="Head 5.0")
+    assert chosen(tmp_path) == 1
 
 
 @pytest.mark.parametrize(
@@ -277,6 +285,11 @@ def test_the_frames_of_an_enhanced_ct_are_slices(tmp_path):
     assert choose_series([series]) is series
     np.testing.assert_allclose(series.stack.positions[:, 2], [0, 5, 10, 15, 20])
     assert [values.mean() for values in series_values(series)] == [-10, -8, -6, -4, -2]
+    convert_series([path], tmp_path / "ct.nii")
+    image = nib.load(tmp_path / "ct.nii")
+    heights_of = [nib.affines.apply_affine(image.affine, [0, 0, k])[2] for k in range(5)]
+    np.testing.assert_allclose(heights_of, [0, 5, 10, 15, 20])
+    assert [float(value) for value in image.dataobj[4, 4]] == [-10, -8, -6, -4, -2]
 
 
 def test_an_enhanced_ct_that_lacks_frames_is_refused(tmp_path):
