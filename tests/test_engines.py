@@ -258,7 +258,10 @@ def test_each_validation_shows_its_first_volume():
     volumes = torch.rand(3, 3, 2, 4, 5, 6)
     outputs = [[{"image": v[0, :1], "pred": v[1, :1], "label": v[2]}] for v in volumes]
     evaluator = Engine(lambda engine, batch: outputs[batch])
-    draw = lambda source, synthetic, real, affine: torch.stack([source, synthetic, real]).mean((1, 3)).numpy()  # noqa: E731
+
+    def draw(source, synthetic, real, affine):
+        return torch.stack([source, synthetic, real]).mean((1, 3)).numpy()
+
     engines.ValidationPicture(writer, draw).attach(evaluator)
     for _ in range(2):
         evaluator.run([1, 0, 2])

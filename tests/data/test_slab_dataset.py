@@ -169,7 +169,10 @@ def test_renderings_are_drawn_from_the_source_transform():
             return data | {"source": data["target"] * self.rng.random()}
 
     mask = torch.ones(1, 8, 8, 3)
-    make = lambda: pack_volume({}, lambda item: {"target": mask, "mask": mask}, Rendering(), 3, (8, 8), seed=5)  # noqa: E731
+
+    def make():
+        return pack_volume({}, lambda item: {"target": mask, "mask": mask}, Rendering(), 3, (8, 8), seed=5)
+
     packed = make()
     assert len({int(s.max()) for s in packed.sources}) == 3
     np.testing.assert_array_equal(packed.sources, make().sources)
