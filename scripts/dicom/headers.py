@@ -90,7 +90,7 @@ class Plane:
         return (
             self.shape == other.shape
             and np.abs(self.orientation - other.orientation).max() < 0.01
-            and np.abs(np.subtract(self.spacing, other.spacing)).max() < 0.01
+            and np.abs(np.subtract(self.spacing, other.spacing)).max() < 0.0005  # 0.3 mm over 512 pixels
         )
 
 

@@ -144,7 +144,8 @@ def _placed(slices: list[_Slice]) -> Series:
     row, column = plane.orientation.reshape(2, 3)
     positions = np.array([plane.position for plane, _, _ in slices])
     order = np.argsort(positions @ np.cross(row, column), kind="stable")
-    stack = Stack(positions[order], row, column, plane.shape, plane.spacing)
+    turned = max(np.linalg.norm(other.orientation - plane.orientation) for other, _, _ in slices)
+    stack = Stack(positions[order], row, column, plane.shape, plane.spacing, float(np.degrees(turned)))
     return _series([slices[index] for index in order], stack)
 
 

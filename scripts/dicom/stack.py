@@ -19,6 +19,7 @@ class Stack:
         column: (3,) direction of rising row index.
         shape: rows and columns of a slice.
         spacing: mm between rows and between columns.
+        turned_deg: the most that a slice is turned against the first, degrees.
     """
 
     positions: np.ndarray
@@ -26,6 +27,7 @@ class Stack:
     column: np.ndarray
     shape: tuple[int, int]
     spacing: tuple[float, float]
+    turned_deg: float = 0.0
 
     @property
     def normal(self) -> np.ndarray:
@@ -69,7 +71,7 @@ class Stack:
 
         Raises:
             CaseError: several slices at one place, a gap that is too wide or where a slice is missing, slices that do
-                not lie on one line or lean too far.
+                not lie on one line, are turned or lean too far.
         """
         gaps = self.gaps
         if self.repeats:
@@ -87,6 +89,11 @@ class Stack:
         line = self.positions[0] + share[:, None] * (self.positions[-1] - self.positions[0])
         if np.abs(self.positions - line).max() > 1:
             raise CaseError(f"The slices of {name} do not lie on one line; export one straight series.")
+        if self.turned_deg > 0.1:
+            raise CaseError(
+                f"The slices of {name} are turned against each other by {self.turned_deg:.1f} degrees; export them as "
+                "one straight series."
+            )
         lean = max(abs(angle) for angle in self.lean_deg)
         if lean > max_lean_deg:
             raise CaseError(f"The slices of {name} lean by {lean:.1f} degrees; export an upright series.")

@@ -106,12 +106,35 @@ def test_a_ramp_keeps_its_place(tmp_path, heights, turn):
     def eighths(slice_, _):
         slice_.RescaleSlope, slice_.RescaleIntercept = 0.125, -128
 
-    folder = write_dicom_series(tmp_path / "in", RAMP_HEIGHTS[heights], orientation, hu_of=ramp, change=eighths)
+    folder = write_dicom_series(
+        tmp_path / "in", RAMP_HEIGHTS[heights], orientation, voxels=48, spacing=5, hu_of=ramp, change=eighths
+    )
     image = nib.load(convert_dicom(folder, tmp_path / "ct.nii.gz"))
     places = nib.affines.apply_affine(image.affine, np.moveaxis(np.indices(image.shape), 0, -1)) * (-1, -1, 1)
     inner = (np.abs(places[..., :2]) < 60).all(axis=-1) & (np.abs(places[..., 2] - 35) < 25)
-    assert inner.sum() > 10000
+    assert inner.sum() > 4000
     np.testing.assert_allclose(image.get_fdata()[inner], 100 + places[inner] @ [1, 0.5, 1], atol=0.26)
+
+
+@pytest.mark.parametrize("degrees", [0, 14])
+def test_rows_and_columns_may_differ(tmp_path, degrees):
+    """40 rows of 3 mm, 60 columns of 2 mm; the values are a ramp again."""
+
+    def oblong(slice_, _):
+        slice_.Rows, slice_.Columns, slice_.PixelSpacing = 40, 60, [3, 2]
+        slice_.RescaleSlope, slice_.RescaleIntercept = 0.125, 0
+        row, column = np.array(slice_.ImageOrientationPatient, dtype=float).reshape(2, 3)
+        rows, columns = np.mgrid[:40, :60][..., None]
+        points = np.array(slice_.ImagePositionPatient, dtype=float) + 2 * columns * row + 3 * rows * column
+        slice_.PixelData = np.round((500 + points @ [1, 0.5, 1]) * 8).astype("<i2").tobytes()
+
+    folder = write_dicom_series(tmp_path / "in", EVEN, tilted(degrees), change=oblong)
+    image = nib.load(convert_dicom(folder, tmp_path / "ct.nii.gz"))
+    assert image.shape[0] == 60
+    np.testing.assert_allclose(nib.affines.voxel_sizes(image.affine)[:2], [2, 3])
+    places = nib.affines.apply_affine(image.affine, np.moveaxis(np.indices(image.shape), 0, -1)) * (-1, -1, 1)
+    middle = np.s_[:, 14:26]
+    np.testing.assert_allclose(image.get_fdata()[middle], 500 + places[middle] @ [1, 0.5, 1], atol=0.26)
 
 
 def test_slices_that_lie_even_within_a_hair_are_not_resampled(tmp_path):
@@ -137,6 +160,11 @@ def zigzag(slice_, index):
     slice_.ImagePositionPatient = [x + 5 * (index % 2), y, z]
 
 
+def turned(slice_, index):
+    if index == 9:
+        slice_.ImageOrientationPatient = [np.cos(0.005), np.sin(0.005), 0, -np.sin(0.005), np.cos(0.005), 0]
+
+
 @pytest.mark.parametrize(
     ("series", "reason"),
     [
@@ -147,6 +175,7 @@ def zigzag(slice_, index):
         ([{"heights": [*EVEN, EVEN[7]]}], "several slices lie at one place"),
         ([{"heights": [*EVEN, EVEN[7] + 0.02]}], "several slices lie at one place"),
         ([{"heights": EVEN, "change": zigzag}], "do not lie on one line"),
+        ([{"heights": EVEN, "change": turned}], "turned against each other by 0.4 degrees"),
         ([{"heights": EVEN}, {"heights": EVEN[::2], "number": 2}], "holds 2 volumes; give the folder of one series"),
         ([{"heights": [0]}], "No volume"),
     ],
