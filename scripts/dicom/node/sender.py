@@ -16,7 +16,7 @@ from ...files import CaseError
 from ..headers import quiet_pydicom
 from . import StoppedError
 from .connection import limit_connection
-from .spool import Spool, sync_tree
+from .spool import Spool, sync, sync_tree
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -138,6 +138,7 @@ class FolderDelivery:
         if place.exists():
             os.replace(place, old)
         os.replace(new, place)
+        sync(self.output_dir)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -110,7 +110,7 @@ class Spool:
             with self._guard:
                 folder.mkdir(mode=0o700, exist_ok=True)
                 os.replace(temporary, folder / f"{instance}.dcm")
-                _sync(folder, folder.parent)
+                sync(folder, folder.parent)
         finally:
             temporary.unlink(missing_ok=True)
         return True
@@ -216,7 +216,7 @@ class Spool:
         temporary = self.root / "incoming" / uuid.uuid4().hex
         _write(temporary, (json.dumps(content, indent=2) + "\n").encode())
         os.replace(temporary, self.root / folder / f"{study}.json")
-        _sync(self.root / folder)
+        sync(self.root / folder)
 
     def _discard(self, folder: Path) -> None:
         """Remove a folder at one stroke, so that never a part of it is taken for the whole."""
@@ -236,7 +236,7 @@ class Spool:
 def sync_tree(root: Path) -> None:
     """Bring the files of a folder and of the folders in it to the disk."""
     for folder, _, names in os.walk(root):
-        _sync(*(Path(folder) / name for name in names), Path(folder))
+        sync(*(Path(folder) / name for name in names), Path(folder))
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -247,7 +247,8 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(*paths: Path) -> None:
+def sync(*paths: Path) -> None:
+    """Bring files and folders (their names) to the disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
