@@ -23,8 +23,8 @@ pydicom = pytest.importorskip("pydicom")
 SUFFIXES = (".json", ".nii.gz", ".png")
 HEIGHTS = [6.0 * i - 90 for i in range(31)]
 STUDY = "1.2.826.0.1.3680043.8.498.7"
-PLANTED = {"PatientName": "Planted^Petra", "PatientID": "QX77ZID", "PatientBirthDate": "19450203"}
-SECRETS = ("planted", "petra", "qx77zid", "19450203", "folder_of", "slice_of")
+PLANTED = {"PatientName": "Planted^Petronella", "PatientID": "QX77ZID", "PatientBirthDate": "19450203"}
+SECRETS = ("planted", "petronella", "qx77zid", "19450203", "folder_of", "slice_of")
 
 
 def head(points):
@@ -47,7 +47,7 @@ def head_series(folder, number=1, study=STUDY, count=31, orientation=(1, 0, 0, 0
     write_dicom_series(folder, HEIGHTS[:count], orientation, number=number, modality=modality, **shape)
     header = pydicom.dcmread(folder / f"{number}_001")
     for path in folder.glob(f"{number}_*"):
-        path.rename(path.with_name(f"Slice_of_Petra_{path.name}"))
+        path.rename(path.with_name(f"Slice_of_Petronella_{path.name}"))
     return str(header.SeriesInstanceUID)
 
 
@@ -100,7 +100,7 @@ def everything_in(folder):
 
 @pytest.mark.parametrize("orientation", [tilted(0), tilted(15)], ids=["upright", "tilted gantry"])
 def test_a_series_comes_out_where_it_was_scanned(tmp_path, translate, orientation):
-    uid = head_series(tmp_path / "in" / "Folder_of_Petra", orientation=orientation)
+    uid = head_series(tmp_path / "in" / "Folder_of_Petronella", orientation=orientation)
     assert translate(tmp_path / "in") is None
     case, record = case_of(tmp_path / "out")
     assert re.fullmatch("ct_[0-9a-f]{12}", case)
@@ -119,9 +119,11 @@ def test_a_series_comes_out_where_it_was_scanned(tmp_path, translate, orientatio
 
 def mixed(folder):
     """A study with a bone kernel and a scout, a tilted one, one without CT, one that is truncated, and a NIfTI."""
-    head_series(folder / "Folder_of_Petra", 1, ConvolutionKernel="H70s")
-    head_series(folder / "Folder_of_Petra", 2, ConvolutionKernel="H30s", SeriesDescription="Kopf Planted Petra")
-    head_series(folder / "Folder_of_Petra", 3, count=1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    head_series(folder / "Folder_of_Petronella", 1, ConvolutionKernel="H70s")
+    head_series(
+        folder / "Folder_of_Petronella", 2, ConvolutionKernel="H30s", SeriesDescription="Kopf Planted Petronella"
+    )
+    head_series(folder / "Folder_of_Petronella", 3, count=1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     head_series(folder / "Folder_of_Doe" / "deep", 4, STUDY + ".2", orientation=tilted(-12))
     head_series(folder / "Folder_of_Jane", 5, STUDY + ".3", modality="MR")
     head_series(folder / "Folder_of_Jane" / "more", 6, STUDY + ".4")
@@ -137,9 +139,9 @@ def test_no_name_gets_out(tmp_path, bundle_root, settings):
     for path in data.rglob("*_2_*"):
         slice_ = pydicom.dcmread(path)
         slice_.add_new("PatientBirthDate", "DA", "Planted")
-        slice_["PatientBirthDate"]._value = "Planted Petra, 19450203"
+        slice_["PatientBirthDate"]._value = "Planted Petronella, 19450203"
         slice_.add_new("SeriesNumber", "IS", "2")
-        slice_.PatientComments = slice_.OperatorsName = "Petra" * 20
+        slice_.PatientComments = slice_.OperatorsName = "Petronella" * 20
         slice_.save_as(path)
     overlay = tmp_path / "overlay.json"
     overlay.write_text(json.dumps(settings))
@@ -163,12 +165,12 @@ def test_no_name_gets_out(tmp_path, bundle_root, settings):
 
 
 def test_names_are_kept_where_that_is_asked_for(tmp_path, translate):
-    head_series(tmp_path / "in" / "Folder_of_Petra" / "ct")
+    head_series(tmp_path / "in" / "Folder_of_Petronella" / "ct")
     assert translate(tmp_path / "in", keep_names=True) is None
     case, record = case_of(tmp_path / "out")
-    assert case == "Folder_of_Petra_ct"
-    assert record["source"]["file"] == "Folder_of_Petra/ct"
-    assert (record["source"]["patient_name"], record["source"]["patient_id"]) == ("Planted^Petra", "QX77ZID")
+    assert case == "Folder_of_Petronella_ct"
+    assert record["source"]["file"] == "Folder_of_Petronella/ct"
+    assert (record["source"]["patient_name"], record["source"]["patient_id"]) == ("Planted^Petronella", "QX77ZID")
     before = (tmp_path / "out" / f"{case}_t1.nii.gz").stat().st_mtime_ns
     assert translate(tmp_path / "in", keep_names=True) is None
     assert (tmp_path / "out" / f"{case}_t1.nii.gz").stat().st_mtime_ns == before
@@ -228,7 +230,7 @@ def test_a_flair_of_dicom(tmp_path, translate, bundle_root):
         return np.where((head(points) >= 0) & (head(points) < 100), head(points) + 300, -1000)
 
     def change(slice_, _):
-        slice_.SeriesDescription = "t2_flair_tra of Petra"
+        slice_.SeriesDescription = "t2_flair_tra of Petronella"
 
     shape = {"voxels": 48, "spacing": 5.0, "hu_of": brain, "study": STUDY, "change": change}
     write_dicom_series(tmp_path / "in", HEIGHTS, modality="MR", **shape)
@@ -238,7 +240,7 @@ def test_a_flair_of_dicom(tmp_path, translate, bundle_root):
     case, record = case_of(tmp_path / "out")
     assert case.startswith("mr_")
     assert record["source_contrast"] == "FLAIR"
-    assert "petra" not in everything_in(tmp_path / "out")
+    assert "petronella" not in everything_in(tmp_path / "out")
 
 
 def test_a_mask_is_found_by_the_case_or_the_uid(tmp_path, translate):
