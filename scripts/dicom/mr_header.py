@@ -36,12 +36,15 @@ STUDY = (
     *("ServiceEpisodeDescription", "PatientState", "ReasonForVisit", "ReasonForVisitCodeSequence"),
 )
 # of the series and its frame of reference: C.7.3.1, C.7.4.1, C.12.1
-SERIES = ("SpecificCharacterSet", "TimezoneOffsetFromUTC", "PatientPosition", "PositionReferenceIndicator")
+SERIES = (
+    *("SpecificCharacterSet", "TimezoneOffsetFromUTC", "PatientPosition", "PositionReferenceIndicator"),
+    "LongitudinalTemporalInformationModified",
+)
 # type 2: there, if only empty
 EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
-    *("ReferringPhysicianName", "AccessionNumber", "PatientPosition", "PositionReferenceIndicator", "ScanOptions"),
-    *("MRAcquisitionType", "RepetitionTime", "EchoTime", "EchoTrainLength"),
+    *("ReferringPhysicianName", "AccessionNumber", "PatientPosition", "PositionReferenceIndicator", "SliceThickness"),
+    *("ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime", "EchoTrainLength"),
 )
 # of one slice: C.7.6.2 Image Plane, C.7.6.1 General Image
 PLACE = (
@@ -86,7 +89,8 @@ def series_header(source: Dataset, target: str, manufacturer: str, record: Mappi
     ds.SOPClassUID, ds.Modality, ds.BodyPartExamined = MR_IMAGE_STORAGE, "MR", "BRAIN"
     # Synthetic Data (0008,001C), of the standard of 2023, is left out: checkers older than that call it an error
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    ds.SeriesNumber = 1000 + (_whole(source, "SeriesNumber") or 0)
+    number = 1000 + (_whole(source, "SeriesNumber") or 0)
+    ds.SeriesNumber = number if number < 2**31 else 1000  # IS, PS3.5 6.2
     ds.SeriesDescription = _series_description(source, target, record)
     ds.ImageComments = f"Synthetic {target}, {NOTE}"
     # no sequence was played out: research mode, and no times

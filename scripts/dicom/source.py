@@ -46,7 +46,7 @@ def source_slices(volume: Any) -> list[SourceSlice]:
         volume: with `dicom_files`, the paths of one series, and `series_uid` in its meta.
 
     Raises:
-        CaseError: no DICOM series, or an image without what a slice beside it needs.
+        CaseError: no DICOM series, a file that is gone, or an image without what a slice beside it needs.
     """
     files = volume.meta.get("dicom_files")
     if not files:
@@ -55,17 +55,19 @@ def source_slices(volume: Any) -> list[SourceSlice]:
             f"{name} is no DICOM series, so no DICOM series can be written beside it; give the DICOM files, or leave "
             "configs/dicom.json out."
         )
-    pydicom, slices = quiet_pydicom(), []
-    for path in files:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        slices += _slices_of(header)
+    pydicom, series = quiet_pydicom(), f"the DICOM series {volume.meta.get('series_uid')}"
+    try:
+        headers = [pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in files]
+        slices = [one for header in headers for one in _slices_of(header)]
+    except Exception:  # its message names the file
+        raise CaseError(f"A file of {series} is not there any more or damaged; give the series again.") from None
     for one in slices:
         lacking = [keyword for keyword in _NEEDED if not one.header.get(keyword)]
         lacking += [keyword for keyword in _PLACE if not one.place.get(keyword)]
         if lacking:
             raise CaseError(
-                f"An image of the DICOM series {volume.meta.get('series_uid')} has no {lacking[0]}, without which no "
-                "series can be written beside it; export it again, or leave configs/dicom.json out."
+                f"An image of {series} has no {lacking[0]}, without which no series can be written beside it; export "
+                "it again, or leave configs/dicom.json out."
             )
     stack = stack_of(slices)
     return [slices[index] for index in np.argsort(stack.positions @ stack.normal, kind="stable")]

@@ -205,9 +205,12 @@ def test_itk_reads_both_series_onto_one_grid(tmp_path, name):
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
-@pytest.mark.parametrize("name", ["axial", "oblique", "tilted, uneven"])
+@pytest.mark.parametrize("name", ["axial", "oblique", "tilted, uneven", "sparse"])
 def test_dciodvfy_finds_nothing(tmp_path, name):
-    source = load(write_source(tmp_path / "in", change=told, **(UPRIGHT | CORRECTED)[name]))
+    series = {"change": told, **(UPRIGHT | CORRECTED).get(name, {})}
+    if name == "sparse":
+        series["change"] = sparse
+    source = load(write_source(tmp_path / "in", **series))
     for path in save(source, with_noise(source), tmp_path / "out")[:3]:
         said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
         assert (said.stdout + said.stderr).split() == ["MRImage"]
@@ -227,6 +230,16 @@ def told(header):
     header.private_block(0x0011, "MAKER", create=True).add_new(1, "LO", "private")
     header.ImageComments, header.ProtocolName, header.KVP = "of the CT", "head", 120
     header.ConvolutionKernel, header.OperatorsName = "H30", "Poe^Paul"
+
+
+def sparse(header):
+    """A de-identified header with the least that is allowed, and the largest numbers."""
+    told(header)
+    header.PatientIdentityRemoved, header.LongitudinalTemporalInformationModified = "YES", "MODIFIED"
+    header.PatientName = header.PatientBirthDate = header.PatientSex = header.SliceThickness = None
+    header.SeriesNumber, header.InstanceNumber = 2**31 - 1, 2**31 - header.InstanceNumber
+    for keyword in ("PatientPosition", "PositionReferenceIndicator", "Manufacturer"):
+        delattr(header, keyword)
 
 
 def test_patient_study_and_frame_are_the_source_s_and_everything_else_is_not(tmp_path):
@@ -440,6 +453,12 @@ def test_what_a_series_cannot_do_without_is_asked_for_before_anything_is_compute
     with pytest.raises(CaseError, match=f"^An image of the DICOM series [0-9.]+ has no {keyword}, .*; export it again"):
         CheckDicomSourced("source")({"source": volume})
     CheckDicomSourced("source")({"source": axial})
+
+
+def test_a_source_that_is_gone_is_told_without_its_name(axial):
+    gone = MetaTensor(axial.as_tensor(), meta={**axial.meta, "dicom_files": ["/DOE_JANE/0001"]})
+    with pytest.raises(CaseError, match=r"^A file of the DICOM series [0-9.]+ is not there any more or damaged; "):
+        CheckDicomSourced("source")({"source": gone})
 
 
 def test_what_is_no_dicom_series_is_refused(tmp_path):
