@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -49,8 +50,8 @@ def inference_datalist(
         `{"image": path, "case": CASE}` for each volume, sorted by path, then those of DICOM, whose `image` is a list of
         the paths of one series in the order of its slices. CASE is the path below `dataset_dir` without extension, `/`
         as `_`; for one file it is the file's name without extension; for DICOM the modality and 12 digits that stand
-        for the series' UID. A study without a series to translate has the reason as `failure`, and `study` and 12
-        digits as CASE.
+        for the series' UID, and 12 for the study's where several have a series of that UID. A study without a series to
+        translate has the reason as `failure`, and `study` and 12 digits as CASE.
 
     Raises:
         CaseError: nothing there, no volume in it, two files of the same CASE, outputs among the inputs, or a series UID
@@ -68,7 +69,8 @@ def inference_datalist(
     series = [] if root.is_file() and _suffix(root) else _dicom_below(root, output_dir)
     uids = _uids(series_uid)
     if uids:
-        items = [_dicom_item(one) for one in named_series(series, uids, contrast)]
+        several = _in_several_studies(series)
+        items = [_dicom_item(one, several) for one in named_series(series, uids, contrast)]
     else:
         items = _dicom_items(series, contrast)
     files = [] if uids or (series and root.is_file()) else volumes_below(root, output_dir, may_be_none=True)
@@ -89,7 +91,11 @@ def volumes_below(root: Path, left_out: Any = None, may_be_none: bool = False) -
     """
     if root.is_file():
         if _suffix(root) is None:
-            raise CaseError(f"{root} is no volume this bundle reads; give {', '.join(IMAGE_SUFFIXES)} or DICOM.")
+            # no path: what cannot be read as DICOM any more may be called like a patient
+            kinds = ", ".join(IMAGE_SUFFIXES)
+            raise CaseError(
+                f"The file given is no volume this bundle reads, or damaged; give {kinds} or DICOM, unpacked."
+            )
         return [{"image": str(root), "case": case_name(Path(root.name))}]
     if not root.is_dir():
         raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
@@ -109,7 +115,7 @@ def _dicom_below(root: Path, left_out: Any) -> list[Series]:
 
 def _dicom_items(series: Sequence[Series], contrast: str) -> list[dict[str, Any]]:
     """One item a study."""
-    items = []
+    items, several = [], _in_several_studies(series)
     for uid, study in groupby(series, key=lambda one: one.study_uid):
         stacks = list(study)
         try:
@@ -118,14 +124,22 @@ def _dicom_items(series: Sequence[Series], contrast: str) -> list[dict[str, Any]
             files = [str(path) for path in stacks[0].files]
             items.append({"image": files, "case": f"study_{digits_of_uid(uid)}", "failure": str(error)})
         else:
-            items.append(_dicom_item(chosen))
+            items.append(_dicom_item(chosen, several))
             logger.info(f"{items[-1]['case']}: {why_chosen(chosen, stacks, contrast)}")
     return items
 
 
-def _dicom_item(series: Series) -> dict[str, Any]:
+def _in_several_studies(series: Sequence[Series]) -> set[str]:
+    """UIDs of series that were not given anew when they were copied into another study."""
+    count = Counter(uid for uid, _ in {(one.uid, one.study_uid) for one in series})
+    return {uid for uid, studies in count.items() if studies > 1}
+
+
+def _dicom_item(series: Series, in_several_studies: set[str]) -> dict[str, Any]:
     modality = re.sub(r"[^a-z]", "", series.modality.lower()) or "dicom"
     case = f"{modality}_{digits_of_uid(series.uid)}"
+    if series.uid in in_several_studies:
+        case += f"_{digits_of_uid(series.study_uid)}"
     return {"image": [str(path) for path in series.files], "case": case}
 
 
@@ -134,7 +148,7 @@ def _named_by_folder(items: Sequence[dict[str, Any]], root: Path, taken: Sequenc
     folders = [series_folder(item["image"], root).replace("/", "_") for item in items]
     known = [*folders, *taken]
     return [
-        {**item, "case": name if known.count(name) == 1 else f"{name}_{item['case'].split('_')[-1]}"}
+        {**item, "case": name if known.count(name) == 1 else f"{name}_{item['case'].partition('_')[2]}"}
         for item, name in zip(items, folders, strict=True)
     ]
 

@@ -7,6 +7,7 @@ import stat
 import warnings
 from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,14 +16,22 @@ import numpy as np
 
 from ..files import CaseError
 
+logger = logging.getLogger(__name__)
+
 INSTALL = "pip install -r requirements.txt brings it"
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"),
     *("SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "ConvolutionKernel", "ImageType"),
-    *("BodyPartExamined", "ContrastBolusAgent", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("PixelSpacing", "Rows", "Columns", "PhotometricInterpretation", "NumberOfFrames"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("BodyPartExamined", "ContrastBolusAgent", "RescaleType", "GantryDetectorTilt", "InstanceNumber"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
+    *("PhotometricInterpretation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
+
+
+class Mark(Enum):
+    """What a file is at its first bytes."""
+
+    DICOM, MAYBE, NONE, UNREADABLE = range(4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +62,11 @@ class Header:
             return int(float(self.text(name)))
         except ValueError:
             return None
+
+    def real(self, name: str) -> float | None:
+        """The value of an element as a finite number, None where it is none."""
+        values = _numbers([self.values], name, 1)
+        return None if values is None else float(values[0])
 
     @property
     def planes(self) -> list[Plane | None]:
@@ -97,17 +111,25 @@ class Plane:
 def read_headers(paths: Iterable[Path]) -> list[Header]:
     """The headers of those files that are DICOM objects of a series, each object once, however many copies there are.
 
-    Files without the preamble are read too. Nothing is said or logged: warnings quote values, which may be names.
+    Files without the preamble are read too. Of a file nothing is said or logged: warnings quote values, which may be
+    names. How many were marked as DICOM or not to be opened, and could not be read, is logged.
 
     Raises:
         CaseError: there is DICOM, and the package pydicom is missing.
     """
     headers: dict[tuple, Header] = {}
+    unreadable = 0
     for path in paths:
-        if _may_be_dicom(path) and (header := read_header(path)) is not None:
+        mark = _mark(path)
+        header = read_header(path) if mark in (Mark.DICOM, Mark.MAYBE) else None
+        if header is None:
+            unreadable += mark is Mark.UNREADABLE or (mark is Mark.DICOM and not _is_directory(path))
+        else:
             identity = header.texts("SOPInstanceUID") + header.texts("SeriesInstanceUID")
             # anonymised images may share one UID; at another place it is another image
             headers.setdefault((*identity, header.texts("ImagePositionPatient")), header)
+    if unreadable:
+        logger.warning(f"Files that are damaged DICOM or cannot be opened: {unreadable}; they are left out.")
     return list(headers.values())
 
 
@@ -138,16 +160,29 @@ def quiet_pydicom() -> ModuleType:
     return pydicom
 
 
-def _may_be_dicom(path: Path) -> bool:
-    """Whether a file begins like DICOM: its mark, or without the preamble an element of group 2 or 8."""
+def _mark(path: Path) -> Mark:
+    """What the beginning of a file tells: DICOM's mark, or without the preamble an element of group 2 or 8."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            return False
+            return Mark.NONE
         with open(path, "rb") as file:
             start = file.read(132)
+    except FileNotFoundError:  # a link to nowhere
+        return Mark.NONE
     except OSError:
+        return Mark.UNREADABLE
+    if start[128:] == b"DICM":
+        return Mark.DICOM
+    return Mark.MAYBE if len(start) == 132 and start[:2] in (b"\2\0", b"\x08\0", b"\0\x08") else Mark.NONE
+
+
+def _is_directory(path: Path) -> bool:
+    """Whether a file that belongs to no series is an index of others (DICOMDIR)."""
+    try:
+        meta = quiet_pydicom().filereader.read_file_meta_info(path)
+        return meta.get("MediaStorageSOPClassUID") == "1.2.840.10008.1.3.10"
+    except Exception:
         return False
-    return start[128:] == b"DICM" or (len(start) == 132 and start[:2] in (b"\2\0", b"\x08\0", b"\0\x08"))
 
 
 def _items(dataset: Any, name: str) -> list:

@@ -8,12 +8,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..files import CaseError, files_below, sha256_of_file
+from .described import not_in_hu, of_another_part, with_contrast_agent
 from .headers import Header, Plane, read_header, read_headers
 from .kernels import is_sharp
 from .stack import Stack
@@ -22,7 +24,6 @@ FEWEST_SLICES = 3
 # CT, Enhanced CT, Legacy Converted Enhanced CT; the same of MR, without spectroscopy (PS3.4 B.5)
 _IMAGES = {"CT": ("2", "2.1", "2.2"), "MR": ("4", "4.1", "4.4")}
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-_HEAD = re.compile(r"HEAD|BRAIN|SKULL|CRANI|NEURO|KOPF|SCHAEDEL|SCHÄDEL|TETE|TÊTE|CABEZA|CEREBR|ENCEF|ORBIT|IAC|HIRN")
 _LOCALIZER = re.compile(r"LOCALI[SZ]ER|SCOUT|TOPOGRAM|SURVIEW|SCANOGRAM|SCANOSCOPE")
 _PROJECTION = re.compile(r"\b(MIP|M(IN|AX) ?IP|VRT?|SSD|VOLREN|PROJECTION|VOLUME RENDER\w*|M(AX|IN)IMUM)\b")
 _SCREEN = re.compile(r"SCREEN SAVE|\bDOSE\b|PROTOCOL|PATIENT ?DOSE")
@@ -51,6 +52,8 @@ class Series:
         body_part: BodyPartExamined.
         contrast_agent: ContrastBolusAgent.
         frame_of_reference: FrameOfReferenceUID.
+        rescale_type: RescaleType.
+        gantry_tilt: GantryDetectorTilt, degrees; None where it is not told.
         coloured: whether its pixels are colours.
         frames: file and index of the frame of each slice, in their order along the stack's normal.
         stack: where the slices lie; None where the headers do not say.
@@ -68,6 +71,8 @@ class Series:
     body_part: str
     contrast_agent: str
     frame_of_reference: str
+    rescale_type: str
+    gantry_tilt: float | None
     coloured: bool
     frames: tuple[tuple[Path, int], ...]
     stack: Stack | None
@@ -81,6 +86,19 @@ class Series:
     def files(self) -> tuple[Path, ...]:
         """Each file once, in the order of the slices."""
         return tuple(dict.fromkeys(path for path, _ in self.frames))
+
+    @property
+    def doubt(self) -> str | None:
+        """In words, where the gantry was tilted otherwise than the slices lie; None where nothing contradicts."""
+        if self.stack is None or self.gantry_tilt is None:
+            return None
+        lean = max(abs(angle) for angle in self.stack.lean_deg)
+        if abs(abs(self.gantry_tilt) - lean) < 1:
+            return None
+        return (
+            f"GantryDetectorTilt is {self.gantry_tilt:.1f} degrees, but the slices lean by {lean:.1f}; where they lie "
+            "is believed, look at the picture"
+        )
 
     @property
     def name(self) -> str:
@@ -166,6 +184,8 @@ def _series(slices: list[_Slice], stack: Stack | None) -> Series:
         body_part=first.text("BodyPartExamined").upper(),
         contrast_agent=first.text("ContrastBolusAgent").upper(),
         frame_of_reference=first.text("FrameOfReferenceUID"),
+        rescale_type=first.text("RescaleType"),
+        gantry_tilt=first.real("GantryDetectorTilt"),
         coloured=not (first.text("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME"),
         frames=tuple((header.path, frame) for _, header, frame in slices),
         stack=stack,
@@ -178,10 +198,11 @@ def choose_series(series: Sequence[Series], contrast: str = "CT") -> Series:
     What can be translated is a CT (or, for another contrast, an MR whose SeriesDescription, ProtocolName or
     SequenceName names it, such as FLAIR) of at least 3 slices, each at a place of its own, one value a pixel; a CT has
     to be axial: the slices' normal within 45 degrees of the body's axis. No localizer, dose report, secondary capture,
-    projection, synthetic series or series over time. Of those, in this order:
+    projection, map, subtraction, synthetic series or series over time. Of those, in this order:
 
-    1. of the head, or of no named part, before those whose BodyPartExamined names another part of the body;
-    2. of CT: without a contrast agent before with one;
+    1. of the head, or of no named part, before those whose BodyPartExamined or SeriesDescription names another part of
+       the body, or a part of the head alone (sinuses, temporal bone);
+    2. of CT: without a contrast agent before with one, by ContrastBolusAgent or SeriesDescription (CTA, perfusion);
     3. of CT: a soft kernel before a sharp one (`is_sharp`);
     4. the most slices;
     5. ORIGINAL before DERIVED;
@@ -207,7 +228,7 @@ def choose_series(series: Sequence[Series], contrast: str = "CT") -> Series:
 
 
 def named_series(series: Sequence[Series], uids: Sequence[str], contrast: str = "CT") -> list[Series]:
-    """The series of these UIDs, in this order; of one with several stacks, that which `choose_series` would prefer.
+    """The series of these UIDs, in this order; of several stacks in a study, that which `choose_series` would prefer.
 
     Raises:
         CaseError: one is not there; the sentence lists those that are.
@@ -221,8 +242,13 @@ def named_series(series: Sequence[Series], uids: Sequence[str], contrast: str = 
                 f"There is no DICOM series {uid} in dataset_dir; give as series_uid one of those that are: "
                 f"{there or 'none'}."
             )
-        chosen.append(min(stacks, key=lambda one: (why_unusable(one, contrast) is not None, _rank(one, contrast))))
+        for _, study in groupby(sorted(stacks, key=_study), key=_study):
+            chosen.append(min(study, key=lambda one: (why_unusable(one, contrast) is not None, _rank(one, contrast))))
     return chosen
+
+
+def _study(series: Series) -> str:
+    return series.study_uid
 
 
 def why_unusable(series: Series, contrast: str = "CT") -> str | None:
@@ -245,6 +271,8 @@ def why_unusable(series: Series, contrast: str = "CT") -> str | None:
         return "synthetic"  # what this bundle writes itself
     if series.coloured:
         return "colours"
+    if modality == "CT" and not_in_hu(words, series.description, series.rescale_type):
+        return "a map or subtraction, not in HU"
     return _why_no_volume(series, contrast)
 
 
@@ -276,8 +304,8 @@ def _rank(series: Series, contrast: str) -> tuple:
     """What `choose_series` prefers comes first."""
     ct = _is_ct(contrast)
     return (
-        bool(series.body_part) and not _HEAD.search(series.body_part),
-        ct and series.contrast_agent not in _NO_AGENT,
+        of_another_part(series.body_part, series.description),
+        ct and (series.contrast_agent not in _NO_AGENT or with_contrast_agent(series.description)),
         ct and is_sharp(series.kernel, series.description),
         -series.slices,
         "DERIVED" in series.image_type[:1],
@@ -297,7 +325,8 @@ def why_chosen(chosen: Series, series: Sequence[Series], contrast: str = "CT") -
             first = next((index for index, (its, ours) in enumerate(pairs) if its != ours), len(reasons))
             others[why_unusable(one, contrast) or (*reasons, "higher number", "same")[min(first, 5)]] += 1
     number = "" if chosen.number is None else f", number {chosen.number}"
-    text = f"series {chosen.uid}{number}, {chosen.slices} slices, of {len(series)} in its study"
+    bad = "".join(f", {why}" for why, so in zip(reasons[:3], best, strict=False) if so)
+    text = f"series {chosen.uid}{number}, {chosen.slices} slices{bad}, of {len(series)} in its study"
     left = ", ".join(f"{count} {why}" for why, count in sorted(others.items()))
     return f"{text} (not: {left})" if left else text
 

@@ -99,14 +99,35 @@ class Stack:
             raise CaseError(f"The slices of {name} lean by {lean:.1f} degrees; export an upright series.")
 
     def _refuse_holes(self, name: str) -> None:
-        """Where the gaps beside are alike and this one is twice or three times as wide, a slice is missing."""
-        gaps = self.gaps
-        for number, gap in enumerate(gaps if len(gaps) > 2 else []):
-            inner = 0 < number < len(gaps) - 1
-            beside = gaps[[number - 1, number + 1]] if inner else gaps[1:3] if number == 0 else gaps[-3:-1]
-            times = gap / beside.mean()
-            if np.ptp(beside) < 0.15 * beside.min() and times > 1.5 and abs(times - round(times)) < 0.2:
+        """Where gaps are twice or three times as wide as those before and behind, slices are missing.
+
+        One gap of its own or several in a row, as where every second slice is missing; a part that was scanned thicker
+        between two thinner ones is longer than those. At the ends a single gap tells.
+        """
+        runs = _runs(self.gaps)
+        for index, (start, count, gap) in enumerate(runs if len(runs) > 1 else []):
+            beside = [runs[other] for other in (index - 1, index + 1) if 0 <= other < len(runs)]
+            lengths, (before, *behind) = [one[1] for one in beside], [one[2] for one in beside]
+            times = gap / before
+            alike = all(_alike(before, other) for other in behind)
+            short = count <= max(lengths) if behind else count == 1 < max(lengths)
+            if alike and short and times > 1.5 and abs(times - round(times)) < 0.2:
                 raise CaseError(
-                    f"Between slices {number + 1} and {number + 2} of {name} is a gap of {gap:.1f} mm, where those "
-                    f"beside it are {beside[0]:.1f} and {beside[1]:.1f} mm; a slice is missing, export it again."
+                    f"Between slices {start + 1} and {start + 2} of {name} is a gap of {gap:.1f} mm, where those "
+                    f"beside it are {before:.1f} mm; a slice is missing, export it again."
                 )
+
+
+def _runs(gaps: np.ndarray) -> list[tuple[int, int, float]]:
+    """Index of the first, number and width of gaps in a row that are alike."""
+    runs: list[tuple[int, int, float]] = []
+    for index, gap in enumerate(gaps):
+        if runs and _alike(gap, runs[-1][2]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, runs[-1][2])
+        else:
+            runs.append((index, 1, float(gap)))
+    return runs
+
+
+def _alike(gap: float, other: float) -> bool:
+    return abs(gap - other) < 0.15 * min(gap, other)

@@ -93,6 +93,8 @@ class LoadVolume(LoadImage):
             loaded = super().__call__(str(path), NibabelReader())
         volume = loaded if self.image_only else loaded[0]
         volume.meta |= {"filename_or_obj": files[0], "dicom_files": files, "series_uid": series.uid}
+        if series.doubt is not None:
+            logger.warning(f"{file_name(volume)}: {series.doubt}")
         if corrected is not None:
             volume.meta["corrected"] = corrected
             logger.info(f"{file_name(volume)}: corrected {corrected}")

@@ -170,7 +170,8 @@ def turned(slice_, index):
     [
         ([{"heights": EVEN, "orientation": tilted(50)}], "lean by 50.0 degrees"),
         ([{"heights": [*EVEN[:10], *EVEN[20:]]}], "a gap of 44.0 mm"),
-        ([{"heights": [*EVEN[:10], *EVEN[11:]]}], "slices 10 and 11 .* gap of 8.0 mm, .* are 4.0 and 4.0 mm"),
+        ([{"heights": [*EVEN[:10], *EVEN[11:]]}], "slices 10 and 11 .* gap of 8.0 mm, .* are 4.0 mm"),
+        ([{"heights": [h for i, h in enumerate(EVEN) if i not in (10, 12)]}], "slices 10 and 11 .* gap of 8.0 mm"),
         ([{"heights": [EVEN[0], *EVEN[3:]]}], "slices 1 and 2 .* is a gap of 12.0 mm"),
         ([{"heights": [*EVEN, EVEN[7]]}], "several slices lie at one place"),
         ([{"heights": [*EVEN, EVEN[7] + 0.02]}], "several slices lie at one place"),
@@ -187,6 +188,12 @@ def test_what_cannot_be_corrected_is_refused(tmp_path, series, reason):
         convert_dicom(tmp_path / "Doe", tmp_path / "out" / "ct.nii.gz")
     assert "Doe" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_part_that_was_scanned_thicker_is_no_hole(tmp_path):
+    heights = [*EVEN[:8], *EVEN[9:25:2], *EVEN[25:]]
+    image = nib.load(convert_dicom(write_dicom_series(tmp_path / "in", heights), tmp_path / "ct.nii.gz"))
+    assert image.header.get_zooms()[2] == pytest.approx(2)
 
 
 @pytest.mark.parametrize("content", [None, b"no DICOM"], ids=["empty", "other files"])

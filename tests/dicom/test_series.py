@@ -12,9 +12,11 @@ import pytest
 
 from scripts.data.datalists import inference_datalist
 from scripts.dicom.convert import convert_series
+from scripts.dicom.described import of_another_part, with_contrast_agent
 from scripts.dicom.kernels import is_sharp
 from scripts.dicom.series import choose_series, find_series, named_series, why_chosen, why_unusable
 from scripts.files import CaseError
+from scripts.transforms.checks import LoadVolume
 from tests.trees import tilted, write_cube, write_dicom_series
 
 pydicom = pytest.importorskip("pydicom")
@@ -76,6 +78,17 @@ RIVALS = {
     "contrast agent before a sharp kernel": ({"ContrastBolusAgent": "OMNIPAQUE"}, {"ConvolutionKernel": "BONE"}),
     "bone kernel": ({"ConvolutionKernel": "H60s", "count": 30}, {"ConvolutionKernel": "H30s"}),
     "bone by its description": ({"SeriesDescription": "Schaedel Knochen 1.0", "count": 30}, {}),
+    "angiography that is not tagged": ({"SeriesDescription": "CTA Head 0.6", "count": 30}, {}),
+    "after contrast by its description": ({"SeriesDescription": "Kopf KM 3.0", "count": 30}, {}),
+    "spine under the head's protocol": (
+        {"SeriesDescription": "C-SPINE 2.0", "count": 30, "BodyPartExamined": "HEAD"},
+        {},
+    ),
+    "sinuses": ({"SeriesDescription": "NNH 1.0", "count": 30}, {}),
+    "perfusion map": ({"SeriesDescription": "RAPID TMax [s]", "count": 30}, {"ConvolutionKernel": "H60s"}),
+    "perfusion map by its type": ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CBF"], "count": 30}, {}),
+    "iodine": ({"RescaleType": "MGML", "count": 30}, {"ConvolutionKernel": "H60s"}),
+    "subtraction": ({"SeriesDescription": "Neuro DSA bone removed", "count": 30}, {}),
     "fewer slices": ({"count": 6}, {"count": 7, "ImageType": ["DERIVED", "PRIMARY", "AXIAL"]}),
     "derived": ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MPR"]}, {}),
     "no number": ({"SeriesNumber": None}, {}),
@@ -139,6 +152,36 @@ def test_kernels_of_the_makers(kernel, sharp):
 )
 def test_words_stand_in_for_a_kernel(words, sharp):
     assert is_sharp("", words) is sharp
+
+
+@pytest.mark.parametrize(
+    ("words", "agent"),
+    [
+        *[
+            (words, True)
+            for words in ("Head C+", "HEAD W/ CONTRAST", "CTA COW", "Perf 5.0 H20f", "cerebro con contraste")
+        ],
+        *[
+            (words, False)
+            for words in ("Head W/O", "HEAD WITHOUT CONTRAST", "Kopf ohne KM", "Schädel nativ", "NCCT 5.0")
+        ],
+        *[(words, False) for words in ("crane sans injection", "sin contraste", "non-contrast head", "Post fossa", "")],
+    ],
+)
+def test_words_tell_of_a_contrast_agent(words, agent):
+    assert with_contrast_agent(words) is agent
+
+
+@pytest.mark.parametrize(
+    ("part", "words", "other"),
+    [
+        *[("HEAD", words, False) for words in ("Head/Neck", "CCT 5.0", "Spi 2.0", "Darstellung", "")],
+        *[("", words, True) for words in ("HWS 1.0", "Thorax", "facial bones", "Felsenbein rechts")],
+        *[("CHEST", "Head", True), ("HEADNECK", "", False), ("ORBIT", "", False), ("", "", False)],
+    ],
+)
+def test_words_tell_of_another_part_of_the_body(part, words, other):
+    assert of_another_part(part, words) is other
 
 
 def test_a_flair_is_known_by_its_names(tmp_path):
@@ -336,6 +379,40 @@ def test_a_series_named_by_its_uid_is_taken_whatever_it_is(tmp_path):
     assert "Doe" not in str(caught.value)
 
 
+def test_one_series_uid_in_two_studies_is_two_cases(tmp_path):
+    uid = add(tmp_path / "a", 1)
+    add(tmp_path / "b", 2, study=STUDY + "2", SeriesInstanceUID=uid)
+    add(tmp_path / "c", 3, study=STUDY + "3")
+    items = inference_datalist(tmp_path)
+    assert len({item["case"] for item in items}) == 3
+    assert sorted(len(item["case"].split("_")) for item in items) == [2, 3, 3]
+    assert items[:2] == inference_datalist(tmp_path, series_uid=uid)
+
+
+def test_what_cannot_be_read_is_counted_and_not_named(tmp_path, caplog):
+    """A damaged file at the end of a stack leaves no gap."""
+    add(tmp_path / "in", 1)
+    (tmp_path / "in" / "DOE").mkdir()
+    last = tmp_path / "in" / "1_006"
+    (tmp_path / "in" / "DOE" / "JOHN").write_bytes(last.read_bytes()[:300])
+    index = pydicom.dcmread(last)
+    index.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    del index.SeriesInstanceUID
+    index.save_as(tmp_path / "in" / "DICOMDIR")
+    last.unlink()
+    (series,) = find_series(tmp_path / "in")
+    assert series.slices == 5
+    assert caplog.messages == ["Files that are damaged DICOM or cannot be opened: 1; they are left out."]
+
+
+def test_a_zip_or_a_damaged_file_is_not_named(tmp_path):
+    for name, content in (("DOE_JOHN.zip", b"PK\3\4"), ("DOE_JOHN.dcm", bytes(128) + b"DICM")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CaseError, match="no volume this bundle reads, or damaged") as caught:
+            inference_datalist(tmp_path / name)
+        assert "DOE" not in str(caught.value)
+
+
 def test_one_file_of_dicom_is_its_series(tmp_path):
     path = enhanced(tmp_path / "in", [0, 1, 2])
     (item,) = inference_datalist(path)
@@ -375,3 +452,18 @@ def test_why_is_told_in_numbers(tmp_path):
     assert said == (
         f"series {uid}, number 2, 9 slices, of 4 in its study (not: 1 a localizer, 1 fewer slices, 1 sharp kernel)"
     )
+
+
+def test_what_speaks_against_the_only_series_is_told(tmp_path):
+    uid = add(tmp_path, 1, ContrastBolusAgent="IOMERON", ConvolutionKernel="H60s")
+    (series,) = find_series(tmp_path)
+    assert why_chosen(series, [series]) == (
+        f"series {uid}, number 1, 6 slices, with contrast agent, sharp kernel, of 1 in its study"
+    )
+
+
+@pytest.mark.parametrize(("said", "lie", "doubted"), [(17, 17, False), (-17, 17, False), (17, 0, True), (0, 17, True)])
+def test_a_tilt_that_the_places_contradict_is_told(tmp_path, said, lie, doubted, caplog):
+    add(tmp_path, 1, orientation=tilted(lie), GantryDetectorTilt=said)
+    LoadVolume()(tmp_path)
+    assert (f"GantryDetectorTilt is {said}.0 degrees, but the slices lean by {lie}.0" in caplog.text) is doubted
