@@ -4,7 +4,11 @@ import json
 import signal
 import sys
 import threading
+from functools import partialmethod
 from pathlib import Path
+from socketserver import BaseServer
+
+from pynetdicom.transport import AssociationServer
 
 from scripts.dicom.node import loop
 from scripts.dicom.node.arrivals import Arrivals
@@ -17,6 +21,7 @@ from scripts.files import CaseError
 TITLE = "BRAINCT2MRI"
 SENDERS = ("CT1", "PACS")
 loop.POLL_S = 0.05
+AssociationServer.serve_forever = partialmethod(BaseServer.serve_forever, 0.02)  # it looks for its end so often
 
 
 class Copier:

@@ -24,7 +24,6 @@ from scripts.dicom.node.sender import FolderDelivery, PeerDelivery, Sender, Unre
 from scripts.dicom.node.serve import parsed_peer, serve_dicom
 from scripts.dicom.node.spool import Spool, digest
 from scripts.files import CaseError
-from tests.dicom.fake_node import TITLE, FakeNode
 from tests.phantoms import TINY_NETWORK, head_hu
 from tests.trees import write_dicom_series
 
@@ -33,6 +32,8 @@ pynetdicom = pytest.importorskip("pynetdicom")
 
 from pynetdicom import AE, build_context, evt  # noqa: E402
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage  # noqa: E402
+
+from tests.dicom.fake_node import TITLE, FakeNode  # noqa: E402
 
 STUDY_UID = "1.2.826.0.1.3680043.8.498.777"
 STUDY = digest(STUDY_UID)
@@ -295,7 +296,7 @@ def test_a_slow_sender_is_waited_for(node, tmp_path, ct):
     one = node(quiet_s=0.2)
     with associated(one.port) as association:
         association.send_c_store(pydicom.dcmread(ct[0]))
-        time.sleep(1.0)
+        time.sleep(0.6)
         assert one.translate.translated == []
         association.send_c_store(pydicom.dcmread(ct[1]))
     until(lambda: idle(tmp_path / "spool"))
@@ -310,6 +311,7 @@ def test_what_comes_during_a_translation_is_translated_with_the_rest(node, tmp_p
     send(one.port, ct)
     until(lambda: one.translate.translated)
     send(one.port, later)
+    one.translate.seconds = 0.0  # of the next one
     until(lambda: idle(tmp_path / "spool"))
     assert one.translate.translated == [8, 11]
     assert len(delivered(tmp_path / "out")) == 11
@@ -365,7 +367,7 @@ def test_own_results_that_come_back_start_nothing(node, tmp_path, ct):
     send(one.port, ct)
     files = until(lambda: delivered(tmp_path / "out"))
     assert send(one.port, files) == [0] * 8
-    time.sleep(1.0)
+    time.sleep(0.7)
     assert one.translate.translated == [8]
     assert len(list(one.spool.received(STUDY).iterdir())) == 8
 
@@ -457,10 +459,12 @@ def test_a_folder_is_replaced_whole(tmp_path):
     for count in (3, 2):
         shutil.rmtree(series, ignore_errors=True)
         series.mkdir(parents=True)
+        series.chmod(0o700)
         for number in range(count):
             (series / f"{number}.dcm").write_text(str(count))
         deliver(series.parent)
     assert [path.name for path in out.iterdir()] == ["ct_0_t1_dicom"]
+    assert (out / "ct_0_t1_dicom").stat().st_mode == out.stat().st_mode  # whoever may read the one may read the other
     assert {path.name: path.read_text() for path in (out / "ct_0_t1_dicom").iterdir()} == {"0.dcm": "2", "1.dcm": "2"}
 
 
@@ -658,6 +662,8 @@ def test_nothing_tells_who_the_patient_is(tmp_path, archive, ct, other):
     with Killable(tmp_path, **options) as one:
         with associated(one.port) as association:
             association.send_c_store(damaged)
+            damaged.SOPInstanceUID = damaged.file_meta.MediaStorageSOPInstanceUID = NAME  # the request's too
+            assert association.send_c_store(damaged).Status == 0xC000
         send(one.port, [*ct, *sorted(mr.iterdir())])
         until(lambda: peer.came and any((one.spool / "failed").iterdir()))
         peer.status = 0

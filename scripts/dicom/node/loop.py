@@ -50,8 +50,8 @@ def log_without_names() -> None:
     """Log to standard error what this package says, and of others no message that could quote a data set."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    # pynetdicom logs exceptions, whose messages come from wherever they were raised; what it says itself quotes nothing
+    # pynetdicom logs exceptions, whose messages come from wherever they were raised; of its own, warnings quote values
     handler.addFilter(lambda record: record.exc_info is None)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("pynetdicom").setLevel(logging.WARNING)
+    logging.getLogger("pynetdicom").setLevel(logging.ERROR)
     quiet_pydicom()

@@ -132,7 +132,9 @@ class FolderDelivery:
         new, old = (self.output_dir / f".{series.name}.{word}" for word in ("partial", "old"))
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
-        shutil.copytree(series, new, copy_function=shutil.copyfile)
+        new.mkdir()  # with the permissions of the umask; the spool's are for its owner alone
+        for file in sorted(series.iterdir()):
+            shutil.copyfile(file, new / file.name)
         sync_tree(new)
         place = self.output_dir / series.name
         if place.exists():
