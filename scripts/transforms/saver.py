@@ -156,12 +156,16 @@ class SaveSyntheticd(SaveImaged):
             for warning in case_warnings(record):
                 logger.warning(f"{file_name(source)}: {warning}")
             (working / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            # an older JSON must not vouch for newer files
+            # an older JSON must not vouch for newer files, nor an older series stay beside them
+            replaced = self.dicom is not None or "dicom" in self._made(stem)
             (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
             for suffix in (".nii.gz", ".png"):
                 os.replace(working / f"{stem}{suffix}", self.output_dir / f"{stem}{suffix}")
+            if replaced:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(self.output_dir / f"{stem}_dicom", working / "replaced")
             if self.dicom is not None:
-                _replace_folder(working / f"{stem}_dicom", self.output_dir)
+                os.replace(working / f"{stem}_dicom", self.output_dir / f"{stem}_dicom")
             os.replace(working / f"{stem}.json", self.output_dir / f"{stem}.json")
         finally:
             shutil.rmtree(working, ignore_errors=True)
@@ -169,10 +173,7 @@ class SaveSyntheticd(SaveImaged):
     def is_done(self, item: Mapping[str, Any]) -> bool:
         """Whether the files of a case (`image`: its path or paths, `case`: CASE) are there, made alike of the same."""
         stem = item["case"] + self.suffix
-        try:
-            made = json.loads((self.output_dir / f"{stem}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
+        made = self._made(stem)
         alike = all(made.get(key) == value for key, value in json.loads(json.dumps(self.record)).items())
         whole = all((self.output_dir / f"{stem}{suffix}").is_file() for suffix in (".nii.gz", ".png"))
         if self.dicom is not None:
@@ -182,6 +183,14 @@ class SaveSyntheticd(SaveImaged):
             return alike and whole and made.get("source") == self._source_record(item["image"])
         except CaseError:  # told when the case is loaded
             return False
+
+    def _made(self, stem: str) -> dict[str, Any]:
+        """What the JSON of a case says; empty where there is none."""
+        try:
+            made = json.loads((self.output_dir / f"{stem}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return made if isinstance(made, dict) else {}
 
     def remove_partial(self) -> None:
         """Remove what a killed run left under temporary names."""
@@ -245,13 +254,6 @@ def write_nifti(image: nib.Nifti1Image, path: Path) -> None:
     """Write an image as .nii.gz."""
     with open(path, "wb") as file, _RunLengthGzip(file) as packed:
         image.to_stream(packed)
-
-
-def _replace_folder(folder: Path, parent: Path) -> None:
-    """Move a folder into `parent`, in place of one of its name, which goes where the folder was made."""
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(parent / folder.name, folder.with_name("replaced"))
-    os.replace(folder, parent / folder.name)
 
 
 def nifti_like(volume: torch.Tensor, source_file: Path, affine: np.ndarray) -> nib.Nifti1Image:

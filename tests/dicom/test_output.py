@@ -368,6 +368,16 @@ def renamed(source, folder):
     return folder
 
 
+def test_a_series_does_not_stay_beside_a_newer_volume(axial, tmp_path):
+    (folder,) = {path.parent for path in save(axial, with_noise(axial), tmp_path)}
+    item = {"pred": with_noise(axial, seed=1), "source": axial, "case": "case"}
+    SaveSyntheticd(output_dir=tmp_path, record=RECORD)(item)
+    assert not folder.exists()
+    folder.mkdir()  # one of that name that no JSON tells of is somebody else's
+    SaveSyntheticd(output_dir=tmp_path, record=RECORD)(item)
+    assert folder.exists()
+
+
 def test_loss_of_the_source_is_told(tmp_path):
     def change(header):
         header.LossyImageCompression, header.LossyImageCompressionRatio = "01", "12.5"
