@@ -161,7 +161,7 @@ def quiet_pydicom() -> ModuleType:
 
 
 def _mark(path: Path) -> Mark:
-    """What the beginning of a file tells: DICOM's mark, or without the preamble an element of group 2 or 8."""
+    """What the beginning of a file tells: DICOM's mark, or without the preamble the first element of a data set."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
             return Mark.NONE
@@ -173,7 +173,14 @@ def _mark(path: Path) -> Mark:
         return Mark.UNREADABLE
     if start[128:] == b"DICM":
         return Mark.DICOM
-    return Mark.MAYBE if len(start) == 132 and start[:2] in (b"\2\0", b"\x08\0", b"\0\x08") else Mark.NONE
+    return Mark.MAYBE if len(start) == 132 and _begins_like_data_set(start) else Mark.NONE
+
+
+def _begins_like_data_set(start: bytes) -> bool:
+    """An element of group 2 or 8 with a VR, or with a short value; other files take long to be found none of it."""
+    if start[:2] not in (b"\2\0", b"\x08\0", b"\0\x08"):
+        return False
+    return (start[4:6].isalpha() and start[4:6].isupper()) or 0 < int.from_bytes(start[4:8], "little") <= 256
 
 
 def _is_directory(path: Path) -> bool:

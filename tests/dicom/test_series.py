@@ -271,6 +271,24 @@ def test_files_are_known_by_what_is_in_them(tmp_path):
     np.testing.assert_allclose(series.stack.positions[:, 2], heights(6))
 
 
+def test_a_raw_volume_is_not_searched_for_elements(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.dicom.headers.read_header", lambda path: pytest.fail("it was"))
+    (tmp_path / "raw").write_bytes(b"\x08\0" + bytes(1000))
+    assert find_series(tmp_path) == []
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"])
+def test_data_sets_without_anything_before_them_are_read(tmp_path, syntax):
+    add(tmp_path, 1)
+    for path in tmp_path.iterdir():
+        bare = pydicom.Dataset()
+        bare.update(pydicom.dcmread(path))
+        bare.save_as(path, implicit_vr=syntax.endswith("8.1.2"), little_endian=not syntax.endswith(".2.2"))
+        assert path.read_bytes()[128:132] != b"DICM"
+    (series,) = find_series(tmp_path)
+    assert series.slices == 6
+
+
 def test_files_stand_in_the_order_of_their_slices(tmp_path):
     add(tmp_path, 1, count=12)
     names = [path.name for path in tmp_path.iterdir()]
