@@ -1,14 +1,15 @@
 """What a request to a server may change. It comes with a volume and holds for that volume alone.
 
 MONAI Label builds the transforms and the inferer from the config, hands the transforms a dictionary that holds all the
-request said, and the inferer nothing but the volume. It also writes the request's values into `displayable_configs`.
-No key of the config refers to those: a text that begins with `$` is Python there, and a request is a stranger's. The
-values travel with the volume instead, in its meta, and are never evaluated.
+request said, and the inferer nothing but the volume. The values travel with the volume, in its meta, and are never
+evaluated. `inference.json` has no `displayable_configs`, which would list the settings in `/info/`: MONAI Label writes
+a request's values there and parses the config again, with the last request's device in it, and a text that begins with
+`%` is a file to load then. One request for the device "%x" made every later one fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +21,20 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from .files import CaseError
-from .inferers import CorrectionNorm, ISTAInferer
-from .schedulers import BridgeSampler
-from .style_key import load_style_keys, resolve_style_key
+from .inferers import ISTAInferer
+from .style_key import load_style_keys
 
-__all__ = ["KeepRequestd", "RequestISTAInferer", "correction_norm_choices", "sampler_choices", "style_key_choices"]
+__all__ = ["KeepRequestd", "RequestISTAInferer"]
 
 _META_KEY = "request"
 _WEIGHTS = "model.pt"  # what MONAI Label loads where nothing else is asked for
-
-
-def style_key_choices(default: str, keys_file: str | Path) -> list[str]:
-    """Names of style keys, the default first, as a server's clients show a choice."""
-    return _default_first(str(default), load_style_keys(keys_file))
-
-
-def sampler_choices(default: str) -> list[str]:
-    """Names of samplers, the default first."""
-    return _default_first(default, BridgeSampler)
-
-
-def correction_norm_choices(default: str) -> list[str]:
-    """Names of correction norms, the default first."""
-    return _default_first(default, CorrectionNorm)
-
-
-def _default_first(default: str, names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys([default, *map(str, names)]))
+_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")  # the first where none is asked for
 
 
 class KeepRequestd(MapTransform):
-    """Puts what a request asks of the inferer into the meta of the volume; without a request it does nothing.
+    """Puts what a request asks of the inferer into the meta of the volume; without a request it changes nothing there.
+
+    MONAI Label names the result's type as `result_extension`; NIfTI is put there where a request has none.
 
     A list is a choice that nobody made: its first is the default. Nothing and an empty text are the default too.
 
@@ -60,7 +44,7 @@ class KeepRequestd(MapTransform):
         allow_missing_keys: no error where a key is missing.
 
     Raises:
-        CaseError: a device that is not there, weights of another task, or a type of result that holds no image.
+        CaseError: a device that is not there, weights of another task, or a type of result or file that holds no image.
     """
 
     def __init__(self, keys: KeysCollection, names: Sequence[str], allow_missing_keys: bool = False) -> None:
@@ -73,6 +57,7 @@ class KeepRequestd(MapTransform):
         _check_device(_chosen(d.get("device")))
         _check_weights(_chosen(d.get("model_filename")))
         _check_result_type(_chosen(d.get("result_dtype")))
+        d["result_extension"] = _extension(_chosen(d.get("result_extension")))
         asked = {name: _chosen(d[name]) for name in self.names if name in d}
         for key in self.key_iterator(d):
             if asked:
@@ -86,7 +71,7 @@ def _chosen(value: Any) -> Any:
 
 def _check_device(device: Any) -> None:
     try:
-        torch.zeros(0, device=device)
+        torch.zeros(0, device=device).cpu()  # the device "meta" has nothing to give back
     except (RuntimeError, AssertionError, TypeError) as error:
         raise CaseError(f"There is no device {device} here; leave device out, or ask for cpu.") from error
 
@@ -112,17 +97,28 @@ def _check_result_type(name: Any) -> None:
         )
 
 
+def _extension(name: Any) -> str:
+    if name in (None, ""):
+        return _EXTENSIONS[0]
+    if name not in _EXTENSIONS:
+        raise CaseError(f"result_extension is {name}; use one of {', '.join(_EXTENSIONS)}.")
+    return name
+
+
 class RequestISTAInferer(ISTAInferer):
     """`ISTAInferer` with other settings for a volume that came with a request (`KeepRequestd`).
 
     Args:
-        keys_file: where a style key is looked up by name, see `resolve_style_key`.
+        keys_file: where a style key is looked up by name. A request takes no paths: it would look into other files.
+        max_evaluations: of the network on each slab that a request may ask for, S + M (S - 1); meanwhile a server
+            answers nobody else. The paper's most are 100.
         arguments: of `ISTAInferer`.
     """
 
-    def __init__(self, keys_file: str | Path, **arguments: Any) -> None:
+    def __init__(self, keys_file: str | Path, max_evaluations: int = 100, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.keys_file = keys_file
+        self.max_evaluations = max_evaluations
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], style_key: np.ndarray | Tensor | None = None
@@ -132,31 +128,55 @@ class RequestISTAInferer(ISTAInferer):
         Raises:
             CaseError: a setting of the request that cannot be.
         """
-        request = inputs.meta.get(_META_KEY) if isinstance(inputs, MetaTensor) else None
-        if request is None:
-            return super().__call__(inputs, network, style_key)
         if isinstance(network, torch.nn.Module):
             # a server builds it from network_def; in the layout of the key network bfloat16 rounds as in the main job
             network.to(memory_format=torch.channels_last)
+        request = inputs.meta.get(_META_KEY) if isinstance(inputs, MetaTensor) else None
+        if request is None:
+            return super().__call__(inputs, network, style_key)
         try:
             # another inferer, because two requests may be at work at once
             inferer = self.changed(**self._arguments(request))
         except ValueError as error:
             raise CaseError(str(error)) from error
-        return inferer(inputs, network, style_key)
+        self._check_evaluations(inferer)
+        output = inferer(inputs, network, style_key)
+        if not torch.isfinite(output).all():
+            raise CaseError(
+                "The result has voxels that are NaN, so long were its corrections; ask for a smaller step_size."
+            )
+        return output
 
     def _arguments(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of a request as arguments: the style key by its name, numbers that came as text as numbers."""
         arguments = {name: _number_like(getattr(self, name), value) for name, value in request.items()}
         if "style_key" in arguments:
-            arguments["style_key"] = resolve_style_key(str(arguments["style_key"]), self.keys_file)
+            arguments["style_key"] = self._style_key(str(arguments["style_key"]))
         return arguments
+
+    def _style_key(self, name: str) -> np.ndarray:
+        keys = load_style_keys(self.keys_file)
+        if name not in keys:
+            raise CaseError(f"There is no style key {name}; use one of {', '.join(sorted(keys))}.")
+        return keys[name]
+
+    def _check_evaluations(self, inferer: ISTAInferer) -> None:
+        steps, corrections = inferer.num_inference_steps, inferer.num_corrections
+        if steps + corrections * (steps - 1) > self.max_evaluations:
+            raise CaseError(
+                f"num_inference_steps is {steps} and num_corrections {corrections}, which is more than "
+                f"{self.max_evaluations} evaluations of the network for a request; ask for fewer, or run the main job."
+            )
 
 
 def _number_like(default: Any, value: Any) -> Any:
-    if isinstance(value, str) and isinstance(default, int | float):
+    """A number that came as text, or a whole one as a float, as its argument's type; the inferer refuses the rest."""
+    if isinstance(default, int | float) and isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
-            return type(default)(value)
+            number = type(default)(value)
+        except OverflowError:
+            return float("inf")
         except ValueError:
-            return value  # the inferer says what is wrong with it
+            return value
+        return number if isinstance(value, str) or number == value else value
     return value

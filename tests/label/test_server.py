@@ -128,15 +128,19 @@ def test_requests_change_style_key_and_steps(server, heads, bundles, main_job, e
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"style_key": "nobody"}, "The style key nobody is neither a known name nor a file; use one of average, other"),
-        ({"style_key": "$__import__('pathlib').Path('evaluated').touch()"}, "is neither a known name"),
+        ({"style_key": "nobody"}, "There is no style key nobody; use one of average, other"),
+        ({"style_key": "$__import__('pathlib').Path('evaluated').touch()"}, "There is no style key $"),
         ({"num_inference_steps": "many"}, "num_inference_steps is 'many'; it has to be a whole number"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; it has to be a whole number"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0; it must be from 1 to"),
         ({"sampler": "guess"}, "'guess' is not a valid"),
         ({"step_size": "long"}, "a positive number"),
         ({"slab_stride": 4}, "slab_stride is 4"),
+        ({"num_inference_steps": 1000}, "more than 100 evaluations"),
         ({"device": "tpu"}, "There is no device tpu"),
+        ({"device": "%/none"}, "There is no device %/none"),
+        ({"device": "$__import__('pathlib').Path('evaluated').touch()"}, "There is no device $"),
+        ({"style_key": "%/none"}, "There is no style key %/none"),
         ({"model_filename": "flair_to_t1.pt"}, "only model.pt fits"),
         ({"result_dtype": "uint8", "result_extension": ".nrrd"}, "an image from 0 to 1 and no label map"),
     ],
@@ -175,12 +179,7 @@ def test_info_shows_the_model(server, bundle_root):
     assert info["labels"] == []
     assert "T1" in model["description"]
     assert "CT" in model["description"]
-    config = model["config"]
-    assert config["style_key"][:2] == ["average", "colin27"]
-    assert config["sampler"][0] == "implicit"
-    assert config["num_inference_steps"] == 5
-    assert config["result_extension"] == ".nii.gz"
-    assert config["model_filename"][0] == "model.pt"
+    assert model["config"]["model_filename"][0] == "model.pt"
     weights = hashlib.sha256((bundle_root / "models" / "model.pt").read_bytes()).hexdigest()
     assert (
         requests.get(f"{server.url}/model/info/brain_ct_to_mri", timeout=60).json()["checksum"] == f"SHA256:{weights}"
