@@ -1,7 +1,6 @@
 """Fixtures that every room's tests share."""
 
 import functools
-import logging
 import os
 import subprocess
 import sys
@@ -10,16 +9,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """What a test makes of the root logger, as MONAI does from logging.conf, is not the next one's."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

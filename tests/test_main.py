@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pkgutil import resolve_name
 
 import nibabel as nib
 import numpy as np
@@ -27,7 +28,7 @@ def test_help_lists_every_command_with_a_sentence(scripts):
     assert ended.returncode == 0
     for name, function in COMMANDS.items():
         line = next(number for number, text in enumerate(shown) if text.strip() == name)
-        assert shown[line + 1].strip() == function.__doc__.splitlines()[0]
+        assert shown[line + 1].strip() == resolve_name(function).__doc__.splitlines()[0]
 
 
 def test_compare_prints_a_table(scripts, tmp_path):

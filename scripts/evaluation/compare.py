@@ -120,3 +120,18 @@ def as_markdown(table: dict[str, dict[str, float]]) -> str:
     for name, row in table.items():
         lines.append(f"| {name} | {' | '.join(f'{row[c]:.4f}' for c in columns)} |")
     return "\n".join(lines)
+
+
+def compare(
+    synthetic: str, real: str, source: str | None = None, erode_mm: float = 0.0, percentile: float = 99.9
+) -> str:
+    """Compare a synthetic MRI with the real one of the same person: a table of figures inside the brain.
+
+    Args:
+        synthetic: the bundle's CASE_t1.nii.gz.
+        real: skull-stripped T1 in the same space (above 0 in the brain alone), any unit.
+        source: the CT; adds a row for the best that a map of single grey levels of the CT could do.
+        erode_mm: how far inside the brain's edge to compare.
+        percentile: of the real volume's brain that becomes 1.
+    """
+    return as_markdown(compare_volumes(synthetic, real, source, erode_mm, percentile))

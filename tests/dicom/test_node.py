@@ -585,8 +585,14 @@ def test_killed_at_any_moment_nothing_is_lost_or_half(tmp_path, archive, ct, lat
 
 
 def dcmtk(program):
-    """Path of a program of DCMTK; the test is skipped where it is not installed."""
-    return shutil.which(program) or pytest.skip(f"DCMTK's {program} is not installed (apt install dcmtk)")
+    """Path of a program of DCMTK; the test is skipped where it is not installed.
+
+    pynetdicom's programs of the same names stand beside Python, and come first in an environment that is activated.
+    """
+    own = Path(sys.executable).parent
+    elsewhere = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != own]
+    found = shutil.which(program, path=os.pathsep.join(elsewhere))
+    return found or pytest.skip(f"DCMTK's {program} is not installed (apt install dcmtk)")
 
 
 def dcmtk_send(port, *words, title="CT1", called=TITLE):

@@ -587,7 +587,9 @@ def test_the_main_job_leaves_a_series_in_which_the_left_is_on_the_left(tmp_path,
     np.testing.assert_allclose(brightest(series, 0.65, (60, 71, 56)), [40, 0, 0], atol=2)
 
     written = [path for path in (tmp_path / "out").rglob("*") if path.suffix != ".dcm"]
-    said = "".join(capfd.readouterr()) + "".join(str(path.relative_to(tmp_path)) for path in written)
+    # MONAI may repeat what was typed, as "> dataset_dir: ..."
+    said = "".join(line for line in "".join(capfd.readouterr()).splitlines() if " - INFO - > " not in line)
+    said += "".join(str(path.relative_to(tmp_path)) for path in written)
     said += (tmp_path / "out" / f"{series.name.removesuffix('_dicom')}.json").read_text()
     for name in ("doe", "jane", "4711"):
         assert name not in said.lower().replace(str(tmp_path).lower(), "")
