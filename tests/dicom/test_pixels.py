@@ -66,7 +66,8 @@ def encoded(plain, folder, command):
 
 
 def as_jpeg_2000(plain, folder, name):
-    pytest.importorskip("openjpeg", reason="pylibjpeg-openjpeg, which makes such files, is not installed")
+    for package in ("pylibjpeg", "openjpeg"):
+        pytest.importorskip(package, reason="pylibjpeg-openjpeg, which makes such files, is not installed")
     folder.mkdir()
     for path in plain.iterdir():
         slice_ = pydicom.dcmread(path)
