@@ -9,6 +9,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from monai.bundle import run
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,36 @@ def shared_data(bundle_root: Path) -> Path:
     if not (folder / "subjects.json").exists():
         pytest.skip("the volumes of ../shared/data are not here")
     return folder
+
+
+@pytest.fixture
+def echo_settings(bundle_root: Path, tmp_path: Path) -> dict:
+    """Overrides of inference.json for a network that returns the source."""
+    torch.save({}, tmp_path / "echo.pt")
+    return {
+        "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
+        "weights": str(tmp_path / "echo.pt"),
+        "style_keys_file": str(bundle_root / "models" / "style_keys.json"),
+        "spacing": [4.0, 4.0, 4.0],
+        "dtype": "float32",
+    }
+
+
+@pytest.fixture
+def translate_echo(bundle_root: Path, echo_settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run config files in this process with that network; gives the program's last words, None where it ended well."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def function(configs, dataset_dir, output_dir=tmp_path / "out", **overrides):
+        files = [str(bundle_root / "configs" / name) for name in configs]
+        folders = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
+        try:
+            run(config_file=files, logging_file=False, **{**echo_settings, **folders, **overrides})
+        except SystemExit as end:
+            return end.code
+        return None
+
+    return function
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,12 @@
 
 import json
 import sys
+from functools import partial
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, run
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from tests.phantoms import centred_affine
 
@@ -25,29 +25,9 @@ def flair(shape=SHAPE, axes=AXES) -> nib.Nifti1Image:
 
 
 @pytest.fixture
-def translate(bundle_root, tmp_path, monkeypatch):
-    """Run the overlay on a path with a network that returns its source; gives the program's last words, if any."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    torch.save({}, tmp_path / "echo.pt")
-
-    def function(path, **overrides):
-        configs = [str(bundle_root / "configs" / name) for name in ("inference.json", "flair_to_t1.json")]
-        arguments = {
-            "dataset_dir": str(path),
-            "output_dir": str(tmp_path / "out"),
-            "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
-            "weights": str(tmp_path / "echo.pt"),
-            "style_keys_file": str(bundle_root / "models" / "style_keys.json"),
-            "spacing": [3.0, 3.0, 3.0],
-            "dtype": "float32",
-        }
-        try:
-            run(config_file=configs, logging_file=False, **{**arguments, **overrides})
-        except SystemExit as end:
-            return end.code
-        return None
-
-    return function
+def translate(translate_echo):
+    """Run the overlay on a path."""
+    return partial(translate_echo, ("inference.json", "flair_to_t1.json"), spacing=[3.0, 3.0, 3.0])
 
 
 def test_a_stripped_flair_comes_out_where_it_was(translate, tmp_path):

@@ -11,8 +11,6 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.bundle import run
 
 from scripts.report import report
 from tests.phantoms import centred_affine, head_ct, write_head_ct
@@ -52,33 +50,11 @@ def head_series(folder, number=1, study=STUDY, count=31, orientation=(1, 0, 0, 0
 
 
 @pytest.fixture
-def settings(bundle_root, tmp_path):
-    """Overrides of inference.json for a network that returns the source."""
-    torch.save({}, tmp_path / "echo.pt")
-    return {
-        "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
-        "weights": str(tmp_path / "echo.pt"),
-        "style_keys_file": str(bundle_root / "models" / "style_keys.json"),
-        "spacing": [4.0, 4.0, 4.0],
-        "dtype": "float32",
-    }
-
-
-@pytest.fixture
-def translate(bundle_root, settings, tmp_path, monkeypatch):
-    """Run inference.json in this process; gives the program's last words, None where it ended well."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-
-    def function(dataset_dir, output_dir=tmp_path / "out", configs=("inference.json",), **overrides):
-        files = [str(bundle_root / "configs" / name) for name in configs]
-        folders = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
-        try:
-            run(config_file=files, logging_file=False, **{**settings, **folders, **overrides})
-        except SystemExit as end:
-            return end.code
-        return None
-
-    return function
+def translate(translate_echo):
+    """Run inference.json, or other config files."""
+    return lambda dataset_dir, *folders, configs=("inference.json",), **overrides: translate_echo(
+        configs, dataset_dir, *folders, **overrides
+    )
 
 
 def case_of(folder):
@@ -133,7 +109,7 @@ def mixed(folder):
     return folder
 
 
-def test_no_name_gets_out(tmp_path, bundle_root, settings):
+def test_no_name_gets_out(tmp_path, bundle_root, echo_settings):
     """The command itself, with its own log; names in odd elements, where pydicom would quote them, too."""
     data = mixed(tmp_path / "Folder_of_Planted")
     for path in data.rglob("*_2_*"):
@@ -144,7 +120,7 @@ def test_no_name_gets_out(tmp_path, bundle_root, settings):
         slice_.PatientComments = slice_.OperatorsName = "Petronella" * 20
         slice_.save_as(path)
     overlay = tmp_path / "overlay.json"
-    overlay.write_text(json.dumps(settings))
+    overlay.write_text(json.dumps(echo_settings))
     configs = [str(bundle_root / "configs" / "inference.json"), str(overlay)]
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs)]
     command += ["--dataset_dir", str(data), "--output_dir", str(tmp_path / "out")]

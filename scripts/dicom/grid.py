@@ -15,11 +15,13 @@ from scipy.ndimage import shift
 
 from .stack import Stack
 
+TOLERANCE_MM = 0.1
+"""How far slices may lie from an even, upright stack without being resampled."""
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def even_volume(
-    slices: Sequence[np.ndarray], stack: Stack, background: float, tolerance_mm: float = 0.1
+    slices: Sequence[np.ndarray], stack: Stack, background: float, tolerance_mm: float = TOLERANCE_MM
 ) -> tuple[np.ndarray, np.ndarray, str | None]:
     """One upon the other where they lie so already, else resampled.
 

@@ -17,6 +17,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from scipy.ndimage import map_coordinates
 
+from .grid import TOLERANCE_MM
 from .headers import quiet_pydicom
 from .mr_header import MAX_STORED, series_header, slice_header
 from .source import SourceSlice, source_slices, stack_of
@@ -29,7 +30,7 @@ __all__ = ["CheckDicomSourced", "DicomSeriesWriter"]
 
 logger = logging.getLogger(__name__)
 
-_APART_MM = 0.1 + 1e-3
+_APART_MM = TOLERANCE_MM + 1e-3  # and rounding
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import warnings
 
 import itk
@@ -11,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import run
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
 
@@ -523,30 +521,11 @@ def test_frames_of_one_file_become_slices(tmp_path):
 
 
 @pytest.fixture
-def translate(bundle_root, tmp_path, monkeypatch):
-    """Run the main job with DICOM output and a network that returns its source; gives the program's last words."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    torch.save({}, tmp_path / "echo.pt")
-
-    def function(dataset_dir, *overlays, **overrides):
-        names = ("inference.json", *overlays, "dicom.json")
-        arguments = {
-            "dataset_dir": str(dataset_dir),
-            "output_dir": str(tmp_path / "out"),
-            "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
-            "weights": str(tmp_path / "echo.pt"),
-            "style_keys_file": str(bundle_root / "models" / "style_keys.json"),
-            "spacing": [4.0, 4.0, 4.0],
-            "dtype": "float32",
-        }
-        configs = [str(bundle_root / "configs" / name) for name in names]
-        try:
-            run(config_file=configs, logging_file=False, **{**arguments, **overrides})
-        except SystemExit as end:
-            return end.code
-        return None
-
-    return function
+def translate(translate_echo):
+    """Run the main job with DICOM output, after other overlays."""
+    return lambda dataset_dir, *overlays, **overrides: translate_echo(
+        ("inference.json", *overlays, "dicom.json"), dataset_dir, **overrides
+    )
 
 
 def head(points):
