@@ -8,15 +8,15 @@ import fire
 from .workflow import shorten_errors
 
 COMMANDS = {
-    "prepare": "scripts.data.prepare:prepare",
-    "prepare_t1": "scripts.data.prepare_t1:prepare_listed",
+    "prepare": "scripts.prepare.command:prepare",
+    "prepare_t1": "scripts.prepare.prepare_t1:prepare_listed",
     "compare": "scripts.evaluation.compare:compare",
     "evaluate": "scripts.evaluation.evaluate:evaluate",
     "learning_curves": "scripts.evaluation.curves:learning_curves",
     "report": "scripts.report:report",
     "benchmark": "scripts.benchmark:benchmark",
     "export": "scripts.exports.export:export",
-    "serve_dicom": "scripts.dicom.node.serve:serve_dicom",
+    "serve_dicom": "scripts.dicom_node.serve:serve_dicom",
     "package": "scripts.packaging:package",
 }
 

@@ -29,7 +29,7 @@ def test_what_is_trained_and_validated_is_what_is_shipped(configs: dict[str, dic
 def test_the_shipped_weights_fit_the_network_and_the_style_keys_are_there(bundle_root: Path):
     from monai.bundle import ConfigParser
 
-    from scripts.style_key import load_style_keys
+    from scripts.conditioning.style_key import load_style_keys
     from scripts.weights import load_weights
 
     parser = ConfigParser()

@@ -11,12 +11,12 @@ import torch
 from monai.bundle import ConfigParser, run
 from monai.networks.trt_compiler import TrtCompiler
 
+from scripts.conditioning.style_key import compute_style_key, save_style_keys
 from scripts.exports import OnnxNetwork, contiguous_inputs
 from scripts.exports import export as module
 from scripts.exports.export import example_inputs, export
 from scripts.files import CaseError, sha256_of_file
 from scripts.networks import BridgeUNet
-from scripts.style_key import compute_style_key, save_style_keys
 from tests.phantoms import TINY_NETWORK, EchoNetwork, write_head_ct
 
 TINY = {**TINY_NETWORK, "style_embedding": True}

@@ -16,10 +16,10 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose, SaveImaged
 
+from scripts.conditioning.style_key import compute_style_key, save_style_keys
 from scripts.files import CaseError, sha256_of_file
 from scripts.inferers.ista import ISTAInferer
 from scripts.networks import BridgeUNet
-from scripts.style_key import compute_style_key, save_style_keys
 from scripts.workflow import reason
 from tests.phantoms import TINY_NETWORK, centred_affine, head_ct, write_head_ct
 

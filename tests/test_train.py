@@ -19,10 +19,10 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scripts.conditioning.style_key import load_style_keys, save_style_keys, style_key_from_histogram
 from scripts.engines import OneStepPrepareBatch, SeedEpochs, checkpoints, cosine_decay, latest_checkpoint
 from scripts.evaluation.metrics import psnr
 from scripts.files import CaseError
-from scripts.style_key import load_style_keys, save_style_keys, style_key_from_histogram
 from scripts.weights import load_weights
 from scripts.workflow import reason
 

@@ -10,8 +10,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from scipy import ndimage
 
 from scripts.data import listed_ct_window
-from scripts.data.prepare import prepare
 from scripts.files import CaseError
+from scripts.prepare.command import prepare
 
 SHAPE = (40, 46, 40)
 AFFINE = nib.affines.from_matvec(np.diag([4.0] * 3), [-78, -90, -78])

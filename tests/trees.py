@@ -1,4 +1,4 @@
-"""Small data sets on disk, in exactly the layouts of `scripts.data.layouts`, and DICOM series with known geometry."""
+"""Small data sets on disk, in the layouts of `scripts.prepare.layouts`, and DICOM series with known geometry."""
 
 from __future__ import annotations
 

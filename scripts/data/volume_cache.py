@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ..files import CaseError, sha256_of_file
-from .isolated import run_isolated
+from ..processes import run_isolated
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,8 @@ def _digest(description: object) -> str:
 @functools.cache
 def _code_digest() -> str:
     """Checksum of the sources that prepare volumes."""
-    sources = sorted(path for room in ("data", "transforms") for path in (_CODE / room).glob("*.py"))
+    rooms = ("data", "simulation", "transforms", "volumes")
+    sources = sorted(path for room in rooms for path in (_CODE / room).glob("*.py"))
     return _digest([path.name + sha256_of_file(path) for path in sources])
 
 

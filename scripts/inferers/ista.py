@@ -22,7 +22,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 from tqdm import tqdm
 
-from ..memory import batch_that_fits, is_out_of_memory
+from ..devices import batch_that_fits, is_out_of_memory
 from ..schedulers import BridgeSampler, BridgeSpacing, BrownianBridgeScheduler, NamedChoice
 from ..slabs import add_slabs, extract_slabs, pad_slices, slab_centres, slab_weights, slices_to_volume, volume_to_slices
 from .bridge import call_network, to_image_range, to_network_range

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..transforms.picture import PLANES, font, panel
+from ..outputs.picture import PLANES, font, panel
 from .volumes import ShownVolume
 
 TITLE_HEIGHT = 26

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..evaluation.figures import digits_of, label
 from ..files import CaseError, write_whole
-from ..transforms.measures import case_warnings
+from ..outputs.measures import case_warnings
 from .cases import Case, list_cases, list_failures
 from .charts import distribution
 from .pictures import ERROR_COLOURS, data_url, still_picture, thumbnail

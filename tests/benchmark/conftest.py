@@ -8,8 +8,8 @@ import torch
 
 from scripts.benchmark import limit
 from scripts.benchmark.bundle import fill_zeros
+from scripts.conditioning.style_key import compute_style_key, save_style_keys
 from scripts.networks import BridgeUNet
-from scripts.style_key import compute_style_key, save_style_keys
 from tests.phantoms import TINY_NETWORK, write_head_ct
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.conditioning.style_key import compute_style_key
 from scripts.data.slab_dataset import (
     ContrastCurve,
     PackedVolume,
@@ -15,7 +16,6 @@ from scripts.data.slab_dataset import (
 )
 from scripts.data.training import keys_by_person
 from scripts.files import CaseError
-from scripts.style_key import compute_style_key
 
 
 def ramp_volume(subject: str = "a", weight: float = 1.0, renderings: int = 2) -> PackedVolume:

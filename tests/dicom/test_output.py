@@ -15,8 +15,8 @@ from monai.transforms import Compose, EnsureChannelFirstd
 
 from scripts.dicom.output import CheckDicomSourced, DicomSeriesWriter
 from scripts.files import CaseError
+from scripts.outputs.saver import SaveSyntheticd
 from scripts.transforms.checks import LoadVolumed
-from scripts.transforms.saver import SaveSyntheticd
 from tests.phantoms import head_ct
 from tests.trees import tilted, write_dicom_series
 

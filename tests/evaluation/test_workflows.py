@@ -11,9 +11,9 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from scripts.conditioning.style_key import save_style_keys, style_key_from_histogram
 from scripts.evaluation.evaluate import evaluate
 from scripts.evaluation.results import read_subjects
-from scripts.style_key import save_style_keys, style_key_from_histogram
 from scripts.workflow import reason
 
 TINY = {

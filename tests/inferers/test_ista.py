@@ -371,11 +371,11 @@ def test_an_automatic_batch_size_fits_into_the_memory(monkeypatch):
     source, network = volume(14, (1, 1, 16, 16, 12), torch.float32), RandomNetwork(dtype=torch.float32)
     inferer = ISTAInferer(BrownianBridgeScheduler(), num_inference_steps=2, batch_size="auto")
     assert inferer.batch_size_used is None
-    monkeypatch.setattr("scripts.memory.available_memory", lambda device: 10**9)
+    monkeypatch.setattr("scripts.devices.available_memory", lambda device: 10**9)
     roomy = inferer(source, network)
     assert inferer.batch_size_used == 8
     # half of it for three slabs that hold no more than input, hidden features and result
-    monkeypatch.setattr("scripts.memory.available_memory", lambda device: 2 * 3 * (3 * 2 + 3 + 3) * 16 * 16 * 4)
+    monkeypatch.setattr("scripts.devices.available_memory", lambda device: 2 * 3 * (3 * 2 + 3 + 3) * 16 * 16 * 4)
     tight = inferer(source, network)
     assert 1 <= inferer.batch_size_used < 8
     torch.testing.assert_close(tight, roomy, rtol=0, atol=1e-5)

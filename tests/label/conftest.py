@@ -19,8 +19,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from scripts.conditioning.style_key import compute_style_key, save_style_keys
 from scripts.networks import BridgeUNet
-from scripts.style_key import compute_style_key, save_style_keys
 from tests.label.served import GRIDS, Server
 from tests.phantoms import TINY_NETWORK, centred_affine, write_head_ct
 

@@ -1,0 +1,300 @@
+"""The cases of an inference run: each fails alone and is not done twice; saving and loading overlap other work."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import engine_apply_transform
+from monai.transforms import Compose
+from monai.utils import CommonKeys
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..files import CaseError
+from ..outputs.saver import SaveSyntheticd
+from ..workflow import reason
+
+__all__ = ["CaseDataset", "CaseEvaluator", "CaseLoader", "Overlap", "pending_cases"]
+
+logger = logging.getLogger(__name__)
+
+
+def pending_cases(cases: Sequence[dict[str, str]], saver: SaveSyntheticd, overwrite: bool) -> list[dict[str, str]]:
+    """The cases that `saver` has not saved before with the same settings; all of them with `overwrite`."""
+    pending = [item for item in cases if overwrite or not saver.is_done(item)]
+    if len(pending) < len(cases):
+        logger.info(f"{len(cases) - len(pending)} of {len(cases)} cases are done already (overwrite does them again).")
+    return pending
+
+
+class CaseDataset(Dataset):
+    """A dataset whose items do not fail: where the transform raises, the item is the case and the reason instead.
+
+    Items are those of MONAI's `Dataset`, or `{"case": CASE, "image": path, "failure": reason}`.
+
+    Args:
+        data: `{"case": CASE, "image": path}` for each case; one that has a `failure` already comes out as it is.
+        transform: the preprocessing; its first transform loads.
+
+    Attributes:
+        seconds: taken by all items so far: "loading", and "preprocessing" after it.
+    """
+
+    def __init__(self, data: Sequence[dict[str, str]], transform: Compose) -> None:
+        super().__init__(data, transform)
+        self.seconds: Counter[str] = Counter()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if "failure" in self.data[index]:
+            return self.data[index]
+        try:
+            with _timed(self.seconds, "loading"):
+                loaded = self.transform(self.data[index], end=1)
+            with _timed(self.seconds, "preprocessing"):
+                return self.transform(loaded, start=1)
+        except Exception as error:
+            return {**self.data[index], "failure": reason(error)}
+
+
+class Overlap(StrEnum):
+    """What runs at the same time in a cohort. The outputs are the same bytes.
+
+    none: nothing.
+    saving: a case is postprocessed and saved while the next one is loaded and preprocessed. For sampling on the CPU,
+        which takes all cores: whatever runs beside it makes its threads wait for each other.
+    all: while a case is sampled, the one before is postprocessed and saved, and the next one loaded and preprocessed.
+    """
+
+    NONE = "none"
+    SAVING = "saving"
+    ALL = "all"
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise CaseError(f"overlap is {value}; use one of {', '.join(cls)}.")
+
+
+class CaseLoader(DataLoader):
+    """MONAI's loader; with the overlap "all" each batch is made in a thread while the one before it is in use.
+
+    There is one batch in advance, no more: MONAI's `ThreadDataLoader` would hold two, which for a large CT is another
+    gigabyte, and would end without a word where its thread fails. Worker processes would need shared memory for whole
+    volumes, of which containers have little.
+
+    Args:
+        dataset: such as `CaseDataset`.
+        overlap: see `Overlap`.
+        kwargs: of `DataLoader`.
+
+    Raises:
+        CaseError: another overlap.
+    """
+
+    def __init__(self, dataset: Dataset, overlap: str = Overlap.NONE, **kwargs: Any) -> None:
+        super().__init__(dataset, **kwargs)
+        self.in_advance = Overlap(overlap) == Overlap.ALL
+        self._batches: Iterator[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        self._batches = _in_advance(batches) if self.in_advance else batches
+        return self._batches
+
+    def close(self) -> None:
+        """End an iteration that is under way, and what is being loaded for it."""
+        if self.in_advance and self._batches is not None:
+            self._batches.close()
+
+
+def _in_advance(items: Iterator[Any]) -> Iterator[Any]:
+    """Items of an iterator, each made in a thread while the one before it is in use."""
+    end = object()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as thread:
+        identity = thread.submit(threading.get_ident).result()
+        following = thread.submit(next, items, end)
+        try:
+            while (item := following.result()) is not end:
+                following = thread.submit(next, items, end)
+                yield item
+        finally:
+            # nobody waits for it; a skull strip may take minutes, and ends its own processes when interrupted
+            if following.running():
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(identity), ctypes.py_object(KeyboardInterrupt)
+                )
+
+
+class CaseEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator for cases that stand alone: one that fails is noted, and the others go on.
+
+    The postprocessing, which ends with saving, runs in a thread. Handlers of an iteration therefore see the case as it
+    was sampled; those of the epoch's end come after the last saving. With the overlap "none" they see the case
+    postprocessed.
+
+    Args:
+        saver: where the outputs go; `failures.json` is written there while cases fail, and is absent when none did.
+        num_cases: cases there are, those done before included; for the last line.
+        overlap: see `Overlap`.
+        kwargs: of `SupervisedEvaluator`, with a `CaseLoader` of one `CaseDataset` item at a time.
+
+    Raises:
+        CaseError: another overlap; in `run`, an output folder that cannot be written.
+
+    Attributes:
+        seconds: taken so far by all cases: "loading", "preprocessing" (after loading), "sampling", "postprocessing",
+            and "run" from the first to the last.
+    """
+
+    def __init__(self, saver: SaveSyntheticd, num_cases: int, overlap: str = Overlap.NONE, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.saver = saver
+        self.num_cases = num_cases
+        self.overlap = Overlap(overlap)
+        self.cases = self.data_loader.dataset.data
+        self.seconds = self.data_loader.dataset.seconds
+        self._failures: dict[int, dict[str, str]] = {}
+        self._lock = threading.Lock()
+        self._waiting: Future | None = None
+
+    def _register_postprocessing(self, posttrans: Compose) -> None:
+        # before the handlers of the epoch's end, which are registered later
+        self._postprocessing = posttrans
+        self.add_event_handler(Events.EPOCH_COMPLETED, lambda _: self._wait())
+
+    @property
+    def failures(self) -> list[dict[str, str]]:
+        """Case, file and reason of each case that failed, in the order of the cases."""
+        return [self._failures[index] for index in sorted(self._failures)]
+
+    def run(self, global_epoch: int = 1) -> None:
+        """Translate every case of the loader; raises nothing for a single case."""
+        self._failures.clear()
+        self._waiting = None
+        try:
+            self.saver.output_dir.mkdir(parents=True, exist_ok=True)
+            self.saver.remove_partial()
+            self._failures_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise CaseError(f"output_dir cannot be written ({error}); give another one.") from None
+        if len(self.data_loader) == 0:
+            return
+        with (
+            logging_redirect_tqdm(),
+            tqdm(total=len(self.data_loader), desc="cases", unit="case") as self._bar,
+            # Also after an interrupt, what is being saved is saved. One OpenMP thread: a second team changes how
+            # those of the sampling wait for each other, which made it 15 % slower on two cores.
+            _threads_kept(),
+            ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as self._thread,
+            closing(self.data_loader),
+            _timed(self.seconds, "run"),
+        ):
+            super().run(global_epoch)
+
+    def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> Any:
+        """One case: sample it and hand it over to be saved, or note why not."""
+        self._bar.set_postfix_str(batchdata["case"][0])
+        index = self.state.iteration - 1
+        engine.state.output = {}
+        if self.overlap == Overlap.SAVING:
+            self._wait()
+        try:
+            if "failure" in batchdata:
+                raise CaseError(batchdata["failure"][0])
+            with _timed(self.seconds, "sampling"):
+                super()._iteration(engine, batchdata)
+                (batch,), (output,) = engine.state.batch, engine.state.output
+                # a copy from a GPU waits for it; the next case must not be queued there first
+                output[CommonKeys.PRED] = output[CommonKeys.PRED].cpu()
+        except Exception as error:
+            self._close(index, reason(error))
+        else:
+            batch["batch_size_used"] = getattr(self.inferer, "batch_size_used", None)
+            self._hand_over(index, batch, output)
+        return engine.state.output
+
+    def _hand_over(self, index: int, batch: dict[str, Any], output: dict[str, Any]) -> None:
+        self._wait()
+        if self.overlap == Overlap.NONE:  # in the thread too: rounding depends on the number of OpenMP threads
+            self._thread.submit(self._finish, index, batch, output).result()
+        else:
+            self._waiting = self._thread.submit(self._finish, index, dict(batch), dict(output))
+
+    def _wait(self) -> None:
+        """Until the case handed over last is done; raises what is no single case's, such as a full disk."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.result()
+
+    def _finish(self, index: int, batch: dict[str, Any], output: dict[str, Any]) -> None:
+        """Postprocess and save a sampled case, or note why not."""
+        try:
+            with _timed(self.seconds, "postprocessing"):
+                engine_apply_transform(batch, output, self._postprocessing)
+        except Exception as error:
+            self._close(index, reason(error))
+        else:
+            self._close(index)
+
+    def _close(self, index: int, why: str | None = None) -> None:
+        """Count a case; note it where it failed."""
+        with self._lock:
+            if why is not None:
+                self._note(index, why)
+            self._bar.update()
+
+    def _note(self, index: int, why: str) -> None:
+        item = self.cases[index]
+        self._failures[index] = {"case": item["case"], "file": self.saver.source_name(item["image"]), "reason": why}
+        temporary = self._failures_file.with_name(f".{self._failures_file.name}.partial")
+        temporary.write_text(json.dumps(self.failures, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self._failures_file)
+        logger.error(f"{item['case']} failed: {why}")
+
+    @property
+    def _failures_file(self) -> Path:
+        return self.saver.output_dir / "failures.json"
+
+    def finish(self) -> None:
+        """Say where the outputs are; where cases failed, end the program with status 1 and a sentence."""
+        done = self.num_cases - len(self.failures)
+        folder = self.saver.output_dir.resolve()
+        logger.info(f"Translated {done} of {self.num_cases}; the outputs are in {folder}")
+        if self.failures:
+            sys.exit(f"{len(self.failures)} of {self.num_cases} cases failed; {folder / 'failures.json'} tells why.")
+
+
+@contextmanager
+def _timed(seconds: Counter[str], phase: str) -> Iterator[None]:
+    """Add the wall time of a block to those of its phase."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] += time.perf_counter() - start
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Give threads that are started later as many OpenMP threads as before: setting one thread's sets theirs too."""
+    number = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)

@@ -1,0 +1,81 @@
+"""The side of the node that translates: one finished study at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..files import CaseError
+from . import StoppedError
+from .arrivals import Arrivals
+from .instance import read_uids
+from .spool import Spool
+
+logger = logging.getLogger(__name__)
+
+Translate = Callable[[Path, Path], list[Path]]
+"""(folder of a study, an empty folder to work in) -> folders with one series of DICOM files each; see `MainJob`."""
+
+
+class Worker:
+    """Translates the studies that have arrived.
+
+    Args:
+        spool: where studies are, and where results go.
+        arrivals: tells which study is finished.
+        translate: see `Translate`; raises CaseError where a study cannot be translated, StoppedError when it was told
+            to stop.
+    """
+
+    def __init__(self, spool: Spool, arrivals: Arrivals, translate: Translate) -> None:
+        self.spool = spool
+        self.arrivals = arrivals
+        self.translate = translate
+        for study in spool.due():
+            arrivals.note(study)
+
+    def step(self) -> bool:
+        """Translate one finished study; False where there is none."""
+        study = self.arrivals.take_finished()
+        if study is None:
+            return False
+        try:
+            self._translate(study)
+        except StoppedError:
+            raise
+        except Exception:
+            self.arrivals.note(study)  # such as a full disk
+            raise
+        return True
+
+    def _translate(self, study: str) -> None:
+        if self.spool.settled(study):  # its last instance was told after a translation had seen it
+            return
+        folder, state = self.spool.received(study), self.spool.state(study)
+        instances = sorted(folder.glob("*.dcm"))
+        study_uid = read_uids(instances[0]).study_uid
+        logger.info(f"Study {study} ({study_uid}), {len(instances)} instances: translating.")
+        start = time.monotonic()
+        try:
+            self._refuse_remains(study)
+            series = self.translate(folder, self.spool.begin(study))
+        except CaseError as error:
+            self.spool.fail(study, state, study_uid, str(error))
+            logger.error(f"Study {study} failed: {error}")
+            return
+        if self.spool.state(study) != state:
+            logger.info(f"Study {study}: more of it came meanwhile; it will be translated again.")
+            self.spool.end(study)
+            return
+        made = [read_uids(file).instance_uid for folder in series for file in sorted(folder.iterdir())]
+        self.spool.finish(study, state, series, made)
+        logger.info(f"Study {study}: translated in {time.monotonic() - start:.0f} s, {len(made)} instances to deliver.")
+
+    def _refuse_remains(self, study: str) -> None:
+        if missing := self.spool.missing(study):
+            raise CaseError(
+                f"More of the study came after its result had been delivered and {missing} of its instances had been "
+                "removed; send the whole study again."
+            )

