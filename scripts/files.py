@@ -1,33 +1,11 @@
-"""Files as a user knows them: the error that names one, its digest, and which there are."""
+"""Files: their digests, writing them whole, and which there are below a folder."""
 
 import hashlib
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-
-def _server_errors() -> tuple[type[Exception], ...]:
-    """Starlette's exception, which becomes the response of a request, where a server such as MONAI Label runs."""
-    exceptions = sys.modules.get("starlette.exceptions")
-    return () if exceptions is None else (exceptions.HTTPException,)
-
-
-class CaseError(ValueError, *_server_errors()):
-    """One case cannot be translated; its message is one sentence: the file, what is wrong, what to do.
-
-    In a server it is an error 422 whose detail is that sentence; any other exception would reach the client as
-    "Internal Server Error".
-    """
-
-    status_code = 422
-    headers = None
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
-        self.detail = sentence
-
-    __str__ = ValueError.__str__
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
@@ -41,11 +19,27 @@ def sha256_if_there(path: str | os.PathLike) -> str | None:
     return sha256_of_file(path) if Path(path).is_file() else None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is either the old one or the whole new one, whenever it is read."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+@contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary name beside `path` to write a file under, which becomes `path` at the end.
+
+    Whoever reads `path` finds the old file or the whole new one; where the block raises, the old one stays and the
+    temporary file is removed.
+    """
+    path = Path(path)
+    # the process is part of the name: two may write the same file at once; the suffix stays, which writers go by
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, that is either the old one or the whole new one, whenever it is read."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def files_below(root: Path, left_out: Any = None) -> list[Path]:

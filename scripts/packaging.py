@@ -14,7 +14,8 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from .files import CaseError, write_whole
+from .errors import CaseError
+from .files import write_whole
 
 NAME = "brain_ct_to_mri"
 """The zoo's name of the bundle; monai.bundle download expects the folder inside the zip to have it."""

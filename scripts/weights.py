@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .files import CaseError, sha256_of_file
+from .errors import CaseError
+from .files import sha256_of_file
 
 __all__ = ["load_weights", "sha256_of_file"]
 

@@ -8,32 +8,84 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 # Room (first part of the path below scripts/) -> rooms it may import, beside itself.
 ARROWS = {
-    "files": set(),
+    # small and plain
+    "errors": set(),
+    "files": {"errors"},
+    "options": {"errors"},
+    "contrasts": {"errors"},
+    "devices": {"errors"},
+    "processes": set(),
+    "workflow": set(),
+    "weights": {"errors", "files"},
+    "packaging": {"errors", "files", "workflow"},
+    # the method
     "schedulers": set(),
+    "codec": set(),
     "slabs": set(),
-    "style_key": set(),
-    "memory": set(),
     "losses": set(),
-    "out_of_distribution": set(),
-    "networks": {"schedulers", "slabs", "style_key", "losses"},
-    "weights": {"files"},
-    "inferers": {"schedulers", "slabs", "style_key", "memory"},  # memory: how many slabs a call takes
-    "engines": {"inferers", "files"},
-    "dicom": {"files", "workflow"},  # the node runs the main job as a user types it
-    "transforms": {"slabs", "style_key", "files", "out_of_distribution", "dicom"},
-    "data": {"slabs", "style_key", "files", "transforms", "dicom"},
-    "evaluation": {"slabs", "files", "data", "transforms"},  # files are found and read as everywhere
-    "exports": {"files", "weights"},
-    "serving": {"files", "inferers", "schedulers", "style_key"},
-    "packaging": {"files"},
-    "workflow": {"files"},
-    "cases": {"files", "transforms", "workflow"},  # workflow: an error in one sentence
-    "report": {"files", "evaluation", "style_key", "transforms", "dicom"},  # dicom: a source is a series
+    "conditioning": set(),
+    "networks": {"schedulers", "slabs", "losses"},
+    "inferers": {"schedulers", "codec", "slabs", "devices"},  # devices: how many slabs a call takes
+    "serving": {"errors", "inferers", "schedulers", "conditioning"},
+    "exports": {"errors", "files", "weights", "workflow"},
+    # volumes
+    "dicom": {"errors", "files"},
+    "volumes": {"errors", "files", "dicom"},
+    "transforms": {"errors", "slabs", "volumes", "dicom"},
+    "simulation": {"errors", "volumes"},
+    "data": {"errors", "files", "contrasts", "processes", "slabs", "conditioning", "volumes", "transforms", "dicom"},
+    "outputs": {"errors", "files", "contrasts", "conditioning", "volumes", "transforms", "dicom"},
+    # work
+    "prepare": {
+        "errors",
+        "files",
+        "options",
+        "processes",
+        "volumes",
+        "transforms",
+        "data",
+        "outputs",
+        "dicom",
+        "workflow",
+    },
+    "engines": {"errors", "files", "inferers", "schedulers"},
+    "cohort": {"errors", "files", "outputs"},
+    "dicom_node": {
+        "errors",
+        "files",
+        "contrasts",
+        "options",
+        "workflow",
+        "dicom",
+    },  # it runs the main job as a user types it
+    # tables and pages
+    "evaluation": {
+        "errors",
+        "files",
+        "contrasts",
+        "volumes",
+        "transforms",
+        "data",
+        "outputs",
+        "simulation",
+        "workflow",
+    },
+    "report": {
+        "errors",
+        "files",
+        "evaluation",
+        "conditioning",
+        "volumes",
+        "transforms",
+        "outputs",
+        "dicom",
+        "workflow",
+    },
     # it runs the main job and its parts as configs name them; tables and lists of names are read as in evaluation
-    "benchmark": {"files", "weights", "inferers", "workflow", "data", "evaluation", "exports"},
+    "benchmark": {"errors", "files", "weights", "devices", "inferers", "workflow", "data", "evaluation", "exports"},
 }
 # Rooms of plain mathematics: nothing but these.
-PLAIN_ROOMS = ("schedulers", "slabs", "style_key", "losses", "out_of_distribution", "networks")
+PLAIN_ROOMS = ("schedulers", "codec", "slabs", "losses", "conditioning", "networks")
 PLAIN_PACKAGES = {"torch", "numpy", "monai"}
 STANDARD_LIBRARY = {
     "__future__",
@@ -85,7 +137,7 @@ def test_rooms_import_only_what_they_may(path):
 
 def test_the_rooms_are_there():
     """The check above sees every kind of import, and the rooms it speaks of exist."""
-    assert {"schedulers", "slabs", "style_key", "networks", "inferers"} <= {room_of(path) for path in FILES}
+    assert {"schedulers", "slabs", "conditioning", "networks", "inferers"} <= {room_of(path) for path in FILES}
     assert "scripts.slabs" in imports_of(SCRIPTS / "inferers" / "ista.py")
-    assert "scripts.files" in imports_of(SCRIPTS / "weights.py")
+    assert "scripts.errors" in imports_of(SCRIPTS / "weights.py")
     assert "scripts.schedulers.brownian_bridge" in imports_of(SCRIPTS / "schedulers" / "__init__.py")

@@ -9,7 +9,7 @@ from monai.engines import SupervisedTrainer
 from torch import nn
 
 from scripts import engines
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.inferers import BridgeInferer, ISTAInferer, to_network_range
 from scripts.losses import BridgeL2Loss, elbo_weights
 from scripts.schedulers import BrownianBridgeScheduler

@@ -12,10 +12,11 @@ from monai.bundle import ConfigParser, run
 from monai.networks.trt_compiler import TrtCompiler
 
 from scripts.conditioning.style_key import compute_style_key, save_style_keys
+from scripts.errors import CaseError
 from scripts.exports import OnnxNetwork, contiguous_inputs
 from scripts.exports import export as module
 from scripts.exports.export import example_inputs, export
-from scripts.files import CaseError, sha256_of_file
+from scripts.files import sha256_of_file
 from scripts.networks import BridgeUNet
 from tests.phantoms import TINY_NETWORK, EchoNetwork, write_head_ct
 

@@ -17,10 +17,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose, SaveImaged
 
 from scripts.conditioning.style_key import compute_style_key, save_style_keys
-from scripts.files import CaseError, sha256_of_file
+from scripts.errors import CaseError, reason
+from scripts.files import sha256_of_file
 from scripts.inferers.ista import ISTAInferer
 from scripts.networks import BridgeUNet
-from scripts.workflow import reason
 from tests.phantoms import TINY_NETWORK, centred_affine, head_ct, write_head_ct
 
 SUFFIXES = (".json", ".nii.gz", ".png")

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.packaging import NAME, ZOO_URL, _belongs, build_package
 
 VERSION = "1.2.3"

@@ -21,10 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scripts.conditioning.style_key import load_style_keys, save_style_keys, style_key_from_histogram
 from scripts.engines import OneStepPrepareBatch, SeedEpochs, checkpoints, cosine_decay, latest_checkpoint
+from scripts.errors import CaseError, reason
 from scripts.evaluation.metrics import psnr
-from scripts.files import CaseError
 from scripts.weights import load_weights
-from scripts.workflow import reason
 
 TINY = {
     "network_def#channels": [8, 8],

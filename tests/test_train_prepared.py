@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from scipy import ndimage
 
 from scripts.data import listed_ct_window
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.prepare.command import prepare
 
 SHAPE = (40, 46, 40)

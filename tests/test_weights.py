@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from scripts.errors import CaseError
 from scripts.networks import BridgeUNet
-from scripts.transforms.checks import CaseError
 from scripts.weights import load_weights, sha256_of_file
 
 

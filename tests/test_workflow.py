@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from scripts import workflow
-from scripts.files import CaseError
+from scripts.devices import compute_dtype
+from scripts.errors import CaseError, reason, shorten_errors
 from scripts.inferers.ista import ISTAInferer
-from scripts.workflow import check_options, compute_dtype, reason, shorten_errors
+from scripts.options import check_options
 
 MONAI_BUNDLE = "/site-packages/monai/bundle/__main__.py"
 
@@ -103,7 +104,7 @@ def test_freed_memory_is_kept_for_the_next_tensor():
     """In a process of its own: the pages of a tensor that was freed are not asked of the system again."""
     code = """
 import resource, torch
-from scripts.workflow import keep_freed_memory
+from scripts.devices import keep_freed_memory
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def count():
     before = faults()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import CaseError
+from ..errors import CaseError
 from ..workflow import bundle_root
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")

@@ -15,8 +15,9 @@ import torch
 from monai.bundle import ConfigParser
 from tqdm import tqdm
 
+from ..errors import CaseError
 from ..evaluation.study import select
-from ..files import CaseError, write_whole
+from ..files import write_whole
 from ..workflow import bundle_root
 from .bundle import Bundle
 from .cohort import measure_cohort

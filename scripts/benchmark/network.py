@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..workflow import keep_freed_memory
+from ..devices import keep_freed_memory
 from . import limit
 from .bundle import Bundle, Way
 from .measuring import alternate, count_flop, memory_of, psnr, seconds_of, times_faster

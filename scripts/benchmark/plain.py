@@ -14,7 +14,7 @@ from types import TracebackType
 
 import torch
 
-from ..files import CaseError
+from ..errors import CaseError
 from ..workflow import bundle_root
 from .bundle import Bundle, Way
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import CaseError
-from ..workflow import keep_freed_memory
+from ..devices import keep_freed_memory
+from ..errors import CaseError
 from .bundle import Bundle, Way
 from .measuring import peak_memory, seconds_of
 from .ways import main_job

@@ -1,25 +1,20 @@
-"""The cases of an inference run: each fails alone and is not done twice; saving and loading overlap other work."""
+"""The cases of an inference run: each fails alone and is not done twice; saving overlaps other work."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import sys
 import threading
-import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import engine_apply_transform
 from monai.transforms import Compose
@@ -27,11 +22,11 @@ from monai.utils import CommonKeys
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..files import CaseError
+from ..errors import CaseError, reason
 from ..outputs.saver import SaveSyntheticd
-from ..workflow import reason
+from .loading import Overlap, timed
 
-__all__ = ["CaseDataset", "CaseEvaluator", "CaseLoader", "Overlap", "pending_cases"]
+__all__ = ["CaseEvaluator", "pending_cases"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,103 +37,6 @@ def pending_cases(cases: Sequence[dict[str, str]], saver: SaveSyntheticd, overwr
     if len(pending) < len(cases):
         logger.info(f"{len(cases) - len(pending)} of {len(cases)} cases are done already (overwrite does them again).")
     return pending
-
-
-class CaseDataset(Dataset):
-    """A dataset whose items do not fail: where the transform raises, the item is the case and the reason instead.
-
-    Items are those of MONAI's `Dataset`, or `{"case": CASE, "image": path, "failure": reason}`.
-
-    Args:
-        data: `{"case": CASE, "image": path}` for each case; one that has a `failure` already comes out as it is.
-        transform: the preprocessing; its first transform loads.
-
-    Attributes:
-        seconds: taken by all items so far: "loading", and "preprocessing" after it.
-    """
-
-    def __init__(self, data: Sequence[dict[str, str]], transform: Compose) -> None:
-        super().__init__(data, transform)
-        self.seconds: Counter[str] = Counter()
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if "failure" in self.data[index]:
-            return self.data[index]
-        try:
-            with _timed(self.seconds, "loading"):
-                loaded = self.transform(self.data[index], end=1)
-            with _timed(self.seconds, "preprocessing"):
-                return self.transform(loaded, start=1)
-        except Exception as error:
-            return {**self.data[index], "failure": reason(error)}
-
-
-class Overlap(StrEnum):
-    """What runs at the same time in a cohort. The outputs are the same bytes.
-
-    none: nothing.
-    saving: a case is postprocessed and saved while the next one is loaded and preprocessed. For sampling on the CPU,
-        which takes all cores: whatever runs beside it makes its threads wait for each other.
-    all: while a case is sampled, the one before is postprocessed and saved, and the next one loaded and preprocessed.
-    """
-
-    NONE = "none"
-    SAVING = "saving"
-    ALL = "all"
-
-    @classmethod
-    def _missing_(cls, value: object) -> None:
-        raise CaseError(f"overlap is {value}; use one of {', '.join(cls)}.")
-
-
-class CaseLoader(DataLoader):
-    """MONAI's loader; with the overlap "all" each batch is made in a thread while the one before it is in use.
-
-    There is one batch in advance, no more: MONAI's `ThreadDataLoader` would hold two, which for a large CT is another
-    gigabyte, and would end without a word where its thread fails. Worker processes would need shared memory for whole
-    volumes, of which containers have little.
-
-    Args:
-        dataset: such as `CaseDataset`.
-        overlap: see `Overlap`.
-        kwargs: of `DataLoader`.
-
-    Raises:
-        CaseError: another overlap.
-    """
-
-    def __init__(self, dataset: Dataset, overlap: str = Overlap.NONE, **kwargs: Any) -> None:
-        super().__init__(dataset, **kwargs)
-        self.in_advance = Overlap(overlap) == Overlap.ALL
-        self._batches: Iterator[Any] | None = None
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = super().__iter__()
-        self._batches = _in_advance(batches) if self.in_advance else batches
-        return self._batches
-
-    def close(self) -> None:
-        """End an iteration that is under way, and what is being loaded for it."""
-        if self.in_advance and self._batches is not None:
-            self._batches.close()
-
-
-def _in_advance(items: Iterator[Any]) -> Iterator[Any]:
-    """Items of an iterator, each made in a thread while the one before it is in use."""
-    end = object()
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as thread:
-        identity = thread.submit(threading.get_ident).result()
-        following = thread.submit(next, items, end)
-        try:
-            while (item := following.result()) is not end:
-                following = thread.submit(next, items, end)
-                yield item
-        finally:
-            # nobody waits for it; a skull strip may take minutes, and ends its own processes when interrupted
-            if following.running():
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(identity), ctypes.py_object(KeyboardInterrupt)
-                )
 
 
 class CaseEvaluator(SupervisedEvaluator):
@@ -203,7 +101,7 @@ class CaseEvaluator(SupervisedEvaluator):
             _threads_kept(),
             ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as self._thread,
             closing(self.data_loader),
-            _timed(self.seconds, "run"),
+            timed(self.seconds, "run"),
         ):
             super().run(global_epoch)
 
@@ -217,7 +115,7 @@ class CaseEvaluator(SupervisedEvaluator):
         try:
             if "failure" in batchdata:
                 raise CaseError(batchdata["failure"][0])
-            with _timed(self.seconds, "sampling"):
+            with timed(self.seconds, "sampling"):
                 super()._iteration(engine, batchdata)
                 (batch,), (output,) = engine.state.batch, engine.state.output
                 # a copy from a GPU waits for it; the next case must not be queued there first
@@ -245,7 +143,7 @@ class CaseEvaluator(SupervisedEvaluator):
     def _finish(self, index: int, batch: dict[str, Any], output: dict[str, Any]) -> None:
         """Postprocess and save a sampled case, or note why not."""
         try:
-            with _timed(self.seconds, "postprocessing"):
+            with timed(self.seconds, "postprocessing"):
                 engine_apply_transform(batch, output, self._postprocessing)
         except Exception as error:
             self._close(index, reason(error))
@@ -278,16 +176,6 @@ class CaseEvaluator(SupervisedEvaluator):
         logger.info(f"Translated {done} of {self.num_cases}; the outputs are in {folder}")
         if self.failures:
             sys.exit(f"{len(self.failures)} of {self.num_cases} cases failed; {folder / 'failures.json'} tells why.")
-
-
-@contextmanager
-def _timed(seconds: Counter[str], phase: str) -> Iterator[None]:
-    """Add the wall time of a block to those of its phase."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[phase] += time.perf_counter() - start
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from typing import Any
 
 from ..dicom.headers import read_headers
 from ..dicom.series import Series, choose_series, digits_of_uid, named_series, series_folder, series_of, why_chosen
-from ..files import CaseError, files_below
+from ..errors import CaseError
+from ..files import files_below
+from ..volumes.find import IMAGE_SUFFIXES, refuse_clashes, volume_suffix, volumes_below
 from .splits import SECTIONS
 from .training import DATALIST, listed_ct_window, training_datalist
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz")
 
 
 def inference_datalist(
@@ -66,7 +66,7 @@ def inference_datalist(
         raise CaseError(f"{root} has no {DATALIST}, so there is no section {section!r} of it; leave section out.")
     if not root.exists():
         raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
-    series = [] if root.is_file() and _suffix(root) else _dicom_below(root, output_dir)
+    series = [] if root.is_file() and volume_suffix(root) else _dicom_below(root, output_dir)
     uids = _uids(series_uid)
     if uids:
         several = _in_several_studies(series)
@@ -77,40 +77,14 @@ def inference_datalist(
     if not files and not items:  # no path: a folder of what is hardly DICOM any more may be a patient's
         raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     dicom = _named_by_folder(items, root, [item["case"] for item in files]) if keep_names else items
-    _refuse_clashes([*files, *dicom])
+    refuse_clashes([*files, *dicom])
     return [*files, *dicom]
-
-
-def volumes_below(root: Path, left_out: Any = None, may_be_none: bool = False) -> list[dict[str, str]]:
-    """A file, or every volume of a folder and the folders below it, whatever it is of, but DICOM; see the above.
-
-    Args:
-        root: an image file or a folder.
-        left_out: folder that is left out of the search.
-        may_be_none: no error where the folder holds no volume.
-    """
-    if root.is_file():
-        if _suffix(root) is None:
-            # no path: what cannot be read as DICOM any more may be called like a patient
-            kinds = ", ".join(IMAGE_SUFFIXES)
-            raise CaseError(
-                f"The file given is no volume this bundle reads, or damaged; give {kinds} or DICOM, unpacked."
-            )
-        return [{"image": str(root), "case": case_name(Path(root.name))}]
-    if not root.is_dir():
-        raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
-    files = [path for path in files_below(root, left_out) if _suffix(path) is not None]
-    if not files and not may_be_none:
-        raise CaseError(f"The folder {root} holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
-    items = [{"image": str(path), "case": case_name(path.relative_to(root))} for path in files]
-    _refuse_clashes(items)
-    return items
 
 
 def _dicom_below(root: Path, left_out: Any) -> list[Series]:
     """The DICOM series in a file, or in a folder and the folders below it."""
     paths = [root] if root.is_file() else files_below(root, left_out)
-    return series_of(read_headers(path for path in paths if _suffix(path) is None))
+    return series_of(read_headers(path for path in paths if volume_suffix(path) is None))
 
 
 def _dicom_items(series: Sequence[Series], contrast: str) -> list[dict[str, Any]]:
@@ -172,29 +146,5 @@ def _listed_sources(root: Path, section: str | None) -> list[dict[str, str]]:
             f"{root / DATALIST} lists nobody{f' under {section}' if section else ''}; give another section."
         )
     items = sorted(({"image": e["source"], "case": str(e["subject"])} for e in entries), key=lambda item: item["image"])
-    _refuse_clashes(items)
+    refuse_clashes(items)
     return items
-
-
-def case_name(path: Path) -> str:
-    """CASE of a relative path: without extension, folders joined by `_` (`a/b.nii.gz` becomes `a_b`)."""
-    text = path.as_posix()
-    return text[: len(text) - len(_suffix(path) or "")].replace("/", "_")
-
-
-def _suffix(path: Path) -> str | None:
-    """The suffix by which a volume is known, as it stands in the name; None where it is no volume."""
-    name = path.name
-    for suffix in IMAGE_SUFFIXES:
-        if name.lower().endswith(suffix) and len(name) > len(suffix) and not name.startswith("."):
-            return name[-len(suffix) :]
-    return None
-
-
-def _refuse_clashes(items: Sequence[dict[str, Any]]) -> None:
-    first: dict[str, Any] = {}
-    for item in items:
-        other = first.setdefault(item["case"], item["image"])
-        if other != item["image"]:
-            both = " and ".join(name if isinstance(name, str) else "a DICOM series" for name in (other, item["image"]))
-            raise CaseError(f"{both} would both be named {item['case']} in output_dir; rename one of them.")

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from ..conditioning.style_key import compute_style_key, style_key_from_histogram
-from ..files import CaseError
+from ..errors import CaseError
 from .volume_cache import Arrays, prepared_arrays
 
 _TYPES = {8: np.uint8, 16: np.uint16}

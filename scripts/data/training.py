@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from ..files import CaseError
+from ..errors import CaseError
 from .slab_dataset import PackedVolume
 from .volume_cache import IMAGES, Arrays, prepared_arrays
 

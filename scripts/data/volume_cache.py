@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import CaseError, sha256_of_file
+from ..errors import CaseError
+from ..files import sha256_of_file
 from ..processes import run_isolated
 
 logger = logging.getLogger(__name__)

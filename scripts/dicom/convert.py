@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ..files import CaseError
+from ..errors import CaseError
 from .grid import even_volume
 from .pixels import series_values
 from .series import Series, find_series, read_series

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import CaseError
+from ..errors import CaseError
 
 logger = logging.getLogger(__name__)
 

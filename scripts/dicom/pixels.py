@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import CaseError
+from ..errors import CaseError
 from .headers import Header, quiet_pydicom
 from .series import Series
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import CaseError, files_below, sha256_of_file
+from ..errors import CaseError
+from ..files import files_below, sha256_of_file
 from .described import not_in_hu, of_another_part, with_contrast_agent
 from .headers import Header, Plane, read_header, read_headers
 from .kernels import is_sharp

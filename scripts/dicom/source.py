@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import CaseError
+from ..errors import CaseError
 from .headers import quiet_pydicom
 from .stack import Stack
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..files import CaseError
+from ..errors import CaseError
 
 
 @dataclass(frozen=True, eq=False)

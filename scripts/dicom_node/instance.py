@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from ..dicom.headers import quiet_pydicom
-from ..files import CaseError
+from ..errors import CaseError
 
 
 @dataclass(frozen=True)

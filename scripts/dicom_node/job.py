@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import CaseError
+from ..errors import CaseError
 from ..workflow import bundle_root
 from . import StoppedError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from ..files import CaseError
+from ..errors import CaseError
 from .arrivals import Arrivals
 from .connection import limit_connection
 from .instance import read_uids

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..dicom.headers import quiet_pydicom
-from ..files import CaseError
+from ..errors import CaseError
 from . import StoppedError
 from .connection import limit_connection
 from .spool import Spool, sync, sync_tree

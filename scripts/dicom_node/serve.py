@@ -12,8 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ..files import CaseError
-from ..workflow import bundle_root, check_options
+from ..errors import CaseError
+from ..options import check_options
+from ..workflow import bundle_root
 from .arrivals import Arrivals
 from .job import MainJob
 from .loop import log_without_names, run_until

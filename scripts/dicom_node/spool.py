@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..files import CaseError
+from ..errors import CaseError
 
 FOLDERS = ("incoming", "received", "working", "outgoing", "failed", "ledger")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import CaseError
+from ..errors import CaseError
 from . import StoppedError
 from .arrivals import Arrivals
 from .instance import read_uids

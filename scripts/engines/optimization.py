@@ -10,7 +10,7 @@ from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from ..files import CaseError
+from ..errors import CaseError
 
 
 class GradientClipper:

@@ -15,7 +15,7 @@ from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..files import CaseError
+from ..errors import CaseError
 
 
 def averaged_model(network: nn.Module, decay: float = 0.997) -> AveragedModel:

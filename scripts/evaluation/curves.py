@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ..files import CaseError
+from ..errors import CaseError
 
 _PANELS = (
     ("loss", "training loss"),

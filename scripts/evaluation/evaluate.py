@@ -11,8 +11,10 @@ import torch
 from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
-from ..files import CaseError, write_whole
-from ..transforms.checks import CheckVolumed, LoadVolumed
+from ..errors import CaseError
+from ..files import write_whole
+from ..transforms.checks import CheckVolumed
+from ..volumes.load import LoadVolumed
 from .compare import pearson
 from .pairs import ResultPair, pairs_of_folders, pairs_of_table
 from .results import Evaluation, check_against, comparison, read_subjects, subject_figures, write_results

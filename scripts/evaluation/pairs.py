@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.datalists import volumes_below
-from ..files import CaseError
+from ..errors import CaseError
+from ..volumes.find import volumes_below
 
 _KINDS = {
     "synthetic": ("_synthetic", "_t1"),

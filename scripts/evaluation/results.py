@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from ..files import CaseError, write_whole
+from ..errors import CaseError
+from ..files import write_whole
 from .figures import digits_of, format_spread, label, markdown_table, mean_and_deviation, volume_figures
 from .significance import compare_runs
 from .tissue_dice import tissue_dice

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..files import CaseError, write_whole
+from ..errors import CaseError
+from ..files import write_whole
 from .figures import finite, volume_figures
 
 _FORMAT = 1  # of a result on disk; raise it when the figures change, and earlier results are computed again

@@ -15,7 +15,7 @@ from monai.networks.utils import convert_to_onnx, convert_to_torchscript
 from monai.utils import optional_import
 from torch import Tensor, nn
 
-from ..files import CaseError
+from ..errors import CaseError
 from ..weights import load_weights
 from .onnx_network import INPUTS, REQUIREMENTS, OnnxNetwork
 

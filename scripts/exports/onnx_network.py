@@ -10,7 +10,8 @@ import torch
 from monai.utils import optional_import
 from torch import Tensor, nn
 
-from ..files import CaseError, sha256_of_file
+from ..errors import CaseError
+from ..files import sha256_of_file
 
 INPUTS = ("x", "timesteps", "context", "source")
 """Names of the inputs of an exported network, in the order of `BridgeUNet.forward`."""

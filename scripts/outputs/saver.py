@@ -21,8 +21,10 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from ..dicom.series import patient_of, series_folder, series_name, series_record
-from ..files import CaseError, sha256_of_file
-from ..transforms.checks import file_name, value_range
+from ..errors import CaseError
+from ..files import sha256_of_file
+from ..transforms.checks import value_range
+from ..volumes.load import file_name
 from .measures import UNKNOWN_ORIENTATION, case_warnings
 from .picture import three_planes
 

@@ -10,11 +10,11 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ..files import CaseError
-from ..transforms.checks import LoadVolume
+from ..errors import CaseError
 from ..transforms.ct_brain_mask import foreground, is_stripped
 from ..transforms.mri_brain_mask import is_stripped_mri
 from ..transforms.skull_strip import SkullStripd
+from ..volumes.load import LoadVolume
 from .volumes import Volume
 
 

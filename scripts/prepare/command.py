@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data.splits import SECTIONS, one_person_each, split_people
 from ..data.volume_cache import num_cores
-from ..files import CaseError
+from ..errors import CaseError
 from ..transforms.skull_strip import SkullStripd
 from .conform import Recipe
 from .layouts import list_pairs

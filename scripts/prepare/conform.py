@@ -14,15 +14,16 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from ..files import CaseError
+from ..errors import CaseError
 from ..transforms.bias_field import correct_bias
-from ..transforms.checks import LoadVolume
+from ..volumes.grids import IDENTITY, Grid, field_of_view, grid_about, on_grid
+from ..volumes.load import LoadVolume
 from ..volumes.scaling import ScaleByBrainPercentiled
 from .brain import Brain, crop_to, find_brain
 from .pairs import Pair
 from .quality import quality_picture
 from .register import Registration, check_registration, register_rigid
-from .volumes import IDENTITY, Grid, Volume, field_of_view, grid_about, load_volume, on_grid, smoothed_for
+from .volumes import Volume, load_volume, smoothed_for
 
 WORKING_MARGIN = 12.0  # mm about the brain that the work is done on
 

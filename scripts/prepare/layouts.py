@@ -11,21 +11,11 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ..data.datalists import IMAGE_SUFFIXES
-from ..files import CaseError
+from ..contrasts import contrast_named
+from ..errors import CaseError
+from ..volumes.find import IMAGE_SUFFIXES
 from .pair_table import list_table
-from .pairs import (
-    Listing,
-    Pair,
-    Scans,
-    contrast_named,
-    files_below,
-    files_in,
-    folders_below,
-    pair_scans,
-    safe_name,
-    subfolders,
-)
+from .pairs import Listing, Pair, Scans, files_below, files_in, folders_below, pair_scans, safe_name, subfolders
 
 __all__ = ["LAYOUTS", "LOOKS_FOR", "Pair", "list_pairs"]
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..data.datalists import IMAGE_SUFFIXES
-from ..files import CaseError
-from .pairs import Listing, Pair, contrast_named, safe_name, volume_problem
+from ..contrasts import contrast_named
+from ..errors import CaseError
+from ..volumes.find import IMAGE_SUFFIXES
+from .pairs import Listing, Pair, safe_name, volume_problem
 
 REQUIRED = ("subject", "source", "target")
 OPTIONAL = ("mask", "labels", "split", "person", "source_contrast", "target_contrast")

@@ -8,15 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import CaseError
-
-CONTRASTS = ("CT", "T1", "T1ce", "T2", "FLAIR", "PD")
-# What data sets and people call them, in small letters.
-_SPELLINGS = {
-    **{name.lower(): name for name in CONTRASTS},
-    **{"t1w": "T1", "t1n": "T1", "mr": "T1", "mri": "T1", "t2w": "T2", "pdw": "PD"},
-    **{"t1c": "T1ce", "t1gd": "T1ce", "t2f": "FLAIR", "t2flair": "FLAIR", "t2-flair": "FLAIR"},
-}
+from ..errors import CaseError
 
 
 @dataclass(frozen=True)
@@ -63,17 +55,6 @@ class Scans:
         others = self.volumes.setdefault(contrast, [])
         if not any(os.path.realpath(path) == os.path.realpath(other) for other in others):
             others.append(path)
-
-
-def contrast_named(text: str) -> str:
-    """The contrast of a spelling ("t1w", "T2F", "flair", ...), one of `CONTRASTS`.
-
-    Raises:
-        CaseError: no contrast is called so.
-    """
-    if (name := _SPELLINGS.get(str(text).strip().lower())) is None:
-        raise CaseError(f"There is no contrast {text!r}; give one of {', '.join(CONTRASTS)}.")
-    return name
 
 
 def safe_name(text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ..files import CaseError
+from ..errors import CaseError
 from ..transforms.bias_field import correct_bias
 from ..transforms.mri_brain_mask import hd_bet_mask
 from .brain import crop_to, fill_slices, largest_component, mask_from_background

@@ -19,7 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data.splits import SECTIONS
-from ..files import CaseError, sha256_of_file, write_whole
+from ..errors import CaseError
+from ..files import sha256_of_file, write_whole
 from ..processes import run_isolated
 from ..transforms.skull_strip import method_name
 from .conform import Recipe, output_files, prepare_pair, remove_files

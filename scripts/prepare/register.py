@@ -19,7 +19,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from ..files import CaseError
+from ..errors import CaseError
 
 ImageType = itk.Image[itk.F, 3]
 MetricType = itk.MattesMutualInformationImageToImageMetricv4[ImageType, ImageType]

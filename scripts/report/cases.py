@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..dicom.series import Series, find_series, series_record
-from ..files import CaseError, sha256_of_file
+from ..errors import CaseError
+from ..files import sha256_of_file
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz")
 SUMMARY_ROWS = ("mean", "std")  # rows of subjects.csv that are no subject

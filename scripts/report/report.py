@@ -14,8 +14,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
+from ..errors import CaseError
 from ..evaluation.figures import digits_of, label
-from ..files import CaseError, write_whole
+from ..files import write_whole
 from ..outputs.measures import case_warnings
 from .cases import Case, list_cases, list_failures
 from .charts import distribution

@@ -16,10 +16,10 @@ from monai.data import MetaTensor
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
+from ..errors import CaseError
 from ..evaluation.compare import figures
-from ..files import CaseError
-from ..transforms.checks import LoadVolume, file_name
 from ..transforms.hounsfield import WindowToHUd
+from ..volumes.load import LoadVolume, file_name
 from .cases import Case
 
 MARGIN_MM = 8.0

@@ -21,7 +21,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from ..conditioning.style_key import load_style_keys
-from ..files import CaseError
+from ..errors import CaseError
 from ..inferers import ISTAInferer
 
 __all__ = ["KeepRequestd", "RequestISTAInferer"]

@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from ..files import CaseError
+from ..errors import CaseError
 
 __all__ = ["ct_brain_mask", "foreground", "is_stripped"]
 

@@ -10,8 +10,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from ..files import CaseError
-from .checks import file_name
+from ..errors import CaseError
+from ..volumes.load import file_name
 
 __all__ = ["CheckHounsfieldd", "WindowToHUd"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 
-from ..files import CaseError
+from ..errors import CaseError
 from .ct_brain_mask import foreground
 
 __all__ = ["hd_bet_mask", "is_stripped_mri", "mri_brain_mask"]

@@ -20,8 +20,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
-from ..files import CaseError
-from .checks import LoadVolume, file_name
+from ..errors import CaseError
+from ..volumes.load import LoadVolume, file_name
 from .ct_brain_mask import ct_brain_mask, foreground, is_stripped
 from .mri_brain_mask import is_stripped_mri, mri_brain_mask
 

@@ -6,8 +6,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from ..files import CaseError
-from ..transforms.checks import file_name
+from ..errors import CaseError
+from .load import file_name
 
 
 class ScaleByBrainPercentiled(MapTransform):

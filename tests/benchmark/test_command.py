@@ -10,7 +10,7 @@ from scripts.benchmark import benchmark
 from scripts.benchmark.bundle import Bundle
 from scripts.benchmark.command import _command, write_results
 from scripts.benchmark.volume import measure_volumes
-from scripts.files import CaseError
+from scripts.errors import CaseError
 
 POINTS = [{"slices": n, "cases": n, "seconds": float(n), "peak_bytes": 2**20 * n} for n in (1, 2)]
 CURVE = {"points": POINTS, **{k: {"slope": 1.0, "intercept": 0.0, "deviation": 0.0} for k in ("seconds", "peak_bytes")}}

@@ -20,7 +20,7 @@ from scripts.benchmark.measuring import (
     straight_line,
     times_faster,
 )
-from scripts.files import CaseError
+from scripts.errors import CaseError
 
 MEBIBYTE = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux tells it")

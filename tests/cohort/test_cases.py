@@ -11,8 +11,9 @@ from ignite.engine import Events
 from monai.engines import IterationEvents
 from monai.transforms import Compose
 
-from scripts.cohort.cases import CaseDataset, CaseEvaluator, CaseLoader, Overlap
-from scripts.files import CaseError
+from scripts.cohort.cases import CaseEvaluator
+from scripts.cohort.loading import CaseDataset, CaseLoader, Overlap
+from scripts.errors import CaseError
 from scripts.outputs.saver import SaveSyntheticd
 
 PATIENCE = 20  # seconds after which a stage that waits for another one gives up

@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from scripts.data.datalists import case_name, inference_ct_window, inference_datalist
-from scripts.files import CaseError
+from scripts.data.datalists import inference_ct_window, inference_datalist
+from scripts.errors import CaseError
+from scripts.volumes.find import case_name
 
 
 @pytest.fixture

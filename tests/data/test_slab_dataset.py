@@ -15,7 +15,7 @@ from scripts.data.slab_dataset import (
     smooth_shading,
 )
 from scripts.data.training import keys_by_person
-from scripts.files import CaseError
+from scripts.errors import CaseError
 
 
 def ramp_volume(subject: str = "a", weight: float = 1.0, renderings: int = 2) -> PackedVolume:

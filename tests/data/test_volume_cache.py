@@ -14,7 +14,7 @@ from monai.transforms import Compose, RandGaussianNoise, ScaleIntensityRanged
 
 from scripts.data import volume_cache
 from scripts.data.volume_cache import fingerprint, prepared_arrays
-from scripts.files import CaseError
+from scripts.errors import CaseError
 
 
 def doubled(item: dict, log: str, factor: float = 2.0) -> dict[str, np.ndarray]:

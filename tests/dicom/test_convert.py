@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from scripts.dicom.convert import convert_dicom
 from scripts.dicom.series import find_series
-from scripts.files import CaseError
-from scripts.transforms.checks import LoadVolume, LoadVolumed, file_name
+from scripts.errors import CaseError
+from scripts.volumes.load import LoadVolume, LoadVolumed, file_name
 from tests.trees import BALLS, tilted, write_dicom_series
 
 pydicom = pytest.importorskip("pydicom")

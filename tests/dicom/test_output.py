@@ -14,9 +14,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
 
 from scripts.dicom.output import CheckDicomSourced, DicomSeriesWriter
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.outputs.saver import SaveSyntheticd
-from scripts.transforms.checks import LoadVolumed
+from scripts.volumes.load import LoadVolumed
 from tests.phantoms import head_ct
 from tests.trees import tilted, write_dicom_series
 

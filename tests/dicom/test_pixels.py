@@ -8,7 +8,7 @@ import pytest
 
 from scripts.dicom.pixels import frame_values, series_values
 from scripts.dicom.series import find_series
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from tests.trees import ball_head, write_dicom_series
 
 pydicom = pytest.importorskip("pydicom")

@@ -16,7 +16,7 @@ from scripts.dicom_node.receiver import Limits, Receiver
 from scripts.dicom_node.sender import FolderDelivery, PeerDelivery, Sender
 from scripts.dicom_node.spool import Spool
 from scripts.dicom_node.worker import Worker
-from scripts.files import CaseError
+from scripts.errors import CaseError
 
 TITLE = "BRAINCT2MRI"
 SENDERS = ("CT1", "PACS")

@@ -23,7 +23,7 @@ from scripts.dicom_node.receiver import Limits
 from scripts.dicom_node.sender import FolderDelivery, PeerDelivery, Sender, UnreachableError
 from scripts.dicom_node.serve import parsed_peer, serve_dicom
 from scripts.dicom_node.spool import Spool, digest
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from tests.phantoms import TINY_NETWORK, head_hu
 from tests.trees import write_dicom_series
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from scripts.errors import CaseError
 from scripts.evaluation.curves import draw_curves, learning_curves, read_curves
-from scripts.files import CaseError
 
 
 def log_run(folder, first, last, loss, start=1_000_000.0):

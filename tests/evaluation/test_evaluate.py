@@ -10,11 +10,11 @@ import torch
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
+from scripts.errors import CaseError
 from scripts.evaluation.evaluate import evaluate, load_pair
 from scripts.evaluation.metrics import psnr
 from scripts.evaluation.pairs import ResultPair
 from scripts.evaluation.results import read_subjects
-from scripts.files import CaseError
 
 SHAPE = (30, 34, 28)
 AFFINE = np.array([[4.0, 0, 0, -58], [0, 4, 0, -66], [0, 0, 4, -54], [0, 0, 0, 1]])

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.errors import CaseError
 from scripts.evaluation.pairs import pairs_of_folders, pairs_of_table, subject_of
-from scripts.files import CaseError
 
 
 @pytest.fixture

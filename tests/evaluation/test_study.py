@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.errors import CaseError
 from scripts.evaluation.study import VariantSampler, central_slices, real_results, run_study, select, select_items
-from scripts.files import CaseError
 from scripts.inferers import ISTAInferer
 from scripts.schedulers import BrownianBridgeScheduler
 

@@ -12,9 +12,9 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.conditioning.style_key import save_style_keys, style_key_from_histogram
+from scripts.errors import reason
 from scripts.evaluation.evaluate import evaluate
 from scripts.evaluation.results import read_subjects
-from scripts.workflow import reason
 
 TINY = {
     "network_def#channels": [8, 8],

@@ -11,11 +11,12 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, SaveImaged
 
-from scripts.files import CaseError, sha256_of_file
+from scripts.errors import CaseError
+from scripts.files import sha256_of_file
 from scripts.outputs import saver as saver_module
 from scripts.outputs.picture import _centre, three_planes
 from scripts.outputs.saver import SaveSyntheticd
-from scripts.transforms.checks import LoadVolumed
+from scripts.volumes.load import LoadVolumed
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.1, -0.2, 0.3) @ np.diag([-2.0, 2.5, 3.0])[[0, 2, 1]], [11.0, -7.0, 5.0]

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.prepare import brain as brain_module
 from scripts.prepare.brain import crop_to, fill_slices, find_brain, largest_component, mask_from_background
 from scripts.prepare.volumes import Volume

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.prepare.layouts import LAYOUTS, list_pairs
 from tests.trees import TREES, bids_tree, brats2023_tree, csv_tree, ixi_tree, synthrad2023_tree, write_cube
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.prepare import conform
 from scripts.prepare.command import prepare
 from scripts.prepare.register import Registration

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.prepare.prepare_t1 import load_ras, prepare_listed, prepare_subject
 
 SPACING = 3.0

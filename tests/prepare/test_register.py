@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.prepare.register import check_registration, longest_way, register_rigid
 from tests.phantoms import centred_affine
 

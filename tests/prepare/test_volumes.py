@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.prepare import volumes
-from scripts.prepare.volumes import Grid, Volume, field_of_view, grid_about, load_volume, on_grid, smoothed_for
+from scripts.prepare.volumes import Volume, load_volume, smoothed_for
+from scripts.volumes.grids import Grid, field_of_view, grid_about, on_grid
 from tests.phantoms import centred_affine, write_head_ct
 
 OBLIQUE = nib.affines.from_matvec(Rotation.from_euler("xyz", [8, -5, 11], degrees=True).as_matrix() * 1.5, [-9, 4, 20])

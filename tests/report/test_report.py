@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.files import CaseError, sha256_of_file
+from scripts.errors import CaseError
+from scripts.files import sha256_of_file
 from scripts.report import report
 from scripts.report.charts import distribution
 from scripts.report.pictures import still_picture

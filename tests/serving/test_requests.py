@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.conditioning.style_key import compute_style_key, resolve_style_key, save_style_keys
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.schedulers import BrownianBridgeScheduler
 from scripts.serving.requests import KeepRequestd, RequestISTAInferer
 

@@ -10,7 +10,9 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
-from scripts.transforms.checks import CaseError, CheckVolumed, LoadVolumed, file_name, one_volume
+from scripts.errors import CaseError
+from scripts.transforms.checks import CheckVolumed, one_volume
+from scripts.volumes.load import LoadVolumed, file_name
 
 LOAD = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), CheckVolumed("image")])
 SHAPE = (20, 22, 24)

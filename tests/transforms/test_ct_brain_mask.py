@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.transforms.ct_brain_mask import ct_brain_mask, is_stripped
 from tests.phantoms import centred_affine, head_ct
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.transforms.checks import CaseError
+from scripts.errors import CaseError
 from scripts.transforms.hounsfield import CheckHounsfieldd, WindowToHUd
 from tests.phantoms import centred_affine, head_ct
 

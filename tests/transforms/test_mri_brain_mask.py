@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.transforms import mri_brain_mask as room
 from scripts.transforms.skull_strip import SkullStripd
 

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd
 from scipy import ndimage
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.transforms.ct_brain_mask import ct_brain_mask, foreground, is_stripped
 from scripts.transforms.skull_strip import SkullStripd, method_name
 from tests.phantoms import centred_affine

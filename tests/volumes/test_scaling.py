@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.files import CaseError
+from scripts.errors import CaseError
 from scripts.volumes.scaling import ScaleByBrainPercentiled
 
 

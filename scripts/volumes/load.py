@@ -1,0 +1,144 @@
+"""Reading a volume: one reader for each format, and every failure in one sentence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import itk
+import numpy as np
+from monai.config import DtypeLike, KeysCollection
+from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.transforms import LoadImage, LoadImaged
+
+from ..dicom.convert import convert_series, only_volume
+from ..errors import CaseError
+
+__all__ = ["LoadVolume", "LoadVolumed", "file_name"]
+
+logger = logging.getLogger(__name__)
+
+# MONAI's LoadImage looks for a GPU's decoder of DICOM, which nothing here reads with, and misses it twice
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+
+
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz")
+
+
+def file_name(volume: Any) -> str:
+    """How sentences call what a MetaTensor was loaded from.
+
+    The file's name without folders, "the DICOM series UID" for one, "the volume" where it came from no file.
+    """
+    if isinstance(volume, MetaTensor) and volume.meta.get("series_uid"):
+        return f"the DICOM series {volume.meta['series_uid']}"
+    path = volume.meta.get("filename_or_obj") if isinstance(volume, MetaTensor) else None
+    return Path(path).name if path else "the volume"
+
+
+class LoadVolume(LoadImage):
+    """MONAI's `LoadImage` with one reader for each format, and every failure as a `CaseError`.
+
+    nibabel reads NIfTI and MGZ, ITK everything else: of MONAI's readers that take an NRRD file only ITK's heeds all
+    values of the header's `space`. A list is the files of one DICOM series, and a folder has to hold one; the
+    MetaTensor's meta then has the files as `dicom_files` and its UID as `series_uid`, `filename_or_obj` is the first of
+    them, and `corrected` tells in words what of their places was.
+    """
+
+    def __call__(self, filename: Any, reader: Any = None) -> Any:
+        """Path, or paths of a series -> float32 MetaTensor (H, W, Z) or (H, W, Z, C), affine in RAS+ mm.
+
+        `reader` is as in MONAI, and heeded for a path alone.
+
+        Raises:
+            CaseError: no such file, not a format that is read, truncated or damaged, colours or vectors; of a series,
+                what `convert_series` raises.
+        """
+        if isinstance(filename, list | tuple):
+            return self._read_dicom([os.fspath(name) for name in filename])
+        if not os.fspath(filename):  # a path of nothing would be the working directory
+            raise CaseError("There is no image of that name; check it.")
+        path = Path(os.fspath(filename)).expanduser()
+        if reader is None and path.is_dir():
+            return self._read_dicom([str(file) for file in only_volume(path).files])
+        if not path.exists():
+            raise CaseError(f"{path.name} is not there; check the path.")
+        try:
+            if reader is None and path.is_file():
+                reader = NibabelReader() if path.name.lower().endswith(NIBABEL_SUFFIXES) else _itk_reader(path)
+            return super().__call__(str(path), reader)
+        except CaseError:
+            raise
+        except Exception as error:
+            raise CaseError(_unreadable(path, error)) from error
+
+    def _read_dicom(self, files: list[str]) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "volume.nii"
+            try:
+                series, corrected = convert_series(files, path)
+            except CaseError:
+                raise
+            except Exception as error:  # its message may hold a folder's name
+                raise CaseError(f"A DICOM series cannot be read ({type(error).__name__}); export it again.") from None
+            loaded = super().__call__(str(path), NibabelReader())
+        volume = loaded if self.image_only else loaded[0]
+        volume.meta |= {"filename_or_obj": files[0], "dicom_files": files, "series_uid": series.uid}
+        if series.doubt is not None:
+            logger.warning(f"{file_name(volume)}: {series.doubt}")
+        if corrected is not None:
+            volume.meta["corrected"] = corrected
+            logger.info(f"{file_name(volume)}: corrected {corrected}")
+        return loaded
+
+
+def _itk_reader(path: Path) -> ITKReader:
+    """A reader of float32, whatever scalar the file holds; asked for another type, ITK would turn colours grey."""
+    file = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if file is not None:
+        file.SetFileName(str(path))
+        file.ReadImageInformation()
+        if file.GetNumberOfComponents() > 1:
+            raise CaseError(_coloured(path.name))
+    return ITKReader(pixel_type=itk.F)
+
+
+def _coloured(name: str) -> str:
+    return f"{name} holds colours or vectors, not one value a voxel; give the scan itself, not a rendering of it."
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """The readers' many ways to fail, as a sentence without folders, whose names may be a patient's."""
+    if "('R', " in str(error):  # the voxel type of a NIfTI with colours
+        return _coloured(path.name)
+    # ITK begins with a line of its own source and the reader's address in memory
+    said = re.sub(r"^.*ITK ERROR: (\w+\(0x\w+\): )?", "", " ".join(str(error).split()))
+    what = said.replace(str(path), path.name)[:120] or type(error).__name__
+    return f"{path.name} cannot be read and is damaged, truncated or no image ({what}); copy or export it again."
+
+
+class LoadVolumed(LoadImaged):
+    """Dictionary form of `LoadVolume`; a `LoadImaged`, because servers look for that class.
+
+    Args:
+        keys: keys of the paths, replaced by the volumes.
+        dtype: type of the volumes.
+        image_only: as in MONAI: without it, the header goes to `KEY_meta_dict` as well.
+        allow_missing_keys: no error where a key is missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        dtype: DtypeLike = np.float32,
+        image_only: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, dtype=dtype, image_only=image_only, allow_missing_keys=allow_missing_keys)
+        self._loader = LoadVolume(dtype=dtype, image_only=image_only)
