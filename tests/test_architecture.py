@@ -37,16 +37,8 @@ ARROWS = {
     "outputs": {"errors", "files", "contrasts", "conditioning", "volumes", "transforms", "dicom"},
     # work
     "prepare": {
-        "errors",
-        "files",
-        "options",
-        "processes",
-        "volumes",
-        "transforms",
-        "data",
-        "outputs",
-        "dicom",
-        "workflow",
+        *("errors", "files", "options", "processes", "contrasts", "workflow"),
+        *("volumes", "transforms", "data", "outputs", "dicom"),
     },
     "engines": {"errors", "files", "inferers", "schedulers"},
     "cohort": {"errors", "files", "outputs"},
