@@ -235,7 +235,7 @@ def test_training_on_simulated_pairs(workflow, dataset_dir, tmp_path):
     alone = [{key: str(dataset_dir / item[key]) for key in ("target", "mask")} for item in datalist["training"]]
     sections = {"training": [{"subject": str(n), **item} for n, item in enumerate(alone)], "validation": []}
     (tmp_path / "datalist.json").write_text(json.dumps(sections))
-    made = workflow(dataset_dir=str(tmp_path), pairs="simulated", num_sources=2, max_epochs=1)
+    made = workflow("simulated_ct.json", dataset_dir=str(tmp_path), num_sources=2, max_epochs=1)
     assert np.isfinite(losses_of(made)).all()
     volumes = made.train_dataset_data
     assert [len(volume.sources) for volume in volumes] == [2, 2]
