@@ -186,9 +186,9 @@ def test_a_second_start_finds_its_volumes_prepared(workflow, tmp_path, capsys):
     assert "come prepared" not in capsys.readouterr().out
     second = workflow(val_interval=1)
     after = [*second.train_dataset_data, *second.val_dataset_data]
-    told = capsys.readouterr().out
-    assert "2 of 2 subjects come prepared" in told
-    assert "1 of 1 subjects come prepared" in told
+    log = capsys.readouterr().out
+    assert "2 of 2 subjects come prepared" in log
+    assert "1 of 1 subjects come prepared" in log
     for old, new in zip(before[:2], after[:2], strict=True):
         assert (old.subject, old.weight) == (new.subject, new.weight)
         np.testing.assert_array_equal(old.target, new.target)
