@@ -15,7 +15,7 @@ ARROWS = {
     "contrasts": {"errors"},
     "devices": {"errors"},
     "processes": set(),
-    "workflow": set(),
+    "workflow": {"errors", "options", "devices"},  # how a workflow starts
     "weights": {"errors", "files"},
     "packaging": {"errors", "files", "workflow"},
     # the method
