@@ -13,7 +13,8 @@ ARROWS = {
     "files": {"errors"},
     "options": {"errors"},
     "contrasts": {"errors"},
-    "devices": {"errors"},
+    "devices": set(),
+    "floating_type": {"errors", "files", "inferers"},  # it calls the network as the inferers do
     "processes": set(),
     "workflow": {"errors", "options", "devices"},  # how a workflow starts
     "weights": {"errors", "files"},
