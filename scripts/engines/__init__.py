@@ -1,6 +1,7 @@
 """What the training configs hang on MONAI's engines: batches, averaged weights, seeds, checkpoints, what is logged."""
 
 from .batches import BridgePrepareBatch, OneStepPrepareBatch, prepare_volumes
+from .logs import TrainingLogs, ValidationLogs, average_loss
 from .monitoring import Throughput, ValidationPicture
 from .optimization import GradientClipper, check_training_dtype, cosine_decay, warmup
 from .state import (
@@ -25,7 +26,10 @@ __all__ = [
     "SameTraining",
     "SeedEpochs",
     "Throughput",
+    "TrainingLogs",
+    "ValidationLogs",
     "ValidationPicture",
+    "average_loss",
     "averaged_model",
     "check_training_dtype",
     "checkpoints",

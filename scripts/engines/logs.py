@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ignite.engine import Engine
 from ignite.handlers import ProgressBar
+from ignite.metrics import Average
 from monai.handlers import StatsHandler, TensorBoardStatsHandler
 
-from .monitoring import Throughput
+from .monitoring import Throughput, ValidationPicture
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["TrainingLogs", "ValidationLogs"]
+__all__ = ["TrainingLogs", "ValidationLogs", "average_loss"]
+
+
+def average_loss() -> Average:
+    """Metric of a trainer: the mean loss of an epoch's iterations."""
+    return Average(lambda output: output["loss"].detach())
 
 
 def _loss(output: dict) -> float:
@@ -53,16 +61,18 @@ class TrainingLogs:
 
 
 class ValidationLogs:
-    """Handler of an evaluator: its metrics in the terminal and in TensorBoard.
+    """Handler of an evaluator: its metrics in the terminal and in TensorBoard, and a picture there.
 
     Args:
         summary_writer: of TensorBoard.
+        draw: of `ValidationPicture`.
     """
 
-    def __init__(self, summary_writer: SummaryWriter) -> None:
+    def __init__(self, summary_writer: SummaryWriter, draw: Callable[..., Image]) -> None:
         self.handlers = [
             StatsHandler(iteration_log=False),
             TensorBoardStatsHandler(summary_writer, iteration_log=False),
+            ValidationPicture(summary_writer, draw),
         ]
 
     def attach(self, engine: Engine) -> None:

@@ -1,27 +1,102 @@
-"""What turns a source of each kind into the network's input range: the same steps in the main job, training and
-preparation.
+"""The named steps of preprocessing: the same ones in the main job, in training and in preparation.
 
-A task's overlay names one of these, or a `Compose` of its own, as `source_intensity`.
+A config lists them (`preprocessing` of inference.json, `load` of train.json); a task's overlay replaces one of them by
+another of these, or by a `Compose` of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from monai.config import KeysCollection
-from monai.transforms import Compose, ScaleIntensityRanged
+from monai.transforms import (
+    AsDiscreted,
+    Compose,
+    EnsureChannelFirstd,
+    Orientationd,
+    ResampleToMatchd,
+    ScaleIntensityRanged,
+    Spacingd,
+)
+from monai.utils import ensure_tuple
 
 from ..volumes.scaling import ScaleByBrainPercentiled
 from .bias_field import BiasFieldCorrectd
+from .checks import CheckVolumed
+from .hounsfield import CheckHounsfieldd, WindowToHUd
 from .intensity import FlattenHUTrendd
-from .spatial import BackgroundOutsided
+from .spatial import BackgroundOutsided, SmoothForSpacingd, VolumeSpacingd
 
-__all__ = ["ct_intensity", "mri_intensity"]
+__all__ = ["ct_intensity", "mri_intensity", "pair_geometry", "volume_checks", "volume_geometry"]
 
 
-def ct_intensity(
-    keys: KeysCollection, mask_key: str = "mask", window: Sequence[float] = (0, 80), allow_missing_keys: bool = False
+def volume_checks(
+    keys: KeysCollection,
+    image_keys: KeysCollection,
+    source_key: str,
+    ct_window: Sequence[float] | None = None,
+    check_hounsfield: bool = True,
 ) -> Compose:
+    """Volumes as they were read to (1, H, W, Z); what cannot be translated or learned from is refused in a sentence.
+
+    Args:
+        keys: all volumes, such as images, mask and labels; those that are missing are passed over.
+        image_keys: those that have to be scans: finite, not constant, on a usable grid.
+        source_key: the source, which may be a CT.
+        ct_window: see `WindowToHUd`.
+        check_hounsfield: whether the source has to be in HU.
+    """
+    steps = [
+        EnsureChannelFirstd(keys, allow_missing_keys=True),
+        CheckVolumed(image_keys),
+        WindowToHUd(source_key, ct_window, allow_missing_keys=True),
+    ]
+    return Compose([*steps, *([CheckHounsfieldd(source_key, allow_missing_keys=True)] if check_hounsfield else [])])
+
+
+def volume_geometry(keys: KeysCollection, mask_key: str, spacing: Sequence[float], dtype: Any) -> Compose:
+    """A volume and its mask to RAS axes and the network's voxels, invertible.
+
+    Args:
+        keys: the volume, MetaTensor (1, H, W, Z).
+        mask_key: its mask on the same grid.
+        spacing: edges of the voxels, mm.
+        dtype: floating type of the resampling.
+    """
+    both = (*ensure_tuple(keys), mask_key)
+    return Compose(
+        [
+            Orientationd(both, axcodes="RAS", labels=None),
+            SmoothForSpacingd(keys, spacing),
+            VolumeSpacingd(both, spacing, mode=("bilinear", "nearest"), dtype=dtype),
+        ]
+    )
+
+
+def pair_geometry(keys: KeysCollection, image_keys: KeysCollection, spacing: Sequence[float]) -> Compose:
+    """The volumes of a training subject to RAS axes and the grid of the target at the network's voxels.
+
+    Args:
+        keys: all volumes, "target" and "mask" among them; those that are missing are passed over.
+        image_keys: those that are scans: they are interpolated linearly, the others by the nearest voxel.
+        spacing: edges of the voxels, mm.
+    """
+    images = ensure_tuple(image_keys)
+    others = [key for key in ensure_tuple(keys) if key != "target"]
+    modes = ["bilinear" if key in images else "nearest" for key in others]
+    return Compose(
+        [
+            Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True),
+            SmoothForSpacingd(images, spacing),
+            Spacingd("target", spacing),
+            ResampleToMatchd(others, "target", mode=modes, allow_missing_keys=True),
+            AsDiscreted("mask", threshold=1e-6),
+        ]
+    )
+
+
+def ct_intensity(keys: KeysCollection, mask_key: str = "mask", window: Sequence[float] = (0, 80)) -> Compose:
     """HU to [0, 1]: the slow trend of HU is removed, then the window is cut out; background becomes 0.
 
     The order matters: a trend that was estimated after clipping would leave out what the scanner shifted beyond the
@@ -31,14 +106,13 @@ def ct_intensity(
         keys: CT volumes, MetaTensors (1, H, W, Z), HU.
         mask_key: brain mask on the same grid, positive inside.
         window: HU that become 0 and 1.
-        allow_missing_keys: no error where a key is missing.
     """
     low, high = window
     return Compose(
         [
-            FlattenHUTrendd(keys, mask_key, allow_missing_keys=allow_missing_keys),
-            ScaleIntensityRanged(keys, low, high, 0.0, 1.0, clip=True, allow_missing_keys=allow_missing_keys),
-            BackgroundOutsided(keys, mask_key, allow_missing_keys=allow_missing_keys),
+            FlattenHUTrendd(keys, mask_key),
+            ScaleIntensityRanged(keys, low, high, 0.0, 1.0, clip=True),
+            BackgroundOutsided(keys, mask_key),
         ]
     )
 

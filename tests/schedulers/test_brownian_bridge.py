@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from scripts.schedulers import BridgePredictionType, BridgeSampler, BridgeSpacing, BrownianBridgeScheduler
+from scripts.schedulers import BridgePredictionType, BridgeSpacing, BrownianBridgeScheduler
 
 SAMPLERS = ("ancestral", "implicit", "mean_path", "implicit_2", "mean_path_2")
 PREDICTION_TYPES = ("gradient", "unit_gradient", "sample")
@@ -428,13 +428,38 @@ def test_tensors_keep_their_floating_type():
 
 
 @pytest.mark.parametrize(
-    ("choice", "names"),
-    [
-        (BridgeSampler, "ancestral, implicit, mean_path, implicit_2, mean_path_2"),
-        (BridgeSpacing, "linear, lambda"),
-        (BridgePredictionType, "gradient, unit_gradient, sample"),
-    ],
+    ("choice", "names"), [(BridgeSpacing, "linear, lambda"), (BridgePredictionType, "gradient, unit_gradient, sample")]
 )
 def test_an_unknown_name_is_refused_with_those_there_are(choice, names):
     with pytest.raises(ValueError, match=f"'mean_pth' is not a valid {choice.__name__}; use one of {names}\\."):
         choice("mean_pth")
+
+
+def test_an_unknown_sampler_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'heun' is not a valid sampler; use one of ancestral, implicit, mean_path"):
+        BrownianBridgeScheduler().step_coefficients(9, 3, "heun")
+
+
+def closed_form(sampler: str, m_t: float, m_u: float, eta: float) -> tuple[float, float, float, float]:
+    """The bridge's own formulas of BBDM and DBIM, written out with m and s = 1: sample, original, source, noise."""
+    if sampler == "implicit":
+        v = eta**2 * 2 * m_u * (1 - m_u / m_t)
+        k = math.sqrt((2 * (m_u - m_u**2) - v) / (2 * (m_t - m_t**2)))
+        return k, 1 - m_u - k * (1 - m_t), m_u - k * m_t, math.sqrt(v)
+    ratio = m_u / m_t
+    return ratio, 1 - ratio, 0.0, math.sqrt(2 * m_u * (1 - ratio)) if sampler == "ancestral" else 0.0
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("ancestral", 0), ("mean_path", 0), ("implicit", 0), ("implicit", 0.7)])
+@pytest.mark.parametrize(("t", "u"), [(999, 0), (999, 998), (500, 499), (1, 0), (700, 3)])
+def test_the_affine_formulas_are_the_bridges_own(sampler, eta, t, u):
+    scheduler = BrownianBridgeScheduler()
+    m_t, m_u = (float(scheduler.source_weights[i]) for i in (t, u))
+    c = scheduler.step_coefficients(t, u, sampler, eta)
+    assert (c.sample, c.original, c.source, c.noise) == pytest.approx(closed_form(sampler, m_t, m_u, eta), abs=3e-13)
+    if sampler != "implicit":
+        assert c.source == 0  # y cancels
+
+
+def test_the_state_of_a_scheduler_stays_what_it_was():
+    assert set(BrownianBridgeScheduler().state_dict()) == {"source_weights", "variances", "transition_variances"}
