@@ -26,6 +26,19 @@ def pad_slices(slices: Tensor, slab_size: int, value: float) -> Tensor:
     return torch.cat([margin, slices, margin], dim=1)
 
 
+def repeats_end(end_slice: Tensor) -> bool:
+    """Whether the slices beyond an end repeat its slice: where the brain is cut there, not where it ends in background.
+
+    Args:
+        end_slice: (C, H, W) in [0, 1], background 0.
+
+    Returns:
+        True where more than 1 % of the plane, and at least 50 pixels, are no background in any channel.
+    """
+    above = (end_slice > 0.01).any(dim=0)
+    return int(above.sum()) >= max(50, 0.01 * above.numel())
+
+
 def slab_centres(num_slices: int, stride: int = 1, offset: int = 0) -> Tensor:
     """Slices, counted among the Z, on which slabs are centred: every stride-th from offset, the first and the last.
 

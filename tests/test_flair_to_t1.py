@@ -73,7 +73,7 @@ def test_a_head_with_its_skull_needs_the_package(translate, tmp_path, monkeypatc
 
 
 def test_training_and_inference_prepare_the_source_alike(bundle_root, tmp_path):
-    """The same stripped FLAIR through `load_real` and through `preprocessing` is the same image."""
+    """The same stripped FLAIR through `load` and through `preprocessing` is the same image."""
     source = flair((60, 66, 50), np.diag([2.5, 2.5, 2.5]))
     affine = source.affine
     volumes = {"source": source.get_fdata(), "target": source.get_fdata()[::-1], "mask": source.get_fdata() > 0}
@@ -82,7 +82,7 @@ def test_training_and_inference_prepare_the_source_alike(bundle_root, tmp_path):
         paths[key] = str(tmp_path / f"{key}.nii.gz")
         nib.save(nib.Nifti1Image(volume.astype(np.float32), affine), paths[key])
     images = {}
-    for name, key in (("train", "load_real"), ("inference", "preprocessing")):
+    for name, key in (("train", "load"), ("inference", "preprocessing")):
         parser = ConfigParser()
         parser.read_config([bundle_root / "configs" / f"{name}.json", bundle_root / "configs" / "flair_to_t1.json"])
         parser["spacing"] = [3.0, 3.0, 3.0]

@@ -186,9 +186,9 @@ def test_a_second_start_finds_its_volumes_prepared(workflow, tmp_path, capsys):
     assert "come prepared" not in capsys.readouterr().out
     second = workflow(val_interval=1)
     after = [*second.train_dataset_data, *second.val_dataset_data]
-    told = capsys.readouterr().out
-    assert "2 of 2 subjects come prepared" in told
-    assert "1 of 1 subjects come prepared" in told
+    log = capsys.readouterr().out
+    assert "2 of 2 subjects come prepared" in log
+    assert "1 of 1 subjects come prepared" in log
     for old, new in zip(before[:2], after[:2], strict=True):
         assert (old.subject, old.weight) == (new.subject, new.weight)
         np.testing.assert_array_equal(old.target, new.target)
@@ -235,7 +235,7 @@ def test_training_on_simulated_pairs(workflow, dataset_dir, tmp_path):
     alone = [{key: str(dataset_dir / item[key]) for key in ("target", "mask")} for item in datalist["training"]]
     sections = {"training": [{"subject": str(n), **item} for n, item in enumerate(alone)], "validation": []}
     (tmp_path / "datalist.json").write_text(json.dumps(sections))
-    made = workflow(dataset_dir=str(tmp_path), pairs="simulated", num_sources=2, max_epochs=1)
+    made = workflow("simulated_ct.json", dataset_dir=str(tmp_path), num_sources=2, max_epochs=1)
     assert np.isfinite(losses_of(made)).all()
     volumes = made.train_dataset_data
     assert [len(volume.sources) for volume in volumes] == [2, 2]

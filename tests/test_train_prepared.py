@@ -62,7 +62,7 @@ def test_training_reads_hounsfield_units_back(prepared, bundle_root):
     parser = ConfigParser()
     parser.read_config(bundle_root / "configs" / "train.json")
     parser.update({"dataset_dir": str(prepared), "spacing": TINY["spacing"]})
-    steps = parser.get_parsed_content("load_real").transforms
+    steps = parser.get_parsed_content("load").transforms
     names = [type(step).__name__ for step in steps]
     data = entry_of(prepared, "training")
     for step in steps[: names.index("CheckHounsfieldd") + 1]:

@@ -1,9 +1,11 @@
-"""Datalists, training volumes and slabs, and simulated CT."""
+"""Datalists, training volumes and slabs."""
 
-from .slab_dataset import SlabDataset, build_volumes
-from .training import keys_by_person, listed_ct_window, part_of, prepare_pairs, training_datalist, training_style_keys
+from .packed_volume import PackedVolume, build_volumes, training_style_keys
+from .slab_dataset import SlabDataset
+from .training import keys_by_person, listed_ct_window, part_of, prepare_pairs, training_datalist
 
 __all__ = [
+    "PackedVolume",
     "SlabDataset",
     "build_volumes",
     "keys_by_person",

@@ -11,39 +11,54 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from ..contrasts import contrast_named
 from ..errors import CaseError
-from .slab_dataset import PackedVolume
-from .volume_cache import IMAGES, Arrays, prepared_arrays
+from .volume_cache import CONTRAST_PREFIX, Arrays, is_image, prepared_arrays
 
 DATALIST = "datalist.json"
 _VOLUMES = ("source", "target", "mask")
 
 
-def training_datalist(dataset_dir: str, section: str, pairs: str = "real", may_be_empty: bool = True) -> list[dict]:
+def training_datalist(
+    dataset_dir: str,
+    section: str,
+    needed: Sequence[str] = ("source", "target"),
+    contrasts: Sequence[str] | None = None,
+    may_be_empty: bool = True,
+) -> list[dict]:
     """One section of DATASET_DIR/datalist.json, with absolute paths.
+
+    An entry names its source by `"source": path`, or by contrast, `"sources": {"T2": path, "FLAIR": path}`; with both,
+    `sources` is what counts.
 
     Args:
         dataset_dir: folder of datalist.json, to which its paths are relative.
         section: "training", "validation" or "test".
-        pairs: "real" needs "source" and "target" of each subject, "simulated" the target alone.
+        needed: which of "source" and "target" each subject has to have.
+        contrasts: of the sources, in the order of the network's channels; None for one of any name.
         may_be_empty: whether a list without subjects is one.
 
     Returns:
         {"subject", "target", "source"?, "mask"?, "labels"?, "weight"?} for each subject. Without a mask the target's
-        own file stands in for it: a skull-stripped volume is positive in the brain alone.
+        own file stands in for it: a skull-stripped volume is positive in the brain alone. With several contrasts
+        `contrast_NAME`, for each that the subject has, stand in the place of "source": what `StackContrastsd` reads. A
+        "source" without a name is then the first contrast.
 
     Raises:
         CaseError: one sentence that says what is missing where.
     """
-    if pairs not in ("real", "simulated"):
-        raise CaseError(f"pairs is {pairs!r}; it takes 'real' (CT and MRI) or 'simulated' (MRI alone).")
     path, listed = _read_datalist(dataset_dir)
     if not isinstance(listed.get(section), list):
         raise CaseError(f"{path} has no list {section!r}; add it, empty if there is nobody to put there.")
     if not listed[section] and not may_be_empty:
         raise CaseError(f"The list {section!r} of {path} is empty; add subjects to it.")
-    needed = ("source", "target") if pairs == "real" else ("target",)
-    return [_absolute(entry, path, needed) for entry in listed[section]]
+    names = None if contrasts is None else [contrast_named(name) for name in contrasts]
+    return [_with_paths(entry, path, needed, names) for entry in listed[section]]
+
+
+def contrast_key(contrast: str) -> str:
+    """Key of an item for the file of one of several contrasts: `contrast_T2`."""
+    return f"{CONTRAST_PREFIX}{contrast}"
 
 
 def listed_ct_window(dataset_dir: str) -> list[float] | None:
@@ -68,26 +83,57 @@ def _read_datalist(dataset_dir: str) -> tuple[Path, Mapping]:
     return path, listed if isinstance(listed, Mapping) else {}
 
 
-def _absolute(entry: Mapping, path: Path, needed: Sequence[str]) -> dict:
+def _with_paths(entry: Mapping, path: Path, needed: Sequence[str], contrasts: Sequence[str] | None) -> dict:
+    """An entry of the datalist at `path` with its sources under the keys of the contrasts, and paths absolute."""
     subject = entry.get("subject")
     if not subject:
         raise CaseError(f"{path} has an entry without 'subject'; name it.")
-    missing = [key for key in needed if key not in entry]
+    sources = _source_paths(entry, path, contrasts)
+    others = {key: value for key, value in entry.items() if key not in ("source", "sources")}
+    missing = [key for key in needed if key not in others and not (key == "source" and sources)]
     if missing:
         raise CaseError(f"Subject {subject} of {path} has no {missing[0]!r}; add its path, or leave the subject out.")
-    item = {"mask": entry["target"], **entry}
-    for key in IMAGES:
-        if key in item:
-            item[key] = str(path.parent / item[key])
-            if not Path(item[key]).is_file():
-                raise CaseError(f"The {key} of subject {subject}, {item[key]}, is not there; mend {path.name}.")
+    item = {**sources, **others}
+    if "target" in item:
+        item.setdefault("mask", item["target"])
+    for key in filter(is_image, list(item)):
+        item[key] = str(path.parent / item[key])
+        if not Path(item[key]).is_file():
+            raise CaseError(f"The {key} of subject {subject}, {item[key]}, is not there; mend {path.name}.")
     return item
+
+
+def _source_paths(entry: Mapping, path: Path, contrasts: Sequence[str] | None) -> dict[str, str]:
+    """The files of an entry's source by the item's keys: "source", or one key for each of several contrasts."""
+    sources = _named_sources(entry, path)
+    several = contrasts is not None and len(contrasts) > 1
+    if not sources:
+        return {contrast_key(contrasts[0]) if several else "source": entry["source"]} if "source" in entry else {}
+    if several:
+        return {contrast_key(name): sources[name] for name in contrasts if name in sources}
+    if contrasts is None and len(sources) > 1:
+        raise CaseError(
+            f"Subject {entry['subject']} of {path} has sources of several contrasts, {', '.join(sources)}; give those "
+            "wanted as contrasts."
+        )
+    wanted = next(iter(sources)) if contrasts is None else contrasts[0]
+    return {"source": sources[wanted]} if wanted in sources else {}
+
+
+def _named_sources(entry: Mapping, path: Path) -> dict[str, str]:
+    """`sources` of an entry under the names of `CONTRASTS`, an absent one (null) left out."""
+    sources = entry.get("sources") or {}
+    if not isinstance(sources, Mapping):
+        raise CaseError(
+            f'\'sources\' of subject {entry["subject"]} of {path} is no table; give {{"T2": path, "FLAIR": path}}.'
+        )
+    return {contrast_named(name): file for name, file in sources.items() if file}
 
 
 def prepare_pairs(
     items: Sequence[Mapping],
-    volume_transform: Callable,
-    source_transform: Callable | None = None,
+    load: Callable,
+    render: Callable | None = None,
     seed: int = 0,
     progress: Callable = iter,
     cache_dir: str | os.PathLike | None = None,
@@ -97,7 +143,7 @@ def prepare_pairs(
 
     Args:
         items: entries of the datalist.
-        volume_transform, source_transform: as in ``pack_volume``.
+        load, render: as in ``pack_volume``.
         seed: of the first subject's draw; the next ones count up, or go by an entry's "number".
         progress: wraps the loop (tqdm).
         cache_dir, num_workers: as in ``prepared_arrays``.
@@ -105,14 +151,9 @@ def prepare_pairs(
     Returns:
         {"subject", "source", "target", "mask": (1, H, W, Z) MetaTensors} for each, images in [0, 1].
     """
-    make = functools.partial(
-        _pair_arrays,
-        volume_transform=volume_transform,
-        source_transform=source_transform,
-        seed=seed if source_transform else 0,
-    )
+    make = functools.partial(_pair_arrays, load=load, render=render, seed=seed if render else 0)
     numbered = [{"number": number, **item} for number, item in enumerate(items)]
-    unused = {"subject", "weight"} if source_transform else {"subject", "weight", "number"}
+    unused = {"subject", "weight"} if render else {"subject", "weight", "number"}
     prepared = []
     for item, arrays in zip(
         items, prepared_arrays(numbered, make, cache_dir, num_workers, progress, unused), strict=True
@@ -123,12 +164,12 @@ def prepare_pairs(
     return prepared
 
 
-def _pair_arrays(item: Mapping, volume_transform: Callable, source_transform: Callable | None, seed: int) -> Arrays:
+def _pair_arrays(item: Mapping, load: Callable, render: Callable | None, seed: int) -> Arrays:
     """Source, target and mask of a subject, float32, and the affine of their grid."""
-    data = volume_transform(dict(item))
-    if source_transform is not None:
-        source_transform.set_random_state(seed=seed + item["number"])
-        data = source_transform(data)
+    data = load(dict(item))
+    if render is not None:
+        render.set_random_state(seed=seed + item["number"])
+        data = render(data)
     volumes = {key: torch.as_tensor(data[key]).float().contiguous().numpy() for key in _VOLUMES}
     return {**volumes, "affine": np.asarray(data["target"].affine, dtype=np.float64)}
 
@@ -141,11 +182,6 @@ def part_of(items: Sequence[Mapping], rank: int, num_processes: int) -> list[dic
     numbered = [{**item, "number": number} for number, item in enumerate(items)]
     length = math.ceil(len(items) / num_processes)
     return [numbered[index % len(items)] for index in range(rank, length * num_processes, num_processes)]
-
-
-def training_style_keys(volumes: Sequence[PackedVolume], num_bins: int = 128) -> dict:
-    """The style key of each packed volume, by subject: (3, num_bins) float32."""
-    return {volume.subject: volume.style_key(num_bins) for volume in volumes}
 
 
 def keys_by_person(keys: Mapping[str, np.ndarray], items: Sequence[Mapping]) -> dict[str, np.ndarray]:

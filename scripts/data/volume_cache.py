@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import enum
 import functools
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from ..errors import CaseError
-from ..files import sha256_of_file
+from ..files import sha256_of_file, written_whole
 from ..processes import run_isolated
 
 logger = logging.getLogger(__name__)
@@ -30,6 +29,11 @@ logger = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 
 IMAGES = ("source", "target", "mask", "labels")
+CONTRAST_PREFIX = "contrast_"
+FORMAT = 2
+"""Of the cached files; raised when the arrays in them change their meaning or shape."""
+
+_SUFFIX = f".v{FORMAT}.npz"
 _CODE = Path(__file__).resolve().parents[1]
 _PACKAGES = ("dipy", "itk", "monai", "numpy", "scipy", "torch")
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -47,10 +51,10 @@ def prepared_arrays(
 
     A cached file belongs to the contents of the item's images, its other entries, `make` with all its arguments
     (transforms down to their attributes), this package's code and the versions of the libraries it uses. A damaged one
-    is made again.
+    is made again. Files of another `FORMAT` are left alone, which is logged once for the whole list.
 
     Args:
-        items: {"subject", and paths under `IMAGES`}.
+        items: {"subject", and paths where `is_image`}.
         make: function of a module, or a `functools.partial` of one, that depends on nothing but its arguments. One
             with a lambda in its arguments is computed anew each time, in this process.
         cache_dir: folder of the cache, made if need be; None for none.
@@ -71,12 +75,19 @@ def prepared_arrays(
     pending = [index for index, result in enumerate(results) if result is None]
     if items and cache_dir is not None and len(pending) < len(items):
         logger.info(f"{len(items) - len(pending)} of {len(items)} subjects come prepared from {cache_dir}")
+    if pending and cache_dir is not None and _has_other_formats(Path(cache_dir)):
+        logger.info(f"Volumes in {cache_dir} that another version prepared are in another format and not read again")
     made = run_isolated(functools.partial(_attempt, make, items), pending, _num_processes(make, num_workers, pending))
     for _, (index, result) in zip(progress(pending), made, strict=False):
         results[index] = _checked(result, items[index])
         if paths[index] is not None:
             _save(results[index], paths[index])
     return results
+
+
+def is_image(key: str) -> bool:
+    """Whether an item has the path of an image there: one of `IMAGES`, or one of several contrasts."""
+    return key in IMAGES or key.startswith(CONTRAST_PREFIX)
 
 
 def _attempt(make: Callable[[Mapping], Arrays], items: Sequence[Mapping], index: int) -> Arrays | Exception:
@@ -135,13 +146,17 @@ def _cache_paths(items: Sequence[Mapping], make: Callable, folder: Path, unused:
     except TypeError as error:
         logger.warning(f"The prepared volumes are not kept for the next start: {error}")
         return [None] * len(items)
-    return [folder / f"{_digest([recipe, _contents(item, unused)])}.npz" for item in items]
+    return [folder / f"{_digest([recipe, _contents(item, unused)])}{_SUFFIX}" for item in items]
 
 
 def _contents(item: Mapping, unused: set[str]) -> dict[str, Any]:
     """An item with the checksums of its images in the place of their paths."""
     used = {key: value for key, value in item.items() if key not in unused}
-    return {key: sha256_of_file(value) if key in IMAGES else fingerprint(value) for key, value in used.items()}
+    return {key: sha256_of_file(value) if is_image(key) else fingerprint(value) for key, value in used.items()}
+
+
+def _has_other_formats(folder: Path) -> bool:
+    return any(not path.name.endswith(_SUFFIX) for path in folder.glob("*.npz"))
 
 
 def _digest(description: object) -> str:
@@ -206,13 +221,9 @@ def _load(path: Path) -> Arrays | None:
 
 def _save(arrays: Arrays, path: Path) -> None:
     """Write a file whole or not at all; a cache that cannot be written is no reason to stop."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with written_whole(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
     except OSError as error:
         logger.warning(f"The cache {path.parent} cannot be written ({error})")
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -100,8 +100,8 @@ class Throughput:
         if self._total_iterations:
             slabs = self._total_iterations * self.slabs_per_iteration
             minutes = sum(self._totals.values()) / 60
-            told = self._sentence(self._totals, self._total_iterations)
-            logger.info(f"Trained on {slabs} slabs in {minutes:.1f} minutes: {told}")
+            summary = self._sentence(self._totals, self._total_iterations)
+            logger.info(f"Trained on {slabs} slabs in {minutes:.1f} minutes: {summary}")
 
     def _rate(self, seconds: Mapping[str, float], iterations: int) -> float:
         return iterations * self.slabs_per_iteration / max(seconds[_DATA] + seconds[_STEP], 1e-9)

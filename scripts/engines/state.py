@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import CaseError
+from ..files import written_whole
 
 
 def averaged_model(network: nn.Module, decay: float = 0.997) -> AveragedModel:
@@ -35,16 +36,14 @@ def save_weights(averaged: AveragedModel, path: str | os.PathLike, dtype: torch.
 
     Args:
         averaged: from `averaged_model`.
-        path: file to write, by way of a temporary name beside it.
+        path: file to write.
         dtype: floating type on disk.
     """
     weights = averaged.module.state_dict()
     weights = {k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in weights.items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save({k: v.contiguous() for k, v in weights.items()}, temporary)
-    os.replace(temporary, path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        torch.save({k: v.contiguous() for k, v in weights.items()}, temporary)
 
 
 class AverageWeights:

@@ -122,3 +122,49 @@ def test_a_plain_folder_has_no_sections(folder):
 def test_what_is_no_prepared_set_is_in_hounsfield_units(folder):
     assert inference_ct_window(folder) is None
     assert inference_ct_window(folder / "deep" / "d.mha") is None
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Two people with T2 and FLAIR, one with FLAIR alone, and what does not belong to them."""
+    names = ["anna_flair", "anna_t2", "anna_t1", "bert/FLAIR", "bert/T2", "cleo_FLAIR", "nobody", "scout_2"]
+    for name in names:
+        path = tmp_path / "in" / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "in"
+
+
+def test_contrasts_are_told_apart_by_what_names_end_in(several, caplog):
+    items = inference_datalist(several, contrasts=["T2", "FLAIR"])
+    paths = [{key: value.removeprefix(f"{several}/") for key, value in item.items()} for item in items]
+    anna = {"image": "anna_t2.nii.gz", "contrast_T2": "anna_t2.nii.gz", "contrast_FLAIR": "anna_flair.nii.gz"}
+    bert = {"image": "bert/T2.nii.gz", "contrast_T2": "bert/T2.nii.gz", "contrast_FLAIR": "bert/FLAIR.nii.gz"}
+    cleo = {"image": "cleo_FLAIR.nii.gz", "contrast_FLAIR": "cleo_FLAIR.nii.gz"}
+    assert paths == [{"case": "anna", **anna}, {"case": "bert", **bert}, {"case": "cleo", **cleo}]
+    assert "2 volumes are left out, since no name tells their contrast; end the names in _t2, _flair" in caplog.text
+    first = inference_datalist(several, contrasts=["FLAIR", "T2"])[0]
+    assert list(first) == ["image", "case", "contrast_FLAIR", "contrast_T2"]
+    assert first["image"] == first["contrast_FLAIR"]
+
+
+def test_one_contrast_goes_by_no_name(several):
+    assert inference_datalist(several, contrasts=["FLAIR"]) == inference_datalist(several, contrast="FLAIR")
+    assert len(inference_datalist(several)) == 8
+
+
+def test_names_that_tell_no_contrast_are_an_error(folder):
+    with pytest.raises(CaseError, match="holds no volume whose name tells its contrast; end the names in _t2, _flair"):
+        inference_datalist(folder, contrasts=["T2", "FLAIR"])
+
+
+def test_a_prepared_set_gives_the_contrasts_that_each_subject_has(tmp_path):
+    sources = {"anna": {"T2": "a2.nii", "FLAIR": "af.nii"}, "bert": {"FLAIR": "bf.nii"}}
+    entries = [{"subject": name, "target": "t.nii", "sources": files} for name, files in sources.items()]
+    for name in ("t.nii", "a2.nii", "af.nii", "bf.nii"):
+        (tmp_path / name).touch()
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": entries, "validation": [], "test": []}))
+    anna, bert = inference_datalist(tmp_path, contrasts=["T2", "FLAIR"])
+    assert anna["image"] == anna["contrast_T2"] == str(tmp_path / "a2.nii")
+    assert anna["contrast_FLAIR"] == str(tmp_path / "af.nii")
+    assert bert == {"image": str(tmp_path / "bf.nii"), "case": "bert", "contrast_FLAIR": str(tmp_path / "bf.nii")}

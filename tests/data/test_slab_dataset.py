@@ -1,49 +1,47 @@
-"""Slab dataset: packing, augmentation and the style key that follows the contrast."""
+"""Slab dataset: which slices an item holds, what is drawn for it, and what all its channels share."""
 
 import numpy as np
 import pytest
 import torch
 
-from scripts.conditioning.style_key import compute_style_key
-from scripts.data.slab_dataset import (
-    ContrastCurve,
-    PackedVolume,
-    SlabDataset,
-    affine_slab,
-    build_volumes,
-    pack_volume,
-    smooth_shading,
-)
-from scripts.data.training import keys_by_person
-from scripts.errors import CaseError
+from scripts.data.augmentation import ContrastCurve, affine_slab, smooth_shading
+from scripts.data.packed_volume import PackedVolume
+from scripts.data.slab_dataset import SlabDataset
 
 
 def ramp_volume(subject: str = "a", weight: float = 1.0, renderings: int = 2) -> PackedVolume:
     """Slices whose grey level is their index, each rendering of the source 100 above the next."""
     levels = np.arange(10, dtype=np.uint8)
     target = np.broadcast_to(levels[:, None, None], (10, 8, 16)).copy()
-    sources = np.stack([target + 100 * k for k in range(1, renderings + 1)])
+    sources = np.stack([target + 100 * k for k in range(1, renderings + 1)])[:, None]
     histogram = np.bincount(np.arange(4096) % 4096, minlength=4096)
     return PackedVolume(subject, target, sources, histogram, np.arange(10), weight)
 
 
-def test_a_slab_holds_neighbouring_slices_of_one_rendering_with_zeros_beyond_the_ends():
+def test_a_slab_holds_neighbouring_slices_of_one_rendering_and_repeats_where_the_brain_is_cut():
     dataset = SlabDataset([ramp_volume()], length=200, augment=False)
     seen = set()
     for item in dataset:
         target = (item["target"][:, 0, 0] * 255).round().int().tolist()
         source = (item["source"][:, 0, 0] * 255).round().int().tolist()
         centre = target[1]
-        assert target == [max(centre - 1, 0), centre, centre + 1 if centre < 9 else 0]
+        assert target == [max(centre - 1, 0), centre, min(centre + 1, 9)]
         offset = source[1] - centre
         assert offset in (100, 200)
-        assert source == [level + offset if index else 0 for level, index in zip(target, inside(centre), strict=True)]
+        assert source == [level + offset for level in target]
         seen.add((centre, offset))
     assert len(seen) == 20  # every slice of both renderings is drawn
 
 
-def inside(centre: int) -> list[bool]:
-    return [0 <= centre + step <= 9 for step in (-1, 0, 1)]
+@pytest.mark.parametrize(("pixels", "repeated"), [(49, False), (50, True)])
+def test_beyond_an_end_in_the_background_there_is_nothing(pixels: int, repeated: bool):
+    """A few bright pixels are no brain; more than 50 (or 1 % of a large plane) are."""
+    volume = ramp_volume(renderings=1)
+    volume.sources[:, :, 0].reshape(1, 1, -1)[..., pixels:] = 0
+    volume.target[0] = 77
+    first = next(i for i in SlabDataset([volume], 99, augment=False) if (i["target"][1] * 255).round().max() == 77)
+    assert (first["target"][0].max() > 0) == (first["source"][0].max() > 0) == repeated
+    assert first["target"][2].max() > 0
 
 
 def test_items_depend_on_seed_epoch_and_index_alone():
@@ -67,61 +65,11 @@ def test_no_volume_is_an_error():
         SlabDataset([], length=1)
 
 
-def test_affine_identity_and_mirror():
-    slab = torch.rand(6, 12, 20)
-    torch.testing.assert_close(affine_slab(slab, 0, 1, (0, 0), False), slab)
-    torch.testing.assert_close(affine_slab(slab, 0, 1, (0, 0), True), slab.flip(1))
-
-
-def test_affine_keeps_shapes_in_a_plane_that_is_not_square():
-    rows, columns = torch.meshgrid(torch.arange(48.0) - 23.5, torch.arange(64.0) - 31.5, indexing="ij")
-    bar = ((rows.abs() < 3) & (columns.abs() < 15)).float()[None]
-    turned = affine_slab(bar, np.pi / 2, 1.0, (0, 0), False)
-    upright = ((columns.abs() < 3) & (rows.abs() < 15)).float()[None]
-    assert (turned - upright).abs().mean() < 0.01
-    assert affine_slab(bar, 0, 1.1, (0, 0), False).sum() == pytest.approx(1.21 * float(bar.sum()), rel=0.05)
-
-
-def test_a_contrast_curve_rises_keeps_its_ends_and_carries_the_key_with_it():
-    rng = np.random.default_rng(0)
-    values = np.clip(rng.normal(0.5, 0.12, 400_000), 0.01, 1)
-    histogram = np.histogram(values, bins=4096, range=(0, 1))[0]
-    for _ in range(5):
-        curve = ContrastCurve.draw(rng, 0.09)
-        table = curve(np.arange(256, dtype=np.uint8))
-        assert table[0] == 0
-        assert table[-1] == 1
-        assert (np.diff(table) > 0).all()
-        mapped = np.interp(values, curve.knots, curve.values)
-        np.testing.assert_allclose(curve.style_key(histogram, 128)[:2], compute_style_key(mapped)[:2], atol=0.02)
-
-
-def test_sixteen_bits_hold_what_eight_round_off():
-    image = torch.rand(1, 8, 8, 4, generator=torch.Generator().manual_seed(0))
-    data = {"target": image, "source": image.flip(1), "mask": torch.ones_like(image)}
-    curve = ContrastCurve.identity()
-    for bits, error in ((8, 0.5 / 255), (16, 0.5 / 65535)):
-        packed = pack_volume({}, lambda item: data, None, 1, (8, 8), seed=0, bits=bits)
-        deviation = np.abs(curve(packed.target) - image[0].permute(2, 0, 1).numpy()).max()
-        assert 0.8 * error < deviation < 1.01 * error
-        item = SlabDataset([packed], length=1, augment=False)[0]
-        assert item["target"].max() <= 1
-    with pytest.raises(CaseError, match="8 or 16 bits"):
-        build_volumes([], lambda item: item, bits=12)
-
-
 def brain_volume() -> PackedVolume:
     """Half of each slice is background, the other half grey; the source is the target."""
     image = np.zeros((6, 32, 40), np.uint8)
     image[:, :, 20:] = 128
-    return PackedVolume("a", image, image[None], np.ones(4096), np.arange(1, 5))
-
-
-def test_source_shading_is_smooth_and_as_strong_as_asked():
-    fields = [smooth_shading(np.random.default_rng(n), (32, 40), 0.3).log() for n in range(20)]
-    steps = torch.stack([(field[:, 1:] - field[:, :-1]).abs().max() for field in fields])
-    assert steps.max() < 0.12  # a third of the plane from one end of the range to the other
-    assert 0.12 < torch.stack(fields).std() < 0.2  # 0.3 / sqrt(3) at the knots, less between them
+    return PackedVolume("a", image, image[None, None], np.ones(4096), np.arange(1, 5))
 
 
 @pytest.mark.parametrize("change", [{"source_contrast_spread": 0.09}, {"source_shading": 0.3}, {"source_noise": 0.05}])
@@ -139,58 +87,122 @@ def test_the_source_changes_alone_and_its_background_stays(change: dict):
 
 def test_source_noise_has_the_strength_that_is_drawn():
     dataset = SlabDataset([brain_volume()], length=300, source_noise=0.06)
-    dataset._transform = lambda slab, rng: slab
+    dataset._transform = lambda item, rng: item
     deviations = [item["source"][:, :, 20:].std().item() for item in dataset]
     assert max(deviations) < 0.065
     assert np.mean(deviations) == pytest.approx(0.03, abs=0.004)
 
 
-@pytest.mark.parametrize("shape", [(20, 30, 5), (70, 90, 5)])
-def test_packing_centres_the_brain_and_keeps_slices(shape: tuple[int, int, int]):
-    mask = torch.zeros(1, *shape)
-    mask[:, 4:12, 6:20, 1:4] = 1
-    data = {"target": mask * 0.5, "mask": mask, "source": mask * 0.25}
-    packed = pack_volume({"subject": "s"}, lambda item: item | data, None, 1, (16, 24), seed=0)
-    assert packed.target.shape == (5, 16, 24)
-    assert packed.sources.shape == (1, 5, 16, 24)
-    assert packed.slices.tolist() == [1, 2, 3]
-    assert packed.target[2].sum() == 128 * 8 * 14  # nothing of the brain is cut off
-    rows = np.flatnonzero(packed.target[2].any(axis=1))
-    assert rows[0] + rows[-1] == 15  # and it lies in the middle
-    assert packed.histogram.sum() == mask.sum()
+def textured_volume(subject: str, contrasts: int, absent: int | None = None, extras: int = 0) -> PackedVolume:
+    """Noise in a box with background all around, of two renderings."""
+    rng = np.random.default_rng(len(subject))
+
+    def noise(*axes: int) -> np.ndarray:
+        volume = np.zeros((*axes, 8, 24, 32), np.uint8)
+        volume[..., 1:7, 5:20, 6:28] = rng.integers(1, 255, (*axes, 6, 15, 22))
+        return volume
+
+    sources = noise(2, contrasts)
+    if absent is not None:
+        sources[:, absent] = 0
+    beside = noise(extras) if extras else None
+    return PackedVolume(subject, noise(), sources, rng.integers(0, 9, 4096), np.arange(1, 7), extras=beside)
 
 
-def test_renderings_are_drawn_from_the_source_transform():
-    class Rendering:
-        def set_random_state(self, seed: int) -> None:
-            self.rng = np.random.default_rng(seed)
-
-        def __call__(self, data: dict) -> dict:
-            return data | {"source": data["target"] * self.rng.random()}
-
-    mask = torch.ones(1, 8, 8, 3)
-
-    def make():
-        return pack_volume({}, lambda item: {"target": mask, "mask": mask}, Rendering(), 3, (8, 8), seed=5)
-
-    packed = make()
-    assert len({int(s.max()) for s in packed.sources}) == 3
-    np.testing.assert_array_equal(packed.sources, make().sources)
+STRONG = {"source_contrast_spread": 0.08, "source_shading": 0.12, "source_noise": 0.03}
 
 
-def test_each_source_has_its_key():
-    one, two = ramp_volume(renderings=1), ramp_volume()
-    assert list(one.source_keys()) == ["a"]
-    keys = two.source_keys(num_bins=64)
-    assert list(keys) == ["a#0", "a#1"]
-    for key, source in zip(keys.values(), two.sources, strict=True):
-        np.testing.assert_array_equal(key, compute_style_key(source / 255, 64))
-    # the second one is 100 grey levels brighter
-    centres = [np.average(np.arange(64), weights=key[0]) / 64 for key in keys.values()]
-    assert centres[1] - centres[0] == pytest.approx(100 / 255, abs=0.02)
+def slow_item(volume: PackedVolume, index: int, spread: float, source_contrast_spread, source_shading, source_noise):
+    """An item of a data set of one subject, slice by slice, in the order in which its parts are drawn."""
+    rng, source_rng = np.random.default_rng([0, 0, index]), np.random.default_rng([0, 0, index, 1])
+    rng.random()
+    centre, rendering = int(rng.choice(volume.slices)), rng.integers(len(volume.sources))
+    curve = ContrastCurve.draw(rng, spread)
+    angle, shift = np.deg2rad(rng.uniform(-10, 10)), rng.uniform(-4, 4, size=2)
+    zoom, flip = rng.uniform(0.9, 1.12), rng.random() < 0.5
+
+    def moved(packed: np.ndarray, contrast: ContrastCurve) -> torch.Tensor:
+        plane = np.interp(packed / 255, contrast.knots, contrast.values).astype(np.float32)
+        return affine_slab(torch.from_numpy(plane)[None], angle, zoom, shift, flip)[0]
+
+    target = torch.stack([moved(volume.target[z], curve) for z in range(centre - 1, centre + 2)])
+    contrasts = volume.sources[rendering]
+    curves = [ContrastCurve.draw(source_rng, source_contrast_spread) for _ in contrasts]
+    source = []
+    for contrast, of_contrast in zip(contrasts, curves, strict=True):
+        slab = torch.stack([moved(contrast[z], of_contrast) for z in range(centre - 1, centre + 2)])
+        slab = slab * smooth_shading(source_rng, slab.shape[-2:], source_shading)
+        noise = torch.from_numpy(source_rng.standard_normal(slab.shape, dtype=np.float32))
+        slab = slab + source_rng.uniform(0, source_noise) * noise * (slab > 0)
+        source += list(slab.clamp(0, 1))
+    key = torch.from_numpy(curve.style_key(volume.histogram, 128)).float()
+    return {"source": torch.stack(source), "target": target, "style_key": key}
 
 
-def test_keys_of_a_persons_second_scan_carry_the_persons_name():
-    items = [{"subject": "a1", "person": "a"}, {"subject": "a2", "person": "a"}, {"subject": "b"}]
-    keys = {"a1": 1, "a2#0": 2, "a2#1": 3, "b": 4}
-    assert keys_by_person(keys, items) == {"a#a1": 1, "a#a2#0": 2, "a#a2#1": 3, "b": 4}
+@pytest.mark.parametrize("contrasts", [1, 3])
+def test_items_are_those_of_a_slow_reference(contrasts: int):
+    volume = textured_volume("a", contrasts)
+    dataset = SlabDataset([volume], length=12, contrast_spread=0.07, **STRONG)
+    for index, item in enumerate(dataset):
+        expected = slow_item(volume, index, 0.07, **STRONG)
+        assert item.keys() - expected.keys() == ({"presence"} if contrasts > 1 else set())
+        for key, value in expected.items():
+            torch.testing.assert_close(item[key], value, rtol=0, atol=0)
+
+
+def test_all_channels_of_an_item_are_mirrored_and_moved_alike():
+    one = textured_volume("a", 1)
+    same = np.repeat(one.target[None], 3, axis=0)
+    volume = PackedVolume("a", one.target, np.stack([same, same]), one.histogram, one.slices, extras=same[:2])
+    for item in SlabDataset([volume], length=20, contrast_spread=0.0):
+        assert item["source"].shape == (9, 24, 32)
+        assert item["extras"].shape == (6, 24, 32)
+        for channels in (*item["source"].split(3), *item["extras"].split(3)):
+            torch.testing.assert_close(channels, item["target"], rtol=0, atol=0)
+
+
+def test_an_absent_contrast_is_zero_and_its_place_is_kept():
+    """Three contrasts of one grey level each tell their order; presence is the subject's, also in slabs without it."""
+    levels = np.array([50, 0, 200], np.uint8)
+    sources = np.broadcast_to(levels[None, :, None, None, None], (1, 3, 6, 16, 16)).copy()
+    sources[0, 2, :3] = 0  # the third one does not reach the lower slices
+    target = np.full((6, 16, 16), 128, np.uint8)
+    volume = PackedVolume("a", target, sources, np.ones(4096), np.arange(6))
+    for item in SlabDataset([volume], length=20, augment=False):
+        assert item["presence"].tolist() == [1, 0, 1]
+        means = (item["source"].reshape(3, 3, -1) * 255).round()
+        assert (means[0] == 50).all()
+        assert (means[1] == 0).all()
+        assert set(means[2].unique().tolist()) <= {0, 200}
+    strong = SlabDataset([textured_volume("a", 3, absent=1)], length=20, **STRONG)
+    assert all(item["source"][3:6].abs().max() == 0 for item in strong)
+
+
+def test_dropout_keeps_one_contrast_and_leaves_the_rest_of_the_item():
+    volume = textured_volume("a", 3, absent=1)
+    plain, dropped = (SlabDataset([volume], 400, contrast_dropout=p, **STRONG) for p in (0.0, 0.6))
+    counts = np.zeros(3)
+    for before, after in zip(plain, dropped, strict=True):
+        present = after["presence"]
+        counts += present.numpy()
+        assert 1 <= present.sum() <= 2
+        for kept, old, new in zip(present, before["source"].split(3), after["source"].split(3), strict=True):
+            torch.testing.assert_close(new, old * kept, rtol=0, atol=0)
+            assert (new.max() > 0) == (kept == 1)
+        torch.testing.assert_close(after["target"], before["target"], rtol=0, atol=0)
+    # left out with 0.6, but for the half of 0.36 in which it is the one that stays
+    assert counts / 400 == pytest.approx([0.4 + 0.18, 0, 0.4 + 0.18], abs=0.07)
+    always = SlabDataset([volume], 30, contrast_dropout=1.0)
+    assert all(item["presence"].sum() == 1 for item in always)
+
+
+def test_a_single_contrast_is_never_dropped():
+    volume = textured_volume("a", 1)
+    plain, dropped = (SlabDataset([volume], 10, contrast_dropout=p) for p in (0.0, 1.0))
+    for before, after in zip(plain, dropped, strict=True):
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_subjects_of_different_numbers_of_contrasts_are_refused():
+    with pytest.raises(ValueError, match="different numbers of contrasts"):
+        SlabDataset([textured_volume("a", 1), textured_volume("b", 2)], length=1)

@@ -49,6 +49,16 @@ def prepare(tmp_path: Path, items: list[dict]):
     return function
 
 
+def test_a_contrasts_file_is_told_by_its_contents(prepare, tmp_path):
+    path = tmp_path / "t2.txt"
+    path.write_text("a")
+    prepare({"contrast_T2": str(path)})
+    moved = path.rename(tmp_path / "moved.txt")
+    assert prepare({"contrast_T2": str(moved)})[1] == []
+    moved.write_text("b")
+    assert prepare({"contrast_T2": str(moved)})[1] == ["s0", "s1", "s2"]
+
+
 def test_a_second_start_makes_nothing(prepare):
     assert prepare() == ([0, 2, 4], ["s0", "s1", "s2"])
     assert prepare() == ([0, 2, 4], [])
@@ -139,11 +149,12 @@ def test_a_fingerprint_tells_transforms_apart_and_not_their_random_state():
     assert fingerprint(functools.partial(max, key=torch.float16)) != fingerprint(functools.partial(max, key=None))
 
 
-def test_the_shipped_preparation_has_the_same_fingerprint_in_every_process(bundle_root):
+@pytest.mark.parametrize("overlays", [[], ["configs/simulated_ct.json"]], ids=["real", "simulated"])
+def test_the_shipped_preparation_has_the_same_fingerprint_in_every_process(bundle_root, overlays):
     code = (
         "import json; from monai.bundle import ConfigParser; from scripts.data.volume_cache import fingerprint;"
-        "p = ConfigParser(); p.read_config('configs/train.json'); p['ct_window'] = None;"
-        "print(json.dumps([fingerprint(p.get_parsed_content(k)) for k in ('load_real', 'load_simulated', 'simulate')]))"
+        f"p = ConfigParser(); p.read_config(['configs/train.json', *{overlays}]); p['ct_window'] = None;"
+        "print(json.dumps([fingerprint(p.get_parsed_content(k)) for k in ('load', 'render')]))"
     )
     ran = [
         subprocess.run([sys.executable, "-c", code], cwd=bundle_root, capture_output=True, text=True, check=True)
@@ -152,6 +163,19 @@ def test_the_shipped_preparation_has_the_same_fingerprint_in_every_process(bundl
     first, second = (json.loads(done.stdout.splitlines()[-1]) for done in ran)
     assert first == second
     assert "FlattenHUTrend" in json.dumps(first)
+
+
+def test_files_of_another_format_are_made_anew_with_one_line(prepare, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    prepare()
+    assert caplog.text == ""
+    for path in (tmp_path / "cache").iterdir():  # as they were called before there were formats
+        path.rename(path.with_name(path.name.replace(f".v{volume_cache.FORMAT}", "")))
+    assert prepare() == ([0, 2, 4], ["s0", "s1", "s2"])
+    assert caplog.text.count("in another format") == 1
+    caplog.clear()
+    assert prepare() == ([0, 2, 4], [])
+    assert "another format" not in caplog.text
 
 
 def test_other_code_makes_other_files(prepare, monkeypatch):

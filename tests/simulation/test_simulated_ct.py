@@ -12,14 +12,14 @@ from scripts.simulation.ct import (
     RandSimulateCT,
     RandSimulateCTd,
     SimulateCT,
-    SimulatedCTParameters,
     cupping_field,
-    edge_depth,
     hu_to_unit_source,
     noise_field,
     simulate_ct,
     thick_slice_matrix,
 )
+from scripts.simulation.ct_anatomy import edge_depth
+from scripts.simulation.ct_parameters import SimulatedCTParameters
 from scripts.simulation.separable import apply_along_axes, gaussian_matrix
 from scripts.simulation.tissue import CSF, DEEP_GREY, GREY, WHITE
 

@@ -1,0 +1,178 @@
+"""Subjects as the training holds them in memory: volumes packed in 8 or 16 bits."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from ..conditioning.style_key import compute_style_key
+from ..errors import CaseError
+from .augmentation import ContrastCurve
+from .volume_cache import Arrays, prepared_arrays
+
+_TYPES = {8: np.uint8, 16: np.uint16}
+_FINE_BINS = 4096
+
+
+@dataclass(frozen=True)
+class PackedVolume:
+    """One subject as the dataset keeps it.
+
+    Attributes:
+        subject: its name.
+        target: (Z, H, W) uint8 or uint16, whose largest value is 1.0.
+        sources: (K, C, Z, H, W) of the same type: K renderings of the source (one for a real pair) in C contrasts, of
+            which an absent one is 0 everywhere.
+        histogram: (4096,) counts of the target's voxels in the brain over [0, 1], before they were rounded.
+        slices: indices of the slices that hold brain.
+        weight: how often the subject is drawn, relative to the others.
+        extras: (E, Z, H, W) uint8, whose 255 is 1.0: further volumes on the same grid, such as tissue fractions; None
+            for none.
+    """
+
+    subject: str
+    target: np.ndarray
+    sources: np.ndarray
+    histogram: np.ndarray
+    slices: np.ndarray
+    weight: float = 1.0
+    extras: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.sources.ndim != 5:
+            raise ValueError(f"sources of shape {self.sources.shape}; they are (K, C, Z, H, W)")
+
+    def style_key(self, num_bins: int = 128) -> np.ndarray:
+        """(3, num_bins) float32: the key of the target as it is."""
+        return ContrastCurve.identity().style_key(self.histogram, num_bins)
+
+    def source_keys(self, num_bins: int = 128) -> dict[str, np.ndarray]:
+        """Key of each source, (3, num_bins) float32, by name: the subject's, with "#0", "#1", ... for several.
+
+        Of several contrasts it is the key of all their voxels together.
+        """
+        names = [self.subject] if len(self.sources) == 1 else [f"{self.subject}#{k}" for k in range(len(self.sources))]
+        top = np.iinfo(self.sources.dtype).max
+        return {name: compute_style_key(s / top, num_bins) for name, s in zip(names, self.sources, strict=True)}
+
+    def presence(self) -> np.ndarray:
+        """(K, C) bool: which contrasts each rendering has."""
+        return self.sources.any(axis=(2, 3, 4))
+
+
+def training_style_keys(volumes: Sequence[PackedVolume], num_bins: int = 128) -> dict:
+    """The style key of each packed volume, by subject: (3, num_bins) float32."""
+    return {volume.subject: volume.style_key(num_bins) for volume in volumes}
+
+
+def build_volumes(
+    items: Sequence[Mapping],
+    load: Callable,
+    render: Callable | None = None,
+    num_sources: int = 1,
+    size: Sequence[int] = (104, 128),
+    seed: int = 0,
+    progress: Callable = iter,
+    bits: int = 8,
+    cache_dir: str | os.PathLike | None = None,
+    num_workers: int | None = 1,
+) -> list[PackedVolume]:
+    """``pack_volume`` for each entry of a datalist, in several processes and only once: see ``prepared_arrays``.
+
+    Raises:
+        CaseError: bits that are neither 8 nor 16, or what a transform refuses.
+    """
+    if bits not in _TYPES:
+        raise CaseError(f"packed_bits is {bits}; a voxel is packed in 8 or 16 bits.")
+    make = functools.partial(
+        _packed_arrays,
+        load=load,
+        render=render,
+        num_sources=num_sources if render else 1,
+        size=tuple(size),
+        seed=seed if render else 0,
+        bits=bits,
+    )
+    numbered = [{**item, "number": number} for number, item in enumerate(items)]
+    unused = {"subject", "weight"} if render else {"subject", "weight", "number"}
+    packed = prepared_arrays(numbered, make, cache_dir, num_workers, progress, unused)
+    return [
+        PackedVolume(subject=str(item.get("subject", "")), weight=float(item.get("weight", 1.0)), **arrays)
+        for item, arrays in zip(items, packed, strict=True)
+    ]
+
+
+def pack_volume(
+    item: Mapping,
+    load: Callable,
+    render: Callable | None,
+    num_sources: int,
+    size: Sequence[int],
+    seed: int,
+    bits: int = 8,
+) -> PackedVolume:
+    """Prepare one subject.
+
+    Args:
+        item: an entry of the datalist.
+        load: transform that gives "target" and "mask" (1, H, W, Z), the target in [0, 1], and either "source" (C, H, W,
+            Z) in [0, 1] or what ``render`` needs; also "extras" (E, H, W, Z) in [0, 1], if there are any.
+        render: random transform that adds "source" in [0, 1], such as a simulated CT; None where ``load`` gives it.
+        num_sources: renderings drawn from it.
+        size: (H, W) of the slabs.
+        seed: of this subject's draws.
+        bits: of a packed voxel, 8 or 16.
+    """
+    data = load(dict(item))
+    mask = torch.as_tensor(data["mask"])[0] > 0
+    target = torch.as_tensor(data["target"])
+    fit = functools.partial(_fit, centre=_centre(mask), size=size)
+    return PackedVolume(
+        subject=str(item.get("subject", "")),
+        target=fit(_pack(target, _TYPES[bits]))[0],
+        sources=np.stack([fit(_pack(s, _TYPES[bits])) for s in _sources(data, render, num_sources, seed)]),
+        histogram=np.histogram(target[0][mask].float().numpy(), bins=_FINE_BINS, range=(0, 1))[0],
+        slices=torch.nonzero(mask.flatten(0, 1).any(dim=0)).flatten().numpy(),
+        weight=float(item.get("weight", 1.0)),
+        extras=fit(_pack(data["extras"], np.uint8)) if "extras" in data else None,
+    )
+
+
+def _packed_arrays(item: Mapping, seed: int, **settings: object) -> Arrays:
+    """``pack_volume`` without what the datalist knows."""
+    volume = pack_volume(item, seed=seed + item["number"], **settings)
+    arrays = {f.name: getattr(volume, f.name) for f in fields(volume) if f.name not in ("subject", "weight")}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _sources(data: Mapping, render: Callable | None, num_sources: int, seed: int) -> list[torch.Tensor]:
+    """The subject's own source, or that many renderings."""
+    if render is None:
+        return [data["source"]]
+    render.set_random_state(seed=seed)
+    return [render(data)["source"] for _ in range(num_sources)]
+
+
+def _centre(mask: torch.Tensor) -> list[int]:
+    """Where the brain's middle lies in H and W of (H, W, Z)."""
+    extent = [torch.nonzero(mask.any(dim=2).any(dim=1 - axis)).flatten() for axis in (0, 1)]
+    return [int(e[0] + e[-1] + 1) // 2 for e in extent]
+
+
+def _pack(image: torch.Tensor, dtype: type[np.unsignedinteger]) -> np.ndarray:
+    """(C, H, W, Z) in [0, 1] to (C, Z, H, W) of an integer type, whose largest value is 1.0."""
+    array = torch.as_tensor(image).permute(0, 3, 1, 2).float().clamp(0, 1).numpy()
+    return np.round(array * np.float32(np.iinfo(dtype).max)).astype(dtype)
+
+
+def _fit(volume: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Crop or zero-pad (C, Z, H, W) in H and W to ``size`` around ``centre``."""
+    out = np.zeros((*volume.shape[:2], *size), volume.dtype)
+    begin = [int(c) - s // 2 for c, s in zip(centre, size, strict=True)]
+    take = [slice(max(0, b), min(n, b + s)) for b, s, n in zip(begin, size, volume.shape[2:], strict=True)]
+    put = [slice(t.start - b, t.stop - b) for t, b in zip(take, begin, strict=True)]
+    out[..., put[0], put[1]] = volume[..., take[0], take[1]]
+    return out

@@ -1,0 +1,68 @@
+"""Several contrasts of one head as the channels of one volume."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, ResampleToMatch
+
+from ..errors import CaseError
+from ..volumes.scaling import scaled_by_brain_percentile
+
+__all__ = ["StackContrastsd"]
+
+
+class StackContrastsd(MapTransform):
+    """Contrasts on the grid of one of them, each scaled by its own brain, as channels; zeros where one is absent.
+
+    Each volume is interpolated linearly onto the reference's grid, divided by the 99.9 percentile of its voxels in the
+    one mask, and clipped to [0, 1]; background is 0. Smooth volumes of smaller voxels before (`SmoothForSpacingd`). The
+    result has the reference's affine, header and trace of transforms, so that `Invertd` takes it back like the
+    reference. A network takes an all-zero channel for an absent contrast.
+
+    Args:
+        keys: keys of the contrasts in the order of the channels, such as `contrast_T2` of `inference_datalist`;
+            MetaTensors (1, H, W, Z) in any unit, each on a grid of its own. Those that are missing are absent. They are
+            taken out of the data.
+        reference: key of the volume whose grid it is; it need not be one of the contrasts.
+        mask_key: brain mask on the reference's grid, (1, H, W, Z), positive inside.
+        output_key: receives the stack, (C, H, W, Z) float32 in [0, 1]; None for `reference`.
+        percentile: as in `ScaleByBrainPercentiled`.
+
+    Raises:
+        CaseError: none of the contrasts is there, the mask is empty, or a percentile is not positive.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        reference: str = "image",
+        mask_key: str = "mask",
+        output_key: str | None = None,
+        percentile: float = 99.9,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.reference = reference
+        self.mask_key = mask_key
+        self.output_key = output_key or reference
+        self.percentile = percentile
+        self._resample = ResampleToMatch(mode="bilinear", padding_mode="zeros")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Stack the contrasts."""
+        d = dict(data)
+        there = {key: d.pop(key) for key in self.key_iterator(data)}
+        if not there:
+            raise CaseError(f"None of the contrasts {', '.join(map(str, self.keys))} is there; give one at least.")
+        reference, mask = d[self.reference], torch.as_tensor(d[self.mask_key]) > 0
+        stack = torch.zeros((len(self.keys), *reference.shape[1:]))
+        for channel, key in enumerate(self.keys):
+            if key in there:
+                volume = self._resample(there[key], img_dst=reference)
+                stack[channel] = torch.as_tensor(scaled_by_brain_percentile(volume, mask, self.percentile))[0]
+        d[self.output_key] = MetaTensor(stack).copy_meta_from(reference)
+        return d
