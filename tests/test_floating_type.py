@@ -207,4 +207,3 @@ def test_the_measure_agrees_with_a_longer_one_of_the_network():
     short = measured_types(CPU, network, least_rounds=4)
     measured = short["float32"] / short["bfloat16"]
     assert (measured > 1) == (float32 > bfloat16) or abs(float32 / bfloat16 - 1) < 0.1
-    assert short["float32"] == pytest.approx(float32, rel=0.3)
