@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": "scripts.evaluation.evaluate:evaluate",
     "learning_curves": "scripts.evaluation.curves:learning_curves",
     "report": "scripts.report:report",
-    "benchmark": "scripts.benchmark:benchmark",
+    "benchmark": "scripts.benchmark.command:benchmark",
     "export": "scripts.exports.export:export",
     "serve_dicom": "scripts.dicom_node.serve:serve_dicom",
     "package": "scripts.packaging:package",

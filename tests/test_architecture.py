@@ -75,7 +75,10 @@ ARROWS = {
         "workflow",
     },
     # it runs the main job and its parts as configs name them; tables and lists of names are read as in evaluation
-    "benchmark": {"errors", "files", "weights", "devices", "inferers", "workflow", "data", "evaluation", "exports"},
+    "benchmark": {
+        *("errors", "files", "options", "weights", "devices", "inferers", "workflow"),
+        *("data", "evaluation", "exports"),
+    },
 }
 # Rooms of plain mathematics: nothing but these.
 PLAIN_ROOMS = ("schedulers", "codec", "slabs", "losses", "conditioning", "networks")

@@ -1,5 +1,1 @@
 """Speed, memory and exactness of the main job, measured against plain PyTorch and the machine's limit."""
-
-from .command import benchmark
-
-__all__ = ["benchmark"]

@@ -92,6 +92,12 @@ class Bundle:
         return self.part("network").eval()
 
     @cached_property
+    def inferer(self) -> Any:
+        """The config's inferer, whose floating type may be chosen by what the network takes."""
+        _ = self.plain_network
+        return self.part("inferer")
+
+    @cached_property
     def source(self) -> Tensor:
         """The first volume of the config's dataset_dir after preprocessing: (1, 1, H, W, Z), [0, 1]."""
         item = self.part("preprocessing")(dict(self.part("cases")[0]))
@@ -105,7 +111,7 @@ class Bundle:
     def slabs(self, batch_size: int, height: int, width: int) -> dict[str, Any]:
         """A batch for `call_network`: noise of the seed 0 as slabs, the middle timestep, the config's style key."""
         generator = torch.Generator().manual_seed(0)
-        inferer = self.part("inferer")
+        inferer = self.inferer
         shape = (batch_size, inferer.slab_size, height, width)
         sample, source = (torch.randn(shape, generator=generator).to(self.device) for _ in range(2))
         key = inferer.style_key
@@ -119,7 +125,7 @@ class Bundle:
             way: how.
             source: (1, 1, H, W, Z), [0, 1].
         """
-        inferer = copy.copy(self.part("inferer"))
+        inferer = copy.copy(self.inferer)
         inferer.dtype, inferer.progress = way.dtype, False
         slabs = 0
 

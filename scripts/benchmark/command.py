@@ -16,20 +16,17 @@ from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 from ..errors import CaseError
-from ..evaluation.study import select
 from ..files import write_whole
+from ..options import names, one_of, whole_number
 from ..workflow import bundle_root
 from .bundle import Bundle
-from .cohort import measure_cohort
-from .growth import measure_growth
-from .limit import measure_limit
-from .machine import machine, versions
+from .machine import machine, measure_limit, versions
 from .measuring import as_json
 from .network import measure_network
 from .picture import plot
+from .rows import DEFAULT_WAYS, WAYS
 from .tables import as_markdown
-from .volume import measure_volumes
-from .ways import DEFAULT_WAYS, WAYS
+from .volumes import measure_cohort, measure_growth, measure_volumes
 
 
 @dataclass(frozen=True)
@@ -105,22 +102,22 @@ def benchmark(
     Raises:
         CaseError: an option that cannot be.
     """
-    subject = NETWORKS[_one_of(network, NETWORKS, "network")]
+    subject = NETWORKS[one_of("network", network, NETWORKS)]
     overlays = _overlays(config_file)
     files = [*(str(Path(bundle_root(), "configs", name)) for name in subject.config_files), *overlays]
     weights = subject.weights or "weights" in ConfigParser.load_config_files(overlays)
     bundle = Bundle(files, _device(device), weights)
-    chosen = list(subject.parts) if parts is None else select(None if parts == "all" else parts, PARTS, "part")
+    chosen = list(subject.parts) if parts is None else _some("parts", parts, PARTS)
     options = {
         "network": network,
         "overlays": [Path(file).name for file in overlays],
         "parts": _possible(chosen, network, weights),
-        "rows": select(None if rows == "all" else rows, tuple(WAYS), "row"),
-        "batch_size": _positive("batch_size", _first(batch_size, subject.batch_size, bundle.default_batch_size())),
-        "rounds": _positive("rounds", _first(rounds, subject.rounds)),
+        "rows": _some("rows", rows, tuple(WAYS)),
+        "batch_size": whole_number("batch_size", _first(batch_size, subject.batch_size, bundle.default_batch_size())),
+        "rounds": whole_number("rounds", _first(rounds, subject.rounds)),
         "slab_shape": _numbers("slab_shape", slab_shape, exactly=2),
         "slices": _numbers("slices", slices),
-        "cases": _positive("cases", cases),
+        "cases": whole_number("cases", cases),
     }
     facts = {"machine": machine(bundle.device), "versions": versions()}
     command = _command(sys.argv[1:])
@@ -133,7 +130,7 @@ def benchmark(
 
 
 def _command(typed: Sequence[str]) -> str:
-    """The command as it was typed, but for paths, which may hold names: they are told as the option's name."""
+    """The command as it was typed, but for paths, which may hold names: each becomes the name of its option."""
     words, path = [], False
     for word in typed:
         name, equals, _ = word.partition("=")
@@ -185,12 +182,6 @@ def write_results(measured: Mapping[str, Any], folder: Path) -> str:
     return text
 
 
-def _one_of(name: str, known: Mapping[str, Any], what: str) -> str:
-    if name not in known:
-        raise CaseError(f"There is no {what} {name!r}; use one of {', '.join(known)}.")
-    return name
-
-
 def _possible(parts: list[str], network: str, weights: bool) -> list[str]:
     """The parts, if there are weights or none of them needs any."""
     for part in parts:
@@ -225,18 +216,17 @@ def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def _positive(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CaseError(f"{name} is {value}; it has to be a whole number of at least 1.")
-    return value
-
-
 def _numbers(name: str, values: Any, exactly: int | None = None) -> list[int]:
-    """Several whole numbers; as many as asked for, or at least two different ones in rising order."""
+    """Several whole numbers; as many as `exactly`, or at least two different ones, which then come in rising order."""
     listed = list(values) if isinstance(values, list | tuple) else [values]
-    numbers = [_positive(name, value) for value in listed]
+    numbers = [whole_number(name, value) for value in listed]
     if exactly is not None and len(numbers) != exactly:
-        raise CaseError(f"{name} is {listed}; give {exactly} numbers with a comma between them.")
+        raise CaseError(f"{name} is {listed}; use {exactly} numbers with a comma between them.")
     if exactly is None and len(set(numbers)) < 2:
-        raise CaseError(f"{name} is {listed}; give two numbers or more, with commas between them.")
+        raise CaseError(f"{name} is {listed}; use two numbers or more, with commas between them.")
     return numbers if exactly else sorted(set(numbers))
+
+
+def _some(name: str, value: Any, known: Sequence[str]) -> list[str]:
+    """Some of the known names, or "all"."""
+    return list(known) if value in (None, "all") else names(name, value, known)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ..devices import keep_freed_memory
-from . import limit
+from . import machine
 from .bundle import Bundle, Way
 from .measuring import alternate, count_flop, memory_of, psnr, seconds_of, times_faster
-from .plain import BASELINE, PlainProcess
-from .ways import WAYS
+from .rows import BASELINE, WAYS, PlainProcess
 
 SLABS_OF_A_HEAD = 160
 """Slabs of the volume whose time is computed where it is too long to be measured."""
@@ -48,8 +47,8 @@ def measure_network(
         rows[name] = {"first_call_seconds": first, "memory_bytes": memory or None}
     # from here on as in the main job, but for the baseline
     keep_freed_memory()
-    dtypes = dict.fromkeys([*limit.DTYPES, *(way.dtype for way in ways)])
-    products = limit.matrix_products(bundle.device, list(dtypes))
+    dtypes = dict.fromkeys([*machine.DTYPES, *(way.dtype for way in ways)])
+    products = machine.matrix_products(bundle.device, list(dtypes))
     with PlainProcess(bundle, slab_shape, batch_size) as baseline:
         calls[BASELINE] = baseline.slabs
         alternate(calls, 1, bundle.device)
@@ -57,9 +56,9 @@ def measure_network(
         sampled = _sampled(bundle, ways, baseline) if bundle.has_weights else None
     # last, because the counter keeps torch.compile from compiling
     flop = {way.name: count_flop(partial(way, slabs)) / batch_size for way in ways}
-    machine = limit.rates({name: seconds[name] for name in products})
+    limit = machine.rates({name: seconds[name] for name in products})
     for way in ways:
-        product = seconds[limit.name_of(way.dtype)]
+        product = seconds[machine.name_of(way.dtype)]
         # what runs outside of PyTorch's operations cannot be counted; it stands for what the plain network does
         counted = flop[way.name] or flop[BASELINE]
         rows[way.name] |= _speed(seconds[way.name], seconds[BASELINE], product, counted, batch_size)
@@ -72,7 +71,7 @@ def measure_network(
         "flop_per_slab": flop[BASELINE],
         "rows": [{"name": way.name, **rows[way.name], **sampled[way.name]} for way in ways],
     }
-    return machine, result
+    return limit, result
 
 
 def _speed(
@@ -80,7 +79,7 @@ def _speed(
 ) -> dict[str, Any]:
     """Seconds a slab, FLOP per second, and both beside the baseline and the matrix product of the same rounds."""
     slab = statistics.median(seconds) / batch_size
-    limits = [2 * limit.SIZE**3 / p for p in product]
+    limits = [2 * machine.SIZE**3 / p for p in product]
     shares = [flop * batch_size / s / most for s, most in zip(seconds, limits, strict=True)]
     return {
         "seconds": list(seconds),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.benchmark import limit
+from scripts.benchmark import machine
 from scripts.benchmark.bundle import fill_zeros
 from scripts.conditioning.style_key import compute_style_key, save_style_keys
 from scripts.networks import BridgeUNet
@@ -16,7 +16,7 @@ from tests.phantoms import TINY_NETWORK, write_head_ct
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch):
     """Matrix products that take no time; how fast they are is not tested."""
-    monkeypatch.setattr(limit, "SIZE", 64)
+    monkeypatch.setattr(machine, "SIZE", 64)
 
 
 @pytest.fixture(scope="session")

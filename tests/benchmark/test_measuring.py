@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.benchmark.children import run_measured
 from scripts.benchmark.measuring import (
     alternate,
     as_json,
@@ -20,6 +19,7 @@ from scripts.benchmark.measuring import (
     straight_line,
     times_faster,
 )
+from scripts.benchmark.tasks import run_measured
 from scripts.errors import CaseError
 
 MEBIBYTE = 2**20
@@ -40,7 +40,7 @@ def test_calls_take_turns():
     assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4, "c": 4}
 
 
-def test_times_faster_is_told_round_by_round():
+def test_times_faster_is_of_each_round():
     """A disturbance of a whole round falls on both, and the ratio does not see it."""
     assert times_faster([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == {"median": 2.0, "lowest": 2.0, "highest": 2.0}
 
@@ -65,7 +65,7 @@ def test_a_childs_memory_is_its_own():
     assert run.seconds > 0
 
 
-def test_a_child_that_fails_is_told_by_its_last_line():
+def test_the_error_of_a_child_that_fails_has_its_last_line():
     with pytest.raises(CaseError, match=r"^The child could not be measured; it ended with: no such head$"):
         run_measured([sys.executable, "-c", "import sys; sys.exit('one\\nno such head')"], "The child")
 

@@ -1,4 +1,4 @@
-"""The parts on a tiny bundle: what is compared is the same, and what is told is what was done."""
+"""The parts on a tiny bundle: what is compared is the same, and what is measured is what was done."""
 
 import nibabel as nib
 import numpy as np
@@ -7,11 +7,9 @@ import torch
 
 from scripts.benchmark import tasks
 from scripts.benchmark.bundle import Bundle
-from scripts.benchmark.cohort import measure_cohort
-from scripts.benchmark.growth import measure_cases, measure_slices
-from scripts.benchmark.heads import write_resampled
 from scripts.benchmark.network import measure_network
-from scripts.benchmark.ways import WAYS, channels_last, main_job, plain
+from scripts.benchmark.rows import WAYS, channels_last, main_job, plain
+from scripts.benchmark.volumes import measure_cases, measure_cohort, measure_slices, write_resampled
 from tests.phantoms import write_head_ct
 
 NETWORK_ROWS = ["plain float32", "float32, channels last", "main job (bfloat16)"]
@@ -77,9 +75,9 @@ def test_onnx_row(bundle):
 
 def test_phases_are_the_main_job_step_by_step(config_files, tmp_path):
     """Its transforms in their order, the sampling between them, and the outputs it leaves."""
-    told = tasks.phases(config_files, {"output_dir": str(tmp_path)}, "cpu", started=0.0)
-    (case,) = told["cases"]
-    assert set(told["once"]) == {"imports", "network", "evaluator"}
+    measured = tasks.phases(config_files, {"output_dir": str(tmp_path)}, "cpu", started=0.0)
+    (case,) = measured["cases"]
+    assert set(measured["once"]) == {"imports", "network", "evaluator"}
     names = [step["name"] for step in case["steps"]]
     assert names.index("LoadVolumed") < names.index("SkullStripd") < names.index("sampling") < names.index("Invertd")
     assert names[-1] == "SaveSyntheticd"
@@ -92,10 +90,10 @@ def test_phases_are_the_main_job_step_by_step(config_files, tmp_path):
 
 def test_growth_repeats_the_volume(config_files, tmp_path):
     np.save(tmp_path / "source.npy", np.random.default_rng(0).random((16, 24, 5), dtype=np.float32))
-    told = tasks.growth(config_files, str(tmp_path / "source.npy"), 12, True, "cpu", started=0.0)
-    assert told["slices"] == 12
-    assert told["volume_bytes"] == 16 * 24 * 12 * 4
-    assert told["peak_bytes"] > told["volume_bytes"]
+    measured = tasks.growth(config_files, str(tmp_path / "source.npy"), 12, True, "cpu", started=0.0)
+    assert measured["slices"] == 12
+    assert measured["volume_bytes"] == 16 * 24 * 12 * 4
+    assert measured["peak_bytes"] > measured["volume_bytes"]
 
 
 def test_resampled_head_is_the_same_head(tmp_path):
