@@ -1,7 +1,7 @@
 """Gaussian diffusion from noise to a target image; the source only conditions the network.
 
-Sources: DDPM (Ho et al., NeurIPS 2020); v prediction of Salimans and Ho (ICLR 2022); the quadratic grid of FastDPM (Kong
-and Ping, 2021). MONAI's own `DDIMScheduler` and `DDPMScheduler` are not used for sampling: in 1.6.1 their steps leave
+Sources: DDPM (Ho et al., NeurIPS 2020); v prediction of Salimans and Ho (ICLR 2022); the quadratic grid of FastDPM
+(Kong and Ping, 2021). MONAI's own `DDIMScheduler` and `DDPMScheduler` are not used for sampling: in 1.6.1 their steps leave
 the grid that `set_timesteps` makes (tests/schedulers/test_gaussian_diffusion.py shows by how much).
 
 Notation: x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, with abar_t the product of 1 - beta up to t.

@@ -60,8 +60,10 @@ def test_monais_ddim_leaves_its_own_grid(noise):
 
 @pytest.mark.parametrize(
     ("steps", "sampler", "std"),
-    [(5, "implicit", 0.155), (10, "implicit", 0.230), (20, "implicit", 0.264), (50, "implicit", 0.286)]
-    + [(5, "implicit_2", 0.264), (10, "implicit_2", 0.328), (20, "implicit_2", 0.309), (50, "implicit_2", 0.301)],
+    [
+        *((5, "implicit", 0.155), (10, "implicit", 0.230), (20, "implicit", 0.264), (50, "implicit", 0.286)),
+        *((5, "implicit_2", 0.264), (10, "implicit_2", 0.328), (20, "implicit_2", 0.309), (50, "implicit_2", 0.301)),
+    ],
 )
 def test_the_spread_at_the_last_node_nears_the_truth_with_steps(steps, sampler, std, noise):
     """The standard deviation at the last node, next to x0; 0.3 is true, and the second order is nearer."""
