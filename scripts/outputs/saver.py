@@ -72,8 +72,8 @@ class SaveSyntheticd(SaveImaged):
         output_dir: the folder, made where it is not there.
         source_window: lowest and highest value of the source in the picture, in its unit (HU); None for MRI.
         source_contrast: what the source is, over its picture.
-        target_contrast: what is made, in any spelling of `contrast_named`: over its picture, in the files' names (`_t1`,
-            `_flair`) and in the record.
+        target_contrast: what is made, in any spelling of `contrast_named`: over its picture, in the names of its
+            files (`_t1`, `_flair`) and in the record.
         record: what every volume of this run was made with; goes into the JSON with `target_contrast`, and decides what
             counts as done.
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
