@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import CaseError
-from .files import write_whole
+from .files import write_whole, written_whole
 
 NAME = "brain_ct_to_mri"
 """The zoo's name of the bundle; monai.bundle download expects the folder inside the zip to have it."""
@@ -71,8 +71,8 @@ def build_package(root: Path, folder: Path, base_url: str) -> list[str]:
             models = _model_info(folder / "model_info.json")
             models[name] = {"checksum": checksum, "source": f"{base_url.rstrip('/')}/{packed.name}"}
             folder.mkdir(parents=True, exist_ok=True)
-            # a copy beside the old file first: another file system cannot be renamed from
-            os.replace(shutil.copyfile(packed, folder / f".{packed.name}.partial"), folder / packed.name)
+            with written_whole(folder / packed.name) as copy:
+                shutil.copyfile(packed, copy)
             write_whole(folder / "model_info.json", json.dumps(models, indent=4) + "\n")
         except OSError as error:
             raise CaseError(f"{folder} cannot be written ({error.strerror}); give another output_dir.") from error
@@ -117,8 +117,8 @@ def _git(root: Path, *arguments: str) -> set[str]:
     try:
         done = subprocess.run(["git", *arguments, "-z"], cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or error
-        raise CaseError(f"git cannot say which files belong to the bundle ({said}); mend that first.") from error
+        message = getattr(error, "stderr", None) or error
+        raise CaseError(f"git cannot say which files belong to the bundle ({message}); mend that first.") from error
     return set(filter(None, done.stdout.split("\0")))
 
 
@@ -152,8 +152,8 @@ def _resolve_large_files(staged: Path) -> None:
     try:
         download_large_files(bundle_path=str(staged))
     except Exception as error:  # a server's, a checksum's, or the list's own
-        said = str(error).partition("\n")[0]
-        raise CaseError(f"What {lists[0].name} names cannot be had: {said}") from error
+        message = str(error).partition("\n")[0]
+        raise CaseError(f"What {lists[0].name} names cannot be had: {message}") from error
     for path in lists:
         path.unlink()
 

@@ -265,6 +265,35 @@ def test_overlap_changes_no_byte(tmp_path, translate):
         assert filecmp.cmpfiles(tmp_path / "none", tmp_path / overlap, names, shallow=False) == (names, [], [])
 
 
+def test_a_single_case_is_translated_as_in_a_run(tmp_path, translate, bundle_root, models):
+    """`translate_case`, which needs no loader: the same bytes; a case that fails gives its reason."""
+    cases = [{"case": name, "image": str(tmp_path / "in" / f"{name}.nii.gz")} for name in ("a", "bad")]
+    write_head_ct(tmp_path / "in" / "a.nii.gz")
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"no image")
+    assert translate(tmp_path / "in", tmp_path / "run").startswith("1 of 2 cases failed")
+    (noted,) = json.loads((tmp_path / "run" / "failures.json").read_text())
+
+    parser = ConfigParser()
+    parser.read_config(str(bundle_root / "configs" / "inference.json"))
+    folders = {
+        "bundle_root": str(bundle_root),
+        "dataset_dir": str(tmp_path / "in"),
+        "output_dir": str(tmp_path / "one"),
+    }
+    parser.update({**models, **folders})
+    parser.get_parsed_content("load_weights")
+    evaluator = parser.get_parsed_content("evaluator")
+    for _ in range(2):  # a case does not depend on those before it
+        good, bad = (evaluator.translate_case(item) for item in cases)
+        assert sorted(good) == ["case", "seconds"]
+        assert good["case"] == "a"
+        assert good["seconds"] > 0
+        assert (bad["case"], bad["failure"]) == ("bad", noted["reason"])
+        names = output_names("a")
+        assert outputs(tmp_path / "one") == names
+        assert filecmp.cmpfiles(tmp_path / "run", tmp_path / "one", names, shallow=False) == (names, [], [])
+
+
 def test_an_interrupt_ends_the_skull_strip_of_the_next_case(tmp_path, translate, monkeypatch):
     """While the first case is sampled, an external program that never ends is at work on the second."""
     for name in ("a", "b"):

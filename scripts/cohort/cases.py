@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..errors import CaseError, reason
+from ..files import write_whole
 from ..outputs.saver import SaveSyntheticd
 from .loading import Overlap, timed
 
@@ -96,14 +97,33 @@ class CaseEvaluator(SupervisedEvaluator):
         with (
             logging_redirect_tqdm(),
             tqdm(total=len(self.data_loader), desc="cases", unit="case") as self._bar,
-            # Also after an interrupt, what is being saved is saved. One OpenMP thread: a second team changes how
-            # those of the sampling wait for each other, which made it 15 % slower on two cores.
-            _threads_kept(),
-            ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as self._thread,
+            _saving_thread() as self._thread,  # also after an interrupt, what is being saved is saved
             closing(self.data_loader),
             timed(self.seconds, "run"),
         ):
             super().run(global_epoch)
+
+    def translate_case(self, item: dict[str, str]) -> dict[str, Any]:
+        """Translate one case without the loader; `run` does the same to each of its cases.
+
+        For an engine that hands out cases itself. It neither writes `failures.json` nor looks for files made before.
+
+        Args:
+            item: `{"case": CASE, "image": path}`, the path of a volume or the paths of a DICOM series.
+
+        Returns:
+            `case`, `seconds` taken, and `failure`, the reason in one sentence, where it failed; nothing is raised.
+        """
+        start = time.perf_counter()
+        try:
+            batch, output = self._sample(self.data_loader.collate_fn([self.data_loader.dataset.prepare(item)]))
+            with _saving_thread() as thread:
+                thread.submit(self._postprocess, batch, output).result()
+        except Exception as error:
+            failure = {"failure": reason(error)}
+        else:
+            failure = {}
+        return {"case": item["case"], "seconds": time.perf_counter() - start, **failure}
 
     def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> Any:
         """One case: sample it and hand it over to be saved, or note why not."""
@@ -113,19 +133,29 @@ class CaseEvaluator(SupervisedEvaluator):
         if self.overlap == Overlap.SAVING:
             self._wait()
         try:
-            if "failure" in batchdata:
-                raise CaseError(batchdata["failure"][0])
-            with timed(self.seconds, "sampling"):
-                super()._iteration(engine, batchdata)
-                (batch,), (output,) = engine.state.batch, engine.state.output
-                # a copy from a GPU waits for it; the next case must not be queued there first
-                output[CommonKeys.PRED] = output[CommonKeys.PRED].cpu()
+            batch, output = self._sample(batchdata)
         except Exception as error:
             self._close(index, reason(error))
         else:
-            batch["batch_size_used"] = getattr(self.inferer, "batch_size_used", None)
             self._hand_over(index, batch, output)
         return engine.state.output
+
+    def _sample(self, batchdata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The case of a batch and what the network made of it.
+
+        Raises:
+            CaseError: the case has failed before.
+        """
+        if "failure" in batchdata:
+            raise CaseError(batchdata["failure"][0])
+        with timed(self.seconds, "sampling"):
+            self.state.batch = batchdata
+            super()._iteration(self, batchdata)
+            (batch,), (output,) = self.state.batch, self.state.output
+            # a copy from a GPU waits for it; the next case must not be queued there first
+            output[CommonKeys.PRED] = output[CommonKeys.PRED].cpu()
+        batch["batch_size_used"] = getattr(self.inferer, "batch_size_used", None)
+        return batch, output
 
     def _hand_over(self, index: int, batch: dict[str, Any], output: dict[str, Any]) -> None:
         self._wait()
@@ -143,12 +173,16 @@ class CaseEvaluator(SupervisedEvaluator):
     def _finish(self, index: int, batch: dict[str, Any], output: dict[str, Any]) -> None:
         """Postprocess and save a sampled case, or note why not."""
         try:
-            with timed(self.seconds, "postprocessing"):
-                engine_apply_transform(batch, output, self._postprocessing)
+            self._postprocess(batch, output)
         except Exception as error:
             self._close(index, reason(error))
         else:
             self._close(index)
+
+    def _postprocess(self, batch: dict[str, Any], output: dict[str, Any]) -> None:
+        """Take a sampled case back to its source's grid and save it."""
+        with timed(self.seconds, "postprocessing"):
+            engine_apply_transform(batch, output, self._postprocessing)
 
     def _close(self, index: int, why: str | None = None) -> None:
         """Count a case; note it where it failed."""
@@ -160,9 +194,7 @@ class CaseEvaluator(SupervisedEvaluator):
     def _note(self, index: int, why: str) -> None:
         item = self.cases[index]
         self._failures[index] = {"case": item["case"], "file": self.saver.source_name(item["image"]), "reason": why}
-        temporary = self._failures_file.with_name(f".{self._failures_file.name}.partial")
-        temporary.write_text(json.dumps(self.failures, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self._failures_file)
+        write_whole(self._failures_file, json.dumps(self.failures, indent=2) + "\n")
         logger.error(f"{item['case']} failed: {why}")
 
     @property
@@ -179,10 +211,15 @@ class CaseEvaluator(SupervisedEvaluator):
 
 
 @contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Give threads that are started later as many OpenMP threads as before: setting one thread's sets theirs too."""
+def _saving_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread for what comes after the sampling; at the end it has done what it was given.
+
+    It has one OpenMP thread: a second team changes how those of the sampling wait for each other, which made it 15 %
+    slower on two cores. Setting the number of one thread's sets that of threads started later; they get back theirs.
+    """
     number = torch.get_num_threads()
     try:
-        yield
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+            yield thread
     finally:
         torch.set_num_threads(number)

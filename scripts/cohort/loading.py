@@ -39,15 +39,19 @@ class CaseDataset(Dataset):
         self.seconds: Counter[str] = Counter()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if "failure" in self.data[index]:
-            return self.data[index]
+        return self.prepare(self.data[index])
+
+    def prepare(self, case: dict[str, str]) -> dict[str, Any]:
+        """The item of a case, which need not be one of `data`."""
+        if "failure" in case:
+            return case
         try:
             with timed(self.seconds, "loading"):
-                loaded = self.transform(self.data[index], end=1)
+                loaded = self.transform(case, end=1)
             with timed(self.seconds, "preprocessing"):
                 return self.transform(loaded, start=1)
         except Exception as error:
-            return {**self.data[index], "failure": reason(error)}
+            return {**case, "failure": reason(error)}
 
 
 class Overlap(StrEnum):

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from ..errors import CaseError
+from ..files import written_whole
 from .grid import even_volume
 from .pixels import series_values
 from .series import Series, find_series, read_series
@@ -109,6 +110,5 @@ def _save(data: np.ndarray, affine: np.ndarray, output: Path) -> None:
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}")
-    nib.save(image, partial)
-    os.replace(partial, output)
+    with written_whole(output) as partial:
+        nib.save(image, partial)

@@ -89,10 +89,12 @@ def _resampled(
 
 
 def _correction(stack: Stack, even: bool, upright: bool) -> str | None:
-    said = []
+    corrections = []
     if not upright:
         lean = max(abs(angle) for angle in stack.lean_deg)
-        said.append(f"slices leaning by {lean:.1f} degrees (gantry tilt)" if lean >= 0.1 else "slices out of line")
+        corrections.append(
+            f"slices leaning by {lean:.1f} degrees (gantry tilt)" if lean >= 0.1 else "slices out of line"
+        )
     if not even:
-        said.append(f"gaps of {stack.gaps.min():.1f} to {stack.gaps.max():.1f} mm between the slices")
-    return " and ".join(said) or None
+        corrections.append(f"gaps of {stack.gaps.min():.1f} to {stack.gaps.max():.1f} mm between the slices")
+    return " and ".join(corrections) or None

@@ -36,7 +36,7 @@ class Mark(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """A file and what its header says, as far as it is asked for."""
+    """A file and what its header says, as far as its elements were read."""
 
     path: Path
     values: Any  # pydicom.Dataset
@@ -49,7 +49,7 @@ class Header:
         """All values of an element as text."""
         try:
             value = self.values.get(name)
-        except Exception:  # pydicom converts when asked, and a damaged value may raise anything
+        except Exception:  # pydicom converts on access, and a damaged value may raise anything
             return ()
         if value is None:
             return ()
@@ -111,7 +111,7 @@ class Plane:
 def read_headers(paths: Iterable[Path]) -> list[Header]:
     """The headers of those files that are DICOM objects of a series, each object once, however many copies there are.
 
-    Files without the preamble are read too. Of a file nothing is said or logged: warnings quote values, which may be
+    Files without the preamble are read too. No file is named or quoted in the log: warnings quote values, which may be
     names. How many were marked as DICOM or not to be opened, and could not be read, is logged.
 
     Raises:

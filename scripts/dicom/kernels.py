@@ -30,7 +30,7 @@ def is_sharp(kernel: str, description: str = "") -> bool:
 
     Args:
         kernel: ConvolutionKernel (0018,1210), its first value.
-        description: SeriesDescription (0008,103E), asked where the kernel's name tells nothing.
+        description: SeriesDescription (0008,103E), used where the kernel's name tells nothing.
 
     Returns:
         False where nothing says so.

@@ -59,7 +59,7 @@ SCANNER = (
 )
 
 
-def series_header(source: Dataset, target: str, manufacturer: str, record: Mapping[str, Any]) -> Dataset:
+def series_header(source: Dataset, manufacturer: str, record: Mapping[str, Any]) -> Dataset:
     """What the slices of a synthetic series have in common.
 
     Patient, study and frame of reference are the source's; the equipment is this software, the scanner a contributor.
@@ -67,14 +67,14 @@ def series_header(source: Dataset, target: str, manufacturer: str, record: Mappi
 
     Args:
         source: header of the source's first slice, with StudyInstanceUID and SeriesInstanceUID.
-        target: contrast that was made, such as T1.
         manufacturer: who makes this software.
         record: what the series was made with: `bundle`, `bundle_version`, `weights`, `weights_sha256`,
-            `source_contrast`.
+            `source_contrast`, `target_contrast` (such as T1).
     """
     from pydicom import Dataset
     from pydicom.uid import generate_uid
 
+    target = record["target_contrast"]
     ds = Dataset()
     ds.update(dict.fromkeys(EMPTY))
     patient = [tag for tag in sorted(source.keys()) if tag.group in PATIENT_GROUPS]
@@ -83,7 +83,7 @@ def series_header(source: Dataset, target: str, manufacturer: str, record: Mappi
         ds.pop(keyword, None)
     if ds.get("PatientIdentityRemoved") == "YES" and not ds.get("DeidentificationMethodCodeSequence"):
         ds.setdefault("DeidentificationMethod", "not told by the source")  # type 1C
-    # without one nothing can be told to lie in the same frame; all that is made of this series shares the new one
+    # without one nothing is known to lie in the same frame; all that is made of this series shares the new one
     own_frame = generate_uid(entropy_srcs=[source.SeriesInstanceUID, "frame of reference"])
     ds.FrameOfReferenceUID = source.get("FrameOfReferenceUID") or own_frame
     ds.SOPClassUID, ds.Modality, ds.BodyPartExamined = MR_IMAGE_STORAGE, "MR", "BRAIN"
@@ -170,7 +170,7 @@ def _whole(source: Dataset, keyword: str) -> int | None:
         return None
 
 
-def _contrast(record: Mapping[str, Any]) -> str:
+def _source_contrast(record: Mapping[str, Any]) -> str:
     """What the source is called, such as CT."""
     return str(record.get("source_contrast") or "source")
 
@@ -179,22 +179,25 @@ def _series_description(source: Dataset, target: str, record: Mapping[str, Any])
     """At most 64 characters."""
     number = _whole(source, "SeriesNumber")
     series = "" if number is None else f" series {number}"
-    texts = [f"Synthetic {target} from {_contrast(record)}{series}, {NOTE}", f"Synthetic {target}{series}, {NOTE}"]
+    texts = [
+        f"Synthetic {target} from {_source_contrast(record)}{series}, {NOTE}",
+        f"Synthetic {target}{series}, {NOTE}",
+    ]
     return next((text for text in texts if len(text) <= 64), f"Synthetic image, {NOTE}")
 
 
 def _derivation(series: Dataset, source: Dataset, sampled: bool) -> str:
     """At most 1024 characters."""
     contribution = series.ContributingEquipmentSequence[0].ContributionDescription
-    ways = "sampled (linear) at the place of each source pixel" if sampled else "one voxel for each source pixel"
+    sampling = "sampled (linear) at the place of each source pixel" if sampled else "one voxel for each source pixel"
     return (
         f"{series.ImageComments}: computed from the whole source series {source.SeriesInstanceUID}. {contribution}; "
-        f"no such MRI was acquired. Stored value / {MAX_STORED} is the image in [0, 1], {ways}."
+        f"no such MRI was acquired. Stored value / {MAX_STORED} is the image in [0, 1], {sampling}."
     )
 
 
 def _equipment(source: Dataset, manufacturer: str, record: Mapping[str, Any]) -> Sequence[Dataset]:
-    """C.12.1.1.5 Contributing Equipment: this software with its weights, and the scanner where it is told."""
+    """C.12.1.1.5 Contributing Equipment: this software with its weights, and the scanner where the source names it."""
     software = _dataset(
         PurposeOfReferenceCodeSequence=[_code("109102", "DCM", "Processing Equipment")],
         Manufacturer=manufacturer,

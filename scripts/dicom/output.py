@@ -45,12 +45,10 @@ class DicomSeriesWriter:
 
     Args:
         manufacturer: who makes this software.
-        target: contrast of the volume.
     """
 
-    def __init__(self, manufacturer: str, target: str = "T1") -> None:
+    def __init__(self, manufacturer: str) -> None:
         self.manufacturer = manufacturer
-        self.target = target
 
     def __call__(
         self, image: nib.Nifti1Image, source: Any, record: Mapping[str, Any], folder: Path
@@ -60,8 +58,8 @@ class DicomSeriesWriter:
         Args:
             image: the volume, (H, W, Z) in [0, 1], with its affine to RAS+ mm.
             source: what it was made from, a MetaTensor with `dicom_files` (paths in slice order) and `series_uid`.
-            record: what it was made with: `bundle`, `bundle_version`, `weights`, `weights_sha256`, `source_contrast`
-                and any other setting.
+            record: what it was made with: `bundle`, `bundle_version`, `weights`, `weights_sha256`, `source_contrast`,
+                `target_contrast` and any other setting.
             folder: is made; the files go into it.
 
         Returns:
@@ -93,7 +91,7 @@ class DicomSeriesWriter:
                 f"The DICOM series {first.SeriesInstanceUID} names no frame of reference; viewers may not lay the "
                 "synthetic series over it."
             )
-        series = series_header(first, self.target, self.manufacturer, record)
+        series = series_header(first, self.manufacturer, record)
         taken = _taken(image, stack)
         planes = taken if taken is not None else _sampled(image, stack)
         made = []

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..errors import CaseError
 from ..files import files_below, sha256_of_file
-from .described import not_in_hu, of_another_part, with_contrast_agent
 from .headers import Header, Plane, read_header, read_headers
 from .kernels import is_sharp
+from .series_text import not_in_hu, of_another_part, with_contrast_agent
 from .stack import Stack
 
 FEWEST_SLICES = 3
@@ -54,7 +54,7 @@ class Series:
         contrast_agent: ContrastBolusAgent.
         frame_of_reference: FrameOfReferenceUID.
         rescale_type: RescaleType.
-        gantry_tilt: GantryDetectorTilt, degrees; None where it is not told.
+        gantry_tilt: GantryDetectorTilt, degrees; None where the header does not say.
         coloured: whether its pixels are colours.
         frames: file and index of the frame of each slice, in their order along the stack's normal.
         stack: where the slices lie; None where the headers do not say.
@@ -256,19 +256,19 @@ def why_unusable(series: Series, contrast: str = "CT") -> str | None:
     """What keeps a series from being translated, in a few words; None if nothing does. See `choose_series`."""
     modality = "CT" if _is_ct(contrast) else "MR"
     words = " ".join(series.image_type).replace("_", " ")
-    described = series.description.upper()
+    description = series.description.upper()
     if series.modality != modality:
         return f"modality {series.modality or 'unknown'}"
     if series.sop_class and series.sop_class not in [_STORAGE + ending for ending in _IMAGES[modality]]:
         captured = series.sop_class.startswith(f"{_STORAGE}7")
         return "a secondary capture" if captured else f"no {modality} image"
-    if _LOCALIZER.search(words) or _LOCALIZER.search(described):
+    if _LOCALIZER.search(words) or _LOCALIZER.search(description):
         return "a localizer"
-    if _SCREEN.search(words) or re.search(r"\bDOSE (REPORT|INFO)", described):
+    if _SCREEN.search(words) or re.search(r"\bDOSE (REPORT|INFO)", description):
         return "a dose report or screen"
-    if _PROJECTION.search(words) or re.search(r"\b(MIP|MINIP|MAXIP|VRT)\b", described):
+    if _PROJECTION.search(words) or re.search(r"\b(MIP|MINIP|MAXIP|VRT)\b", description):
         return "a projection"
-    if described.startswith("SYNTHETIC "):
+    if description.startswith("SYNTHETIC "):
         return "synthetic"  # what this bundle writes itself
     if series.coloured:
         return "colours"
@@ -333,8 +333,8 @@ def why_chosen(chosen: Series, series: Sequence[Series], contrast: str = "CT") -
 
 
 def _listed(series: Sequence[Series], contrast: str, most: int = 8) -> str:
-    said = [f"{one.modality or 'unknown'} of {one.slices} slices: {why_unusable(one, contrast)}" for one in series]
-    return "; ".join(said[:most]) + (f"; and {len(said) - most} more" if len(said) > most else "")
+    reasons = [f"{one.modality or 'unknown'} of {one.slices} slices: {why_unusable(one, contrast)}" for one in series]
+    return "; ".join(reasons[:most]) + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")
 
 
 def digits_of_uid(uid: str) -> str:
@@ -369,7 +369,7 @@ def series_folder(files: Sequence[str], root: Path | None) -> str:
 
 
 def patient_of(file: str) -> dict[str, str]:
-    """Whose scan a file is: "patient_name" and "patient_id"; for those who asked for it."""
+    """Whose scan a file is: "patient_name" and "patient_id"; for records of runs with `keep_names`."""
     header = read_header(Path(file), ("SeriesInstanceUID", "PatientName", "PatientID", "SpecificCharacterSet"))
     names = {"patient_name": "PatientName", "patient_id": "PatientID"}
     return {key: "" if header is None else header.text(name) for key, name in names.items()}

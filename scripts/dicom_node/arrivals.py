@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Association(Protocol):
-    """What is asked of an association."""
+    """The part of an association that is used here."""
 
     def is_alive(self) -> bool:
         """Whether it is open."""

@@ -65,24 +65,24 @@ class MainJob:
             CaseError: none came; the main job's last sentence tells why.
             StoppedError: `stop` was set; the translation has been ended.
         """
-        output, said = working / "output", working / "said.txt"
-        status = self._run(self.arguments(dataset_dir=study, output_dir=output), said)
+        output, log = working / "output", working / "log.txt"
+        status = self._run(self.arguments(dataset_dir=study, output_dir=output), log)
         if status is None:
             raise CaseError(f"The translation took more than {self.timeout_s:g} s and was ended; raise timeout_s.")
-        series = sorted(folder for folder in output.glob("*_t1_dicom") if any(folder.glob("*.dcm")))
         if status != 0:
-            raise CaseError(_why(output / "failures.json", said, status))
+            raise CaseError(_why(output / "failures.json", log, status))
+        series = _series_of(output)
         if not series:
             raise CaseError("The main job left no DICOM series; add configs/dicom.json to config_file.")
         return series
 
-    def _run(self, arguments: list[str], said: Path) -> int | None:
-        """Exit status of the main job, None where the time was over; what it says goes into a file."""
+    def _run(self, arguments: list[str], log: Path) -> int | None:
+        """Exit status of the main job, None where the time was over; its output goes into a file."""
         lifeline, held = os.pipe()
         command = [sys.executable, "-m", "scripts.dicom_node.job", str(lifeline), *arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([bundle_root(), os.environ.get("PYTHONPATH", "")])}
         try:
-            with open(said, "wb") as file:
+            with open(log, "wb") as file:
                 process = subprocess.Popen(
                     command,
                     cwd=bundle_root(),
@@ -125,13 +125,20 @@ def _end(process: subprocess.Popen) -> None:
                 continue
 
 
-def _why(failures: Path, said: Path, status: int) -> str:
+def _series_of(output: Path) -> list[Path]:
+    """The DICOM series that the JSON files of an output folder speak of, whatever contrast they have."""
+    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*.json"))}
+    folders = [path.with_name(f"{path.stem}_dicom") for path, record in records.items() if "dicom" in record]
+    return [folder for folder in folders if any(folder.glob("*.dcm"))]
+
+
+def _why(failures: Path, log: Path, status: int) -> str:
     """Why the main job failed, without a foreign message: those may quote names."""
     if failures.exists():
         return " ".join(failure["reason"] for failure in json.loads(failures.read_text(encoding="utf-8")))
     if status < 0:
         return f"The translation was ended by {signal.Signals(-status).name}; the memory may have run out."
-    lines = [line.strip() for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if not lines:
         return f"The main job ended with status {status} and no word."
     if any(line.startswith("Traceback (most recent call last)") for line in lines):

@@ -51,7 +51,7 @@ class Receiver:
 
     Args:
         spool: where instances go.
-        arrivals: is told of each.
+        arrivals: each is noted there.
         ae_title: the node's.
         allowed: AE titles of those who may send.
         limits: what they may use up.

@@ -8,7 +8,8 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,11 @@ class Spool:
         study, instance = digest(study_uid), digest(instance_uid, 32)
         if instance in self._ledger(study)["made"]:
             return False
-        temporary, folder = self.root / "incoming" / uuid.uuid4().hex, self.root / "received" / study
-        try:
-            _write(temporary, data)
-            with self._guard:
-                folder.mkdir(mode=0o700, exist_ok=True)
-                os.replace(temporary, folder / f"{instance}.dcm")
-                sync(folder, folder.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        folder = self.received(study)
+        with self._on_disk(data) as temporary, self._guard:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            os.replace(temporary, folder / f"{instance}.dcm")
+            sync(folder, folder.parent)
         return True
 
     def received(self, study: str) -> Path:
@@ -196,8 +193,8 @@ class Spool:
         with self._guard:
             as_translated = self.received(study).exists() and self.state(study) == state
             if as_translated:
-                told = {"delivered": state, "instances": self._instances(study)}
-                self._write_json("ledger", study, {**self._ledger(study), **told})
+                delivery = {"delivered": state, "instances": self._instances(study)}
+                self._write_json("ledger", study, {**self._ledger(study), **delivery})
             self._discard(folder)
             if as_translated and not self.keep_received:
                 self._discard(self.received(study))
@@ -213,10 +210,23 @@ class Spool:
         return {**blank, **_read_json(self.root / "ledger" / f"{study}.json")}
 
     def _write_json(self, folder: str, study: str, content: dict[str, Any]) -> None:
+        with self._on_disk((json.dumps(content, indent=2) + "\n").encode()) as temporary:
+            os.replace(temporary, self.root / folder / f"{study}.json")
+            sync(self.root / folder)
+
+    @contextmanager
+    def _on_disk(self, data: bytes) -> Iterator[Path]:
+        """A temporary file in the spool, its content safe on the disk, to be renamed; else it is removed.
+
+        `written_whole` does not wait for the disk, which alone survives a power failure, and does not hide patient data
+        from other users.
+        """
         temporary = self.root / "incoming" / uuid.uuid4().hex
-        _write(temporary, (json.dumps(content, indent=2) + "\n").encode())
-        os.replace(temporary, self.root / folder / f"{study}.json")
-        sync(self.root / folder)
+        try:
+            _write(temporary, data)
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _discard(self, folder: Path) -> None:
         """Remove a folder at one stroke, so that never a part of it is taken for the whole."""

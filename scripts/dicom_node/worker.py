@@ -25,8 +25,8 @@ class Worker:
     Args:
         spool: where studies are, and where results go.
         arrivals: tells which study is finished.
-        translate: see `Translate`; raises CaseError where a study cannot be translated, StoppedError when it was told
-            to stop.
+        translate: see `Translate`; raises CaseError where a study cannot be translated, StoppedError when it is
+            stopped.
     """
 
     def __init__(self, spool: Spool, arrivals: Arrivals, translate: Translate) -> None:
@@ -51,7 +51,7 @@ class Worker:
         return True
 
     def _translate(self, study: str) -> None:
-        if self.spool.settled(study):  # its last instance was told after a translation had seen it
+        if self.spool.settled(study):  # its last instance was noted after a translation had seen it
             return
         folder, state = self.spool.received(study), self.spool.state(study)
         instances = sorted(folder.glob("*.dcm"))

@@ -17,8 +17,8 @@ def three_planes(
     source: torch.Tensor,
     synthetic: torch.Tensor,
     affine: np.ndarray | torch.Tensor,
+    titles: tuple[str, ...],
     source_window: tuple[float, float] | None = None,
-    titles: tuple[str, ...] = ("source CT", "synthetic T1"),
     panel_width: int = 320,
     real: torch.Tensor | None = None,
 ) -> Image.Image:
@@ -32,9 +32,9 @@ def three_planes(
         source: (H, W, Z), any unit.
         synthetic: (H, W, Z), [0, 1].
         affine: voxel to RAS+ mm, of both.
+        titles: over the columns, such as "source CT" and "synthetic T1".
         source_window: what is black and what is white in the source's unit (HU of a CT); for images without a unit
             None, which is from 0 to the 99.5 percentile of what is above it.
-        titles: over the columns.
         panel_width: width of a panel in pixels; the field of view's longest edge fills it.
         real: (H, W, Z), [0, 1], for a third column with its title.
 

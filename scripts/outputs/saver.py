@@ -3,44 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
+from PIL import Image
 
-from ..dicom.series import patient_of, series_folder, series_name, series_record
+from ..contrasts import contrast_ending, contrast_named
 from ..errors import CaseError
-from ..files import sha256_of_file
 from ..transforms.checks import value_range
 from ..volumes.load import file_name
-from .measures import UNKNOWN_ORIENTATION, case_warnings
+from .measures import case_warnings
+from .nifti import nifti_like, write_nifti
 from .picture import three_planes
+from .record import SourceRecorder, case_record
 
-__all__ = ["SaveSyntheticd", "nifti_like"]
+__all__ = ["SaveSyntheticd"]
 
 logger = logging.getLogger(__name__)
 
-# the fields of a NIfTI header that say where a voxel lies; nothing else is copied, since text fields may hold names
-GEOMETRY_FIELDS = (
-    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
-)
+
+@dataclass(frozen=True, eq=False)
+class _CaseOutputs:
+    """What is written of a case.
+
+    Attributes:
+        stem: what the names of its files begin with.
+        source: the volume it was made from, as loaded.
+        image: the synthetic volume.
+        picture: both side by side.
+        record: of the JSON.
+    """
+
+    stem: str
+    source: MetaTensor
+    image: nib.Nifti1Image
+    picture: Image.Image
+    record: dict[str, Any]
 
 
 class SaveSyntheticd(SaveImaged):
-    """Writes `CASE_t1.nii.gz`, `CASE_t1.png` and `CASE_t1.json` into one folder, the JSON last.
+    """Writes `CASE_t1.nii.gz`, `CASE_t1.png` and `CASE_t1.json` into one folder, the JSON last; `_t1` is the contrast.
 
     Each is written under a temporary name in that folder and renamed, so that a file under its own name is whole, and
     a JSON there means that all three are. CASE is the item `case` of the dictionary, else the source's file name.
@@ -57,10 +70,12 @@ class SaveSyntheticd(SaveImaged):
         source_key: key of the source volume as loaded, (1, H, W, Z), shown beside it; its file is what the JSON names.
         mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` of its meta).
         output_dir: the folder, made where it is not there.
-        suffix: what follows CASE in the names.
         source_window: lowest and highest value of the source in the picture, in its unit (HU); None for MRI.
         source_contrast: what the source is, over its picture.
-        record: what every volume of this run was made with; goes into the JSON, and decides what counts as done.
+        target_contrast: what is made, in any spelling of `contrast_named`: over its picture, in the names of its
+            files (`_t1`, `_flair`) and in the record.
+        record: what every volume of this run was made with; goes into the JSON with `target_contrast`, and decides what
+            counts as done.
         notes: what else the JSON tells of this run; it does not decide what counts as done.
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
         keep_names: name the folder and the patient of a DICOM source in the JSON, which has its UIDs without it.
@@ -71,7 +86,7 @@ class SaveSyntheticd(SaveImaged):
         allow_missing_keys: no error where a key is missing.
 
     Raises:
-        CaseError: the synthetic volume is not finite.
+        CaseError: a contrast of that name does not exist; in a call, the synthetic volume is not finite.
     """
 
     def __init__(
@@ -80,9 +95,9 @@ class SaveSyntheticd(SaveImaged):
         source_key: str = "source",
         mask_key: str = "mask",
         output_dir: Any = "./output",
-        suffix: str = "_t1",
         source_window: tuple[float, float] | None = (0.0, 80.0),
         source_contrast: str = "CT",
+        target_contrast: str = "T1",
         record: Mapping[str, Any] | None = None,
         notes: Mapping[str, Any] | None = None,
         source_root: Any = None,
@@ -101,13 +116,14 @@ class SaveSyntheticd(SaveImaged):
         self.source_key = source_key
         self.mask_key = mask_key
         self.output_dir = Path(str(output_dir)).expanduser()
-        self.suffix = suffix
         self.source_window = source_window
         self.source_contrast = source_contrast
-        self.record = dict(record or {})
+        self.target_contrast = contrast_named(target_contrast)
+        self.suffix = contrast_ending(self.target_contrast)
+        self.record = {**(record or {}), "target_contrast": self.target_contrast}
         self.notes = dict(notes or {})
-        self.source_root = None if source_root is None else Path(str(source_root)).expanduser()
-        self.keep_names = keep_names
+        root = None if source_root is None else Path(str(source_root)).expanduser()
+        self.source_recorder = SourceRecorder(root, keep_names)
         self.measures = measures
         self.dicom = dicom
 
@@ -115,87 +131,92 @@ class SaveSyntheticd(SaveImaged):
         """Save the volume at each key; the dictionary comes back unchanged."""
         d = dict(data)
         for key in self.key_iterator(d):
-            measured = None if self.measures is None else self.measures({**d, "synthetic": d[key]})
-            self._save(
-                d[key], d[self.source_key], d.get("case"), d.get(self.mask_key), measured, d.get("batch_size_used")
-            )
+            self._save(self._build(d, d[key]))
         return d
 
-    def _save(
-        self,
-        synthetic: MetaTensor,
-        source: MetaTensor,
-        case: str | None,
-        mask: Any,
-        measured: dict | None,
-        batch_size_used: int | None,
-    ) -> None:
-        source_file = Path(source.meta["filename_or_obj"])
-        source_files = source.meta.get("dicom_files") or source_file
+    def _build(self, data: Mapping[Hashable, Any], synthetic: MetaTensor) -> _CaseOutputs:
+        """What is to be written of a case, as far as it is made in memory."""
+        source = data[self.source_key]
         if not np.isfinite(value_range(synthetic)).all():
             raise CaseError(
                 f"The synthetic image of {file_name(source)} has voxels that are NaN or infinite and was not saved; "
                 "use dtype float32 or bfloat16, and check the weights."
             )
-        stem = (case or source_file.name.split(".")[0]) + self.suffix
+        source_file = Path(source.meta["filename_or_obj"])
         image = nifti_like(synthetic[0], source_file, np.asarray(source.meta["original_affine"], dtype=np.float64))
-        working = self.output_dir / f".{stem}.partial"
+        titles = (f"source {self.source_contrast}", f"synthetic {self.target_contrast}")
+        return _CaseOutputs(
+            stem=(data.get("case") or source_file.name.split(".")[0]) + self.suffix,
+            source=source,
+            image=image,
+            picture=three_planes(source[0], synthetic[0], source.affine, titles, self.source_window),
+            record=case_record(
+                {**self.record, **self.notes},
+                self.source_recorder.record(source.meta.get("dicom_files") or source_file),
+                image,
+                corrected=source.meta.get("corrected"),
+                mask=data.get(self.mask_key),
+                measured=None if self.measures is None else self.measures({**data, "synthetic": synthetic}),
+                batch_size_used=data.get("batch_size_used"),
+            ),
+        )
+
+    def _save(self, outputs: _CaseOutputs) -> None:
+        """Write the files of a case, all of them or none."""
+        working = self.output_dir / f".{outputs.stem}.partial"
         shutil.rmtree(working, ignore_errors=True)
         working.mkdir(parents=True)
         try:
-            write_nifti(image, working / f"{stem}.nii.gz")
-            titles = (f"source {self.source_contrast}", "synthetic T1")
-            picture = three_planes(source[0], synthetic[0], source.affine, self.source_window, titles)
-            picture.save(working / f"{stem}.png")
-            record = {
-                **self.record,
-                **self.notes,
-                "source": self._source_record(source_files),
-                "grid": _grid_record(image),
-            }
-            if source.meta.get("corrected"):
-                record["grid"]["corrected"] = source.meta["corrected"]
-            if isinstance(mask, MetaTensor):
-                record["mask_from"] = mask.meta.get("skull_strip")
-            if measured is not None:
-                record["measured"] = measured
-            if batch_size_used is not None:  # no setting: it does not decide what counts as done
-                record["batch_size_used"] = batch_size_used
-            if self.dicom is not None:
-                record["dicom"] = self.dicom(image, source, self.record, working / f"{stem}_dicom")
-            for warning in case_warnings(record):
-                logger.warning(f"{file_name(source)}: {warning}")
-            (working / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            # an older JSON must not vouch for newer files, nor an older series stay beside them
-            replaced = self.dicom is not None or "dicom" in self._made(stem)
-            (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
-            for suffix in (".nii.gz", ".png"):
-                os.replace(working / f"{stem}{suffix}", self.output_dir / f"{stem}{suffix}")
-            if replaced:
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(self.output_dir / f"{stem}_dicom", working / "replaced")
-            if self.dicom is not None:
-                os.replace(working / f"{stem}_dicom", self.output_dir / f"{stem}_dicom")
-            os.replace(working / f"{stem}.json", self.output_dir / f"{stem}.json")
+            self._stage(outputs, working)
+            self._commit(outputs.stem, working)
         finally:
             shutil.rmtree(working, ignore_errors=True)
+
+    def _stage(self, outputs: _CaseOutputs, working: Path) -> None:
+        """Write the files into a folder of their own."""
+        start, record = working / outputs.stem, dict(outputs.record)
+        write_nifti(outputs.image, Path(f"{start}.nii.gz"))
+        outputs.picture.save(f"{start}.png")
+        if self.dicom is not None:
+            record["dicom"] = self.dicom(outputs.image, outputs.source, self.record, Path(f"{start}_dicom"))
+        for warning in case_warnings(record):
+            logger.warning(f"{file_name(outputs.source)}: {warning}")
+        Path(f"{start}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def _commit(self, stem: str, working: Path) -> None:
+        """Move staged files to their own names.
+
+        An older JSON must not vouch for newer files, nor an older series stay beside them: killed at any moment, what
+        is there is the case as it was, or no case with a JSON, or the new one.
+        """
+        replaced = self.dicom is not None or "dicom" in self._made(stem)
+        (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
+        for ending in (".nii.gz", ".png"):
+            os.replace(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
+        if replaced:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.output_dir / f"{stem}_dicom", working / "replaced")
+        if self.dicom is not None:
+            os.replace(working / f"{stem}_dicom", self.output_dir / f"{stem}_dicom")
+        os.replace(working / f"{stem}.json", self.output_dir / f"{stem}.json")
 
     def is_done(self, item: Mapping[str, Any]) -> bool:
         """Whether the files of a case (`image`: its path or paths, `case`: CASE) are there, made alike of the same."""
         stem = item["case"] + self.suffix
-        made = self._made(stem)
+        # records from before the target was a setting do not name it; it was T1
+        made = {"target_contrast": "T1", **self._made(stem)}
         alike = all(made.get(key) == value for key, value in json.loads(json.dumps(self.record)).items())
         whole = all((self.output_dir / f"{stem}{suffix}").is_file() for suffix in (".nii.gz", ".png"))
         if self.dicom is not None:
             written = sum(1 for _ in (self.output_dir / f"{stem}_dicom").glob("*.dcm"))
             whole = whole and written > 0 and made.get("dicom", {}).get("files") == written
         try:
-            return alike and whole and made.get("source") == self._source_record(item["image"])
-        except CaseError:  # told when the case is loaded
+            return alike and whole and made.get("source") == self.source_recorder.record(item["image"])
+        except CaseError:  # the reason is given when the case is loaded
             return False
 
     def _made(self, stem: str) -> dict[str, Any]:
-        """What the JSON of a case says; empty where there is none."""
+        """The record in the JSON of a case; empty where there is none."""
         try:
             made = json.loads((self.output_dir / f"{stem}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -208,93 +229,5 @@ class SaveSyntheticd(SaveImaged):
             shutil.rmtree(folder, ignore_errors=True)
 
     def source_name(self, source: str | os.PathLike | list[str]) -> str:
-        """How records name a source file: its path below `source_root`, or its bare name; a DICOM series by its UID.
-
-        With `keep_names` a series is named by its folder, as a file is.
-        """
-        if isinstance(source, list):
-            return series_folder(source, self.source_root) if self.keep_names else series_name(source)
-        source_file = Path(source)
-        if self.source_root is not None and self.source_root in source_file.parents:
-            return source_file.relative_to(self.source_root).as_posix()
-        return source_file.name
-
-    def _source_record(self, source: str | os.PathLike | list[str]) -> dict[str, Any]:
-        if not isinstance(source, list):
-            return {"file": self.source_name(source), "sha256": sha256_of_file(source)}
-        record = series_record(source)
-        if self.keep_names:
-            record = {"file": self.source_name(source), **record, **patient_of(source[0])}
-        return record
-
-
-class _RunLengthGzip(io.RawIOBase):
-    """A gzip file, written only, that is the same for the same bytes.
-
-    Of its matches zlib looks for runs alone: interpolated brains hold no others, and the background is one run. That
-    takes half the time of gzip's quickest level, and the file is 2 % smaller.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self._file = file
-        self._deflate = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-        self._written = 0
-
-    def write(self, data: bytes) -> int:
-        self._file.write(self._deflate.compress(data))
-        self._written += len(data)
-        return len(data)
-
-    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        """Forwards only, over zeros."""
-        self.write(bytes(position - self._written))
-        return position
-
-    def tell(self) -> int:
-        return self._written
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.write(self._deflate.flush())
-        super().close()
-
-
-def write_nifti(image: nib.Nifti1Image, path: Path) -> None:
-    """Write an image as .nii.gz."""
-    with open(path, "wb") as file, _RunLengthGzip(file) as packed:
-        image.to_stream(packed)
-
-
-def nifti_like(volume: torch.Tensor, source_file: Path, affine: np.ndarray) -> nib.Nifti1Image:
-    """A float32 NIfTI of (H, W, Z) voxels that lies exactly where the source lies.
-
-    Args:
-        volume: the voxels, in the order of the source's.
-        source_file: where a NIfTI source's sform, qform and codes are taken from.
-        affine: voxel to RAS+ mm, for a source of another format; written as sform and qform with code 1.
-    """
-    array = np.asarray(torch.as_tensor(volume).detach().cpu(), dtype=np.float32)
-    image = nib.Nifti1Image(array, affine)
-    if source_file.name.lower().endswith((".nii", ".nii.gz")):
-        header = nib.load(source_file).header
-        image = nib.Nifti1Image(array, None)
-        for field in GEOMETRY_FIELDS:
-            image.header[field] = header[field]
-        image.header["pixdim"][:4] = header["pixdim"][:4]
-    else:
-        image.set_sform(affine, code=1)
-        image.set_qform(affine, code=1)
-        image.header.set_xyzt_units("mm")
-    image.header["cal_max"] = 1.0
-    return image
-
-
-def _grid_record(image: nib.Nifti1Image) -> dict[str, Any]:
-    """Voxels and edges (mm) of the written grid, and whether its file says which side is left."""
-    known = int(image.header["qform_code"]) > 0 or int(image.header["sform_code"]) > 0
-    return {
-        "voxels": list(image.shape),
-        "spacing_mm": [round(float(edge), 6) for edge in image.header.get_zooms()],
-        "orientation": "as in the source's header" if known else UNKNOWN_ORIENTATION,
-    }
+        """How records name a source file or series; see `SourceRecorder`."""
+        return self.source_recorder.name(source)

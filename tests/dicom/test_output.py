@@ -1,6 +1,7 @@
 """The DICOM series that is written, read back by pydicom with arithmetic of its own and by ITK."""
 
 import json
+import re
 import shutil
 import subprocess
 import warnings
@@ -15,6 +16,8 @@ from monai.transforms import Compose, EnsureChannelFirstd
 
 from scripts.dicom.output import CheckDicomSourced, DicomSeriesWriter
 from scripts.errors import CaseError
+from scripts.outputs import saver as saver_module
+from scripts.outputs.picture import three_planes
 from scripts.outputs.saver import SaveSyntheticd
 from scripts.volumes.load import LoadVolumed
 from tests.phantoms import head_ct
@@ -28,6 +31,7 @@ RECORD = {
     "weights": "model.pt",
     "weights_sha256": "0123456789abcdef" * 4,
     "source_contrast": "CT",
+    "target_contrast": "T1",
     "num_inference_steps": 5,
 }
 HALF_A_STEP = 0.5 / 4095 + 1e-6
@@ -601,6 +605,35 @@ def test_an_mri_of_another_contrast_gets_its_series_too(tmp_path, translate):
     # the middle of the part of the brain that is brighter
     points = np.stack(np.meshgrid(*[np.arange(-80.0, 80)] * 3, indexing="ij"), axis=-1)
     np.testing.assert_allclose(brightest(series, 0.8, (62, 75, 60)), points[flair(points) == -100].mean(axis=0), atol=3)
+
+
+def test_t2_to_flair_is_called_so_everywhere(tmp_path, translate, monkeypatch):
+    """Files, JSON, picture and DICOM series name the target of the settings, and no other contrast."""
+
+    def change(header):
+        header.SeriesDescription = "t2 axial"
+
+    mri = {"voxels": 56, "spacing": 4.0, "hu_of": flair, "modality": "MR", "heights": HEIGHTS["even"]}
+    folder = write_source(tmp_path / "in", change=change, **mri)
+    titles = []
+    monkeypatch.setattr(saver_module, "three_planes", lambda *args: titles.append(args[3]) or three_planes(*args))
+    contrasts = {"source_contrast": "T2", "target_contrast": "FLAIR"}
+    assert translate(folder, "flair_to_t1.json", skull_strip="none", **contrasts) is None
+
+    (record,) = tmp_path.glob("out/*.json")
+    stem = record.name.removesuffix(".json")
+    assert stem.endswith("_flair")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"{stem}{ending}" for ending in (".json", ".nii.gz", ".png", "_dicom")]
+    content = json.loads(record.read_text())
+    assert {name: content[name] for name in contrasts} == contrasts
+    assert titles == [("source T2", "synthetic FLAIR")]
+    made = [pydicom.dcmread(path) for path in sorted((tmp_path / "out" / f"{stem}_dicom").iterdir())]
+    assert made[0].SeriesDescription == "Synthetic FLAIR from T2 series 1, not for diagnostic use"
+    assert made[0].ImageComments == "Synthetic FLAIR, not for diagnostic use"
+    assert made[0].RealWorldValueMappingSequence[0].LUTExplanation == "Synthetic FLAIR intensity, 0 to 1"
+    text = "".join(str(header) for header in made) + json.dumps({**content, "weights": None})
+    assert not re.search(r"\bT1\b|_t1\b", text)
 
 
 @pytest.mark.shared_data

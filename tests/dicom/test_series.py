@@ -12,9 +12,9 @@ import pytest
 
 from scripts.data.datalists import inference_datalist
 from scripts.dicom.convert import convert_series
-from scripts.dicom.described import of_another_part, with_contrast_agent
 from scripts.dicom.kernels import is_sharp
 from scripts.dicom.series import choose_series, find_series, named_series, why_chosen, why_unusable
+from scripts.dicom.series_text import of_another_part, with_contrast_agent
 from scripts.errors import CaseError
 from scripts.volumes.load import LoadVolume
 from tests.trees import tilted, write_cube, write_dicom_series

@@ -157,14 +157,55 @@ def test_done_is_whole_and_alike(tmp_path):
     assert not saver.is_done(item)
 
 
-@pytest.mark.parametrize("step", ["three_planes", "_grid_record"])
+def test_a_run_from_before_the_target_was_a_setting_is_done(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item, record = {"image": str(path), "case": "case"}, tmp_path / "case_t1.json"
+    SaveSyntheticd(output_dir=tmp_path, record=RECORD)(item_of(path))
+    content = json.loads(record.read_text())
+    assert content.pop("target_contrast") == "T1"
+    record.write_text(json.dumps(content))
+    assert SaveSyntheticd(output_dir=tmp_path, record=RECORD).is_done(item)
+    assert not SaveSyntheticd(output_dir=tmp_path, record={**RECORD, "num_inference_steps": 6}).is_done(item)
+    assert not SaveSyntheticd(output_dir=tmp_path, record=RECORD, target_contrast="T2").is_done(item)
+
+
+def test_outputs_of_another_contrast_are_left_alone(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item, out = {"image": str(path), "case": "case"}, tmp_path / "out"
+    SaveSyntheticd(output_dir=out, record=RECORD, dicom=Series(2))(item_of(path))
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    saver = SaveSyntheticd(output_dir=out, record=RECORD, target_contrast="t2f", dicom=Series(3))
+    saver.remove_partial()
+    assert not saver.is_done(item)
+    saver(item_of(path))
+    assert saver.is_done(item)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    new = {file.name for file in out.iterdir()} - {file.name for file in before}
+    assert new == {f"case_flair{ending}" for ending in (".json", ".nii.gz", ".png", "_dicom")}
+    assert json.loads((out / "case_flair.json").read_text())["target_contrast"] == "FLAIR"
+
+
+def test_the_titles_name_both_contrasts(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(saver_module, "three_planes", lambda *args: titles.append(args[3]) or three_planes(*args))
+    saver = SaveSyntheticd(output_dir=tmp_path, source_window=None, source_contrast="T2", target_contrast="FLAIR")
+    saver(item_of(write_source(tmp_path / "ct.nii.gz")))
+    assert titles == [("source T2", "synthetic FLAIR")]
+
+
+def test_an_unknown_contrast_is_refused():
+    with pytest.raises(CaseError, match=r"^There is no contrast 'T3'; give one of CT, T1, .*\.$"):
+        SaveSyntheticd(target_contrast="T3")
+
+
+@pytest.mark.parametrize("step", ["three_planes", "case_record", "write_nifti", "case_warnings"])
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch, step):
     path = write_source(tmp_path / "ct.nii.gz")
     saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD)
-    monkeypatch.setattr(saver_module, step, lambda *_: 1 / 0)
+    monkeypatch.setattr(saver_module, step, lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         saver(item_of(path))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.glob("out/*")) == []
 
 
 def test_killed_between_two_files_is_not_done(tmp_path, monkeypatch):
@@ -303,7 +344,7 @@ def test_the_picture_is_radiological_and_true_to_scale(axcodes):
     ball = torch.as_tensor(nib.apply_orientation(ball, turn).copy())
 
     shown, empty = (
-        np.asarray(three_planes(80 * v, v, affine, (0, 80), panel_width=240)).astype(float)
+        np.asarray(three_planes(80 * v, v, affine, ("source", "synthetic"), (0, 80), panel_width=240)).astype(float)
         for v in (ball, torch.zeros_like(ball))
     )
     assert shown.shape == (24 + 240 + 156 + 156, 480)  # a pixel is a millimetre

