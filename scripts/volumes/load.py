@@ -120,8 +120,8 @@ def _unreadable(path: Path, error: Exception) -> str:
     if "('R', " in str(error):  # the voxel type of a NIfTI with colours
         return _coloured(path.name)
     # ITK begins with a line of its own source and the reader's address in memory
-    said = re.sub(r"^.*ITK ERROR: (\w+\(0x\w+\): )?", "", " ".join(str(error).split()))
-    what = said.replace(str(path), path.name)[:120] or type(error).__name__
+    message = re.sub(r"^.*ITK ERROR: (\w+\(0x\w+\): )?", "", " ".join(str(error).split()))
+    what = message.replace(str(path), path.name)[:120] or type(error).__name__
     return f"{path.name} cannot be read and is damaged, truncated or no image ({what}); copy or export it again."
 
 
