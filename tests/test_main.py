@@ -43,7 +43,7 @@ def test_compare_prints_a_table(scripts, tmp_path):
 
 def test_errors_are_one_sentence_and_a_status(scripts, tmp_path):
     missing = str(tmp_path / "subjects.json")
-    ended = scripts("prepare_t1", missing, str(tmp_path / "set"))
+    ended = scripts("prepare", "t1", missing, str(tmp_path / "set"))
     assert ended.returncode == 1
-    assert ended.stderr.strip().splitlines()[-1] == f"{missing} is not there; give the JSON list of the subjects."
+    assert ended.stderr.strip().splitlines()[-1] == f"There is no file or folder {missing}; check the input."
     assert "Traceback" not in ended.stderr

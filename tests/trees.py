@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,24 @@ def csv_tree(root: Path, subjects: Sequence[str] = ("anna", "bert"), write: Writ
     return table
 
 
+def t1_tree(root: Path, subjects: Sequence[str] = ("anna", "bert"), write: Writer = write_cube) -> Path:
+    """`root`/subjects.json with a stripped T1 of each subject and no source; returns the list."""
+    entries = []
+    for subject in subjects:
+        write(root / "t1" / f"{subject}.nii.gz", subject, "T1")
+        entries.append({"id": subject, "person": subject, "T1": f"t1/{subject}.nii.gz", "skull_stripped": True})
+    listing = root / "subjects.json"
+    listing.write_text(json.dumps(entries), encoding="utf-8")
+    return listing
+
+
 TREES = {
     "synthrad2023": synthrad2023_tree,
     "brats2023": brats2023_tree,
     "ixi": ixi_tree,
     "bids": bids_tree,
     "csv": csv_tree,
+    "t1": t1_tree,
 }
 
 # Two dense balls in a head of water, LPS mm: (centre, radius).

@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from ..errors import CaseError
 from ..transforms.ct_brain_mask import foreground, is_stripped
-from ..transforms.mri_brain_mask import is_stripped_mri
+from ..transforms.mri_brain_mask import hd_bet_mask, is_stripped_mri
 from ..transforms.skull_strip import SkullStripd
-from ..volumes.load import LoadVolume
+from ..volumes.load import read_volume
 from .volumes import Volume
 
 
@@ -56,14 +56,50 @@ def find_brain(
             inside = foreground(volume.data) if volume.is_ct else mask_from_background(volume.image)
             return _brain(inside, volume.image.affine, of_source, f"{name}, stripped already")
     if labels is not None:
-        image = LoadVolume()(labels)
-        inside = fill_slices(largest_component(np.squeeze(image.numpy()) > 0))
-        if not inside.any():
-            raise CaseError(f"The labels {labels.name} are empty; give others, or leave them out.")
-        return _brain(inside, np.asarray(image.affine, dtype=np.float64), False, "labels")
+        return _brain_of_labels(read_volume(labels), labels.name)
     method = _chosen_method(skull_strip, source, target)
     of_source = source.is_ct if method == "builtin" else target.is_ct
     return _skull_strip(source if of_source else target, method, of_source)
+
+
+def find_target_brain(
+    target: Volume, skull_strip: str = "auto", stripped: bool = False, labels: Path | None = None
+) -> Brain:
+    """The brain of a target alone: that of its labels, else what is no background of a stripped volume, else found.
+
+    Args:
+        target: the volume to translate to.
+        skull_strip: "auto" for HD-BET, or a method of `SkullStripd` for MRI.
+        stripped: whether the volume is skull-stripped.
+        labels: file of a segmentation on the volume's own grid, 0 outside the brain; it covers the fluid inside the
+            skull.
+
+    Raises:
+        CaseError: labels on another grid, no brain found, or there is no way to look for it.
+    """
+    if labels is not None:
+        image = read_volume(labels)
+        if image.shape != target.image.shape or not np.allclose(image.affine, target.image.affine, atol=1e-2):
+            raise CaseError(
+                f"The labels of {target.path.name} lie on another grid; resample them to its grid, or leave them out."
+            )
+        return _brain_of_labels(image, labels.name)
+    if stripped:
+        inside, origin = mask_from_background(target.image), "target, stripped already"
+    elif skull_strip == "auto":
+        inside, origin = fill_slices(hd_bet_mask(target.image)), "hd-bet, target"
+    else:
+        return _skull_strip(target, _chosen_method(skull_strip, target, target), of_source=False)
+    if not inside.any():
+        raise CaseError(f"No brain was found in {target.path.name}; look at the volume, or leave the subject out.")
+    return _brain(inside, target.image.affine, False, origin)
+
+
+def _brain_of_labels(image: nib.Nifti1Image, name: str) -> Brain:
+    inside = fill_slices(largest_component(np.asarray(image.dataobj) > 0))
+    if not inside.any():
+        raise CaseError(f"The labels {name} are empty; give others, or leave them out.")
+    return _brain(inside, image.affine, False, "labels")
 
 
 def _is_stripped(volume: Volume) -> bool:

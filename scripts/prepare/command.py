@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..data.volume_cache import num_cores
 from ..errors import CaseError
 from ..transforms.skull_strip import SkullStripd
 from .conform import Recipe
-from .layouts import list_pairs
+from .layouts import LAYOUTS, list_pairs
 from .pairs import Pair
 from .prepared_set import PreparedSet
 
@@ -35,18 +36,24 @@ def prepare(
     margin: float = 4.0,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
+    validation_people: Sequence[str] | str = (),
+    test_people: Sequence[str] | str = (),
+    leave_out: Sequence[str] | str = (),
     seed: int = 0,
     num_workers: int | None = None,
 ) -> None:
     """Make a training set from raw scans: convert, register, strip the skull, one grid, check, list.
+
+    A layout without sources, t1, gives targets for training on simulated CT: nothing is registered, and each stays on
+    its own grid; registration, spacing, hu_window and margin have no say.
 
     A subject that fails is reported and left out, and the status is 0 all the same; it is 1 where none could be
     prepared. Typed again, the command goes on where it stopped: what was made by the same recipe, the same versions
     and from the same files stays.
 
     Args:
-        layout: synthrad2023, brats2023, ixi, bids or csv.
-        input: the data set's folder; for csv the table.
+        layout: LAYOUT_NAMES.
+        input: the data set's folder; for FILE_LAYOUTS the file that lists it.
         output: folder to write to.
         source_contrast: contrast to translate from; the layout's own choice where it is not given.
         target_contrast: contrast to translate to, likewise.
@@ -54,16 +61,22 @@ def prepare(
             {input} and {mask}; for a pair without a mask, a stripped volume or labels.
         registration: False for a data set that is registered already.
         spacing: edge of the voxels, mm.
-        hu_window: HU that become 0 and 1 in a CT.
+        hu_window: HU between which most of the brain has to lie in a CT, shown black to white in the pictures. A CT to
+            translate from is stored in HU, one to translate to in [0, 1] over the window.
         bias_correction: divide the bias field out of MRI (N4).
         margin: background left about the brain, mm.
         validation_fraction: share of the people that watch the training.
         test_fraction: share of the people that are held out for the figures.
+        validation_people: people that watch the training, separated by commas. Where these or test_people are named,
+            nobody is drawn: everyone else trains, but whose split the layout gives.
+        test_people: people that are held out for the figures, likewise.
+        leave_out: subjects that are not used, separated by commas.
         seed: of the draw of the people.
         num_workers: processes at a time, one for each core where it is not given; 0 for none beside this one.
 
     Raises:
-        CaseError: an option that makes no sense, no subject there, or none that could be prepared.
+        CaseError: an option that makes no sense, a name that nobody has, no subject there, or none that could be
+            prepared.
     """
     recipe = _checked_recipe(registration, skull_strip, spacing, hu_window, bias_correction, margin)
     fractions = _checked_fractions(validation_fraction, test_fraction)
@@ -71,11 +84,15 @@ def prepare(
     root, folder = Path(str(input)).expanduser(), Path(str(output)).expanduser()
     if root.resolve() == folder.resolve():
         raise CaseError(f"{root} is both input and output; give another output.")
-    pairs, failures = list_pairs(layout, root, source_contrast, target_contrast)
+    listed, failures = list_pairs(layout, root, source_contrast, target_contrast)
+    pairs, failures = _without_left_out(listed, failures, leave_out)
+    named = _named_people(pairs, validation_people, test_people)
+    pairs = _with_named_splits(pairs, named)
     options = {
         "layout": layout,
         "contrasts": sorted({(pair.source_contrast, pair.target_contrast) for pair in pairs}),
         **fractions,
+        **{f"{section}_people": sorted(people) for section, people in named.items()},
         "seed": seed,
     }
     for failure in failures:
@@ -87,6 +104,49 @@ def prepare(
     failures += conflicts
     prepared.finish([pair for pair in done if pair.subject in sections], sections, failures)
     _tell_end(prepared, pairs, sections, failures)
+
+
+prepare.__doc__ = (
+    str(prepare.__doc__)
+    .replace("LAYOUT_NAMES", f"one of {', '.join(LAYOUTS)}")
+    .replace("FILE_LAYOUTS", " and ".join(name for name, layout in LAYOUTS.items() if layout.is_file))
+)
+
+
+def _names(given: Sequence[str] | str, option: str, known: Iterable[str]) -> set[str]:
+    """The names of an option; the command line gives one name alone as it is, and one of digits as a number."""
+    names = {str(name) for name in (given if isinstance(given, list | tuple | set) else [given])}
+    if unknown := sorted(names - set(known)):
+        raise CaseError(f"{option} names {unknown[0]}, which no subject that is used has; correct the name.")
+    return names
+
+
+def _without_left_out(
+    pairs: Sequence[Pair], incomplete: Sequence[dict[str, str]], leave_out: Sequence[str] | str
+) -> tuple[list[Pair], list[dict[str, str]]]:
+    known = [*(pair.subject for pair in pairs), *(one["subject"] for one in incomplete)]
+    names = _names(leave_out, "leave_out", known)
+    kept = [pair for pair in pairs if pair.subject not in names]
+    return kept, [one for one in incomplete if one["subject"] not in names]
+
+
+def _named_people(
+    pairs: Sequence[Pair], validation_people: Sequence[str] | str, test_people: Sequence[str] | str
+) -> dict[str, set[str]]:
+    """The people of each section that options name."""
+    people = {pair.person for pair in pairs}
+    given = {"validation": validation_people, "test": test_people}
+    named = {section: _names(names, f"{section}_people", people) for section, names in given.items()}
+    if twice := sorted(named["validation"] & named["test"]):
+        raise CaseError(f"{twice[0]} is both in validation_people and in test_people; a person belongs to one of them.")
+    return named
+
+
+def _with_named_splits(pairs: Sequence[Pair], named: Mapping[str, set[str]]) -> list[Pair]:
+    if not any(named.values()):
+        return list(pairs)
+    section_of = {person: section for section, people in named.items() for person in people}
+    return [replace(pair, split=section_of.get(pair.person, pair.split or "training")) for pair in pairs]
 
 
 def _checked_recipe(
@@ -136,7 +196,10 @@ def _sections(
     pairs: Sequence[Pair], records: Mapping[str, Any], fractions: Mapping[str, float], seed: int
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
     """The section of each subject, and the failures: equal data that were given to two sections."""
-    digests = {name: [record[key]["values_sha256"] for key in ("source", "target")] for name, record in records.items()}
+    digests = {
+        name: [record[key]["values_sha256"] for key in ("source", "target") if key in record]
+        for name, record in records.items()
+    }
     person_of = one_person_each({pair.subject: (pair.person, digests[pair.subject]) for pair in pairs})
     given: dict[str, set[str]] = {person: set() for person in person_of.values()}
     names: dict[str, list[str]] = {person: [] for person in given}
@@ -181,10 +244,10 @@ def _tell_end(
     )
     print(f"Look at {folder / 'quality.html'} before you train. Then type:")
     contrast = pairs[0].source_contrast
-    configs = ["configs/train.json"] if contrast == "CT" else [*MRI_CONFIGS]
-    told = "" if contrast in ("CT", "FLAIR") else f" --source_contrast {contrast}"
-    print(_bundle_command(configs, folder) + told)
-    trained = f"{told} --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
+    configs = ["configs/train.json"] if contrast in ("CT", None) else [*MRI_CONFIGS]
+    options = {"CT": "", "FLAIR": "", None: " --pairs simulated"}.get(contrast, f" --source_contrast {contrast}")
+    print(_bundle_command(configs, folder) + options)
+    trained = f"{options} --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
     print(_bundle_command([*configs, "configs/evaluate.json"], folder) + trained)
     if failures:
         print(

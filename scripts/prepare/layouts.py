@@ -1,4 +1,4 @@
-"""How data sets lie on disk: one function for each layout, which lists subjects with a source and a target volume.
+"""How data sets lie on disk: one function for each layout and one entry of `LAYOUTS`.
 
 Every layout skips hidden files (those of macOS that start with `._` too), follows links, and takes upper and lower case
 for the same. A subject that lacks a volume is reported with the reason; the others are listed.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..contrasts import contrast_named
 from ..errors import CaseError
-from ..volumes.find import IMAGE_SUFFIXES
+from ..files import files_below
+from ..volumes.find import stem_of, volume_suffix
 from .pair_table import list_table
-from .pairs import Listing, Pair, Scans, files_below, files_in, folders_below, pair_scans, safe_name, subfolders
+from .pairs import Listing, Pair, Scans, files_in, folders_below, pair_scans, safe_name, subfolders
+from .t1_list import list_t1
 
-__all__ = ["LAYOUTS", "LOOKS_FOR", "Pair", "list_pairs"]
+__all__ = ["LAYOUTS", "Layout", "Pair", "list_pairs"]
 
 logger = logging.getLogger(__name__)
 _BRATS_SCAN = r"(BraTS-.*\d)-\d{3}"  # the person, and the time point
@@ -30,9 +33,9 @@ def list_pairs(
 
     Args:
         layout: one of `LAYOUTS`.
-        root: the data set's folder; for `csv` the table, or a folder with one table in it.
-        source_contrast: contrast to translate from; None is the layout's own choice.
-        target_contrast: contrast to translate to; None is the layout's own choice.
+        root: the data set's folder; for a layout that is a file, that file or its folder.
+        source_contrast: contrast to translate from; None is the layout's default.
+        target_contrast: contrast to translate to; None is the layout's default.
 
     Returns:
         The pairs, and {"subject", "reason"} of each subject that lacks a volume.
@@ -47,13 +50,13 @@ def list_pairs(
     if not root.exists():
         raise CaseError(f"There is no file or folder {root}; check the input.")
     contrasts = [None if name is None else contrast_named(name) for name in (source_contrast, target_contrast)]
-    if root.is_file() and layout != "csv":
-        raise CaseError(f"{root} is a file, and the layout {layout} is a folder: it looks for {LOOKS_FOR[layout]}.")
+    looks_for = LAYOUTS[layout].looks_for
+    if root.is_file() and not LAYOUTS[layout].is_file:
+        raise CaseError(f"{root} is a file, and the layout {layout} is a folder: it looks for {looks_for}.")
     pairs, incomplete = LAYOUTS[layout](root, *contrasts)
     if not pairs and not incomplete:
         raise CaseError(
-            f"{root} holds no subject of the layout {layout}, which looks for {LOOKS_FOR[layout]}; "
-            f"{_advice(layout, root)}."
+            f"{root} holds no subject of the layout {layout}, which looks for {looks_for}; {_advice(layout, root)}."
         )
     _refuse_clashes(pairs)
     return sorted(pairs, key=lambda pair: pair.subject), sorted(incomplete, key=lambda one: one["subject"])
@@ -62,11 +65,11 @@ def list_pairs(
 def _advice(layout: str, root: Path) -> str:
     """What to do where a layout found nothing: try the one that finds the most."""
     if root.is_file():
-        return "fill in the table"
+        return "fill it in"
     counts = {}
     for other in LAYOUTS.keys() - {layout}:
         try:
-            counts[other] = len(LAYOUTS[other](root, None, None)[0])
+            counts[other] = len(LAYOUTS[other](root)[0])
         except CaseError:
             counts[other] = 0
     best = max(sorted(counts), key=lambda name: counts[name])
@@ -86,8 +89,8 @@ def _refuse_clashes(pairs: Iterable[Pair]) -> None:
             )
 
 
-def synthrad2023(root: Path, source_contrast: str | None = None, target_contrast: str | None = None) -> Listing:
-    """SynthRAD2023, task 1, brain (Thummerer et al. 2023): Task1/brain/ID/{ct,mr}.nii.gz; default CT to T1.
+def synthrad2023(root: Path, source_contrast: str, target_contrast: str) -> Listing:
+    """SynthRAD2023, task 1, brain (Thummerer et al. 2023): Task1/brain/ID/{ct,mr}.nii.gz.
 
     `root` is the folder that holds Task1, Task1 itself, or Task1/brain. The folder `overview` is no subject, folders of
     the pelvis (1PA001) are none of the brain. `mask.nii.gz` is the outline of the patient, not the brain: it is not
@@ -105,11 +108,11 @@ def synthrad2023(root: Path, source_contrast: str | None = None, target_contrast
             found.append(Scans(safe_name(folder.name), folder.name))
             for contrast, path in volumes:
                 found[-1].add(contrast, path)
-    return pair_scans(found, source_contrast or "CT", target_contrast or "T1", file_names)
+    return pair_scans(found, source_contrast, target_contrast, file_names)
 
 
-def brats2023(root: Path, source_contrast: str | None = None, target_contrast: str | None = None) -> Listing:
-    """BraTS 2023: ID/ID-{t1n,t1c,t2w,t2f}.nii.gz at any depth, skull-stripped; default FLAIR to T1.
+def brats2023(root: Path, source_contrast: str, target_contrast: str) -> Listing:
+    """BraTS 2023: ID/ID-{t1n,t1c,t2w,t2f}.nii.gz at any depth, skull-stripped.
 
     ID is that of a scan (BraTS-GLI-00000-000: its last number is the time point), the person is what stands before the
     time point. Segmentations (ID-seg) are not used.
@@ -128,11 +131,11 @@ def brats2023(root: Path, source_contrast: str | None = None, target_contrast: s
             if match := re.fullmatch(rf"(.+)-({'|'.join(endings)})", _stem(path) or "", re.IGNORECASE):
                 scans_of(match[1]).add(endings[match[2].lower()], path)
     file_names = {contrast: f"ID-{ending}.nii.gz" for ending, contrast in endings.items()}
-    return pair_scans(found.values(), source_contrast or "FLAIR", target_contrast or "T1", file_names)
+    return pair_scans(found.values(), source_contrast, target_contrast, file_names)
 
 
-def ixi(root: Path, source_contrast: str | None = None, target_contrast: str | None = None) -> Listing:
-    """IXI: IXI012-HH-1211-{T1,T2,PD}.nii.gz in folders IXI-T1, IXI-T2, IXI-PD or in one; default T2 to T1.
+def ixi(root: Path, source_contrast: str, target_contrast: str) -> Listing:
+    """IXI: IXI012-HH-1211-{T1,T2,PD}.nii.gz in folders IXI-T1, IXI-T2, IXI-PD or in one.
 
     The person is IXI012; what follows names the hospital and the scan.
     """
@@ -142,14 +145,14 @@ def ixi(root: Path, source_contrast: str | None = None, target_contrast: str | N
             scans = found.setdefault(match[1].lower(), Scans(safe_name(match[1]), match[2].upper()))
             scans.add(match[3].upper(), path)
     file_names = {name: f"IXI...-{name}.nii.gz" for name in ("T1", "T2", "PD")}
-    return pair_scans(found.values(), source_contrast or "T2", target_contrast or "T1", file_names)
+    return pair_scans(found.values(), source_contrast, target_contrast, file_names)
 
 
-def bids(root: Path, source_contrast: str | None = None, target_contrast: str | None = None) -> Listing:
+def bids(root: Path, source_contrast: str | None, target_contrast: str) -> Listing:
     """BIDS: sub-X[/ses-Y]/{anat,ct}/*_{CT,FLAIR,T2w,T1w,PDw}.nii[.gz]; a T1w with the entity `ce` is a T1ce.
 
-    The default source is the first of CT, FLAIR and T2 that any subject has beside its target, for the whole data set:
-    a network learns from one contrast. The default target is T1. Source and target come from one session; the subject
+    Where no source is given, it is the first of CT, FLAIR and T2 that any subject has beside its target, for the whole
+    data set: a network learns from one contrast. Source and target come from one session; the subject
     is sub-X_ses-Y, the person sub-X. Of several volumes of a contrast the one with the fewest entities is taken (the
     plainest), then that with the lowest run, then the first by name, and a warning says so. Only folders sub-* are
     looked into: not derivatives, not sourcedata.
@@ -157,14 +160,15 @@ def bids(root: Path, source_contrast: str | None = None, target_contrast: str | 
     file_names = {"CT": "*_CT.nii.gz", "T1": "*_T1w.nii.gz", "T1ce": "*_ce-*_T1w.nii.gz"}
     file_names |= {"T2": "*_T2w.nii.gz", "FLAIR": "*_FLAIR.nii.gz", "PD": "*_PDw.nii.gz"}
     found = [scans for folder in subfolders(root) if _is(folder, "sub") for scans in _bids_subject(folder)]
-    target = target_contrast or "T1"
-    source = source_contrast
-    if source is None:
-        usable = [one.volumes.keys() for one in found if target in one.volumes]
-        likely = [name for name in ("CT", "FLAIR", "T2") if name != target]
-        source = next((name for name in likely if any(name in names for names in usable)), likely[0])
-    _take_plainest(found, {source, target})
-    return pair_scans(found, source, target, file_names)
+    source = source_contrast or _likely_source(found, target_contrast)
+    _take_plainest(found, {source, target_contrast})
+    return pair_scans(found, source, target_contrast, file_names)
+
+
+def _likely_source(found: Iterable[Scans], target: str) -> str:
+    usable = [one.volumes.keys() for one in found if target in one.volumes]
+    likely = [name for name in ("CT", "FLAIR", "T2") if name != target]
+    return next((name for name in likely if any(name in names for names in usable)), likely[0])
 
 
 def _bids_subject(folder: Path) -> list[Scans]:
@@ -229,22 +233,39 @@ def _descend(folder: Path, name: str) -> Path:
 
 def _stem(path: Path) -> str | None:
     """A volume's name without extension; None where it is no volume."""
-    name = path.name
-    return next((name[: -len(suffix)] for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), None)
+    return None if volume_suffix(path) is None else stem_of(path)
 
 
-LAYOUTS: dict[str, Callable[[Path, str | None, str | None], Listing]] = {
-    "synthrad2023": synthrad2023,
-    "brats2023": brats2023,
-    "ixi": ixi,
-    "bids": bids,
-    "csv": list_table,
-}
-# What each looks for, as the middle of a sentence.
-LOOKS_FOR = {
-    "synthrad2023": "Task1/brain/ID/ct.nii.gz and mr.nii.gz",
-    "brats2023": "ID/ID-t2f.nii.gz, ID-t1n.nii.gz, ID-t1c.nii.gz and ID-t2w.nii.gz",
-    "ixi": "IXI012-HH-1211-T1.nii.gz, -T2 and -PD",
-    "bids": "sub-X/anat/sub-X_T1w.nii.gz, _CT, _FLAIR and _T2w, with or without sessions",
-    "csv": "a table with the columns subject, source and target",
+@dataclass(frozen=True)
+class Layout:
+    """How to list a data set.
+
+    Attributes:
+        list_pairs: (root, contrast of the source, that of the target) -> pairs, and the subjects that are incomplete.
+        looks_for: the files, as the middle of a sentence.
+        default_source: contrast to translate from where none is asked for; None where the layout goes by what it finds.
+        default_target: likewise.
+        is_file: whether a file lists the data set; else it is a folder.
+    """
+
+    list_pairs: Callable[[Path, str | None, str | None], Listing]
+    looks_for: str
+    default_source: str | None = None
+    default_target: str | None = None
+    is_file: bool = False
+
+    def __call__(self, root: Path, source_contrast: str | None = None, target_contrast: str | None = None) -> Listing:
+        """The listing, by the defaults where no contrast is given."""
+        return self.list_pairs(root, source_contrast or self.default_source, target_contrast or self.default_target)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "synthrad2023": Layout(synthrad2023, "Task1/brain/ID/ct.nii.gz and mr.nii.gz", "CT", "T1"),
+    "brats2023": Layout(brats2023, "ID/ID-t2f.nii.gz, ID-t1n.nii.gz, ID-t1c.nii.gz and ID-t2w.nii.gz", "FLAIR", "T1"),
+    "ixi": Layout(ixi, "IXI012-HH-1211-T1.nii.gz, -T2 and -PD", "T2", "T1"),
+    "bids": Layout(
+        bids, "sub-X/anat/sub-X_T1w.nii.gz, _CT, _FLAIR and _T2w, with or without sessions", default_target="T1"
+    ),
+    "csv": Layout(list_table, "a table with the columns subject, source and target", is_file=True),
+    "t1": Layout(list_t1, "subjects.json, a list of T1 volumes without a source", default_target="T1", is_file=True),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..contrasts import contrast_named
 from ..errors import CaseError
-from ..volumes.find import IMAGE_SUFFIXES
+from ..volumes.find import IMAGE_SUFFIXES, volume_suffix
 from .pairs import Listing, Pair, safe_name, volume_problem
 
 REQUIRED = ("subject", "source", "target")
@@ -144,7 +144,7 @@ def _problem(row: Row, pair: Pair, wanted: Mapping[str, str]) -> str | None:
             continue
         if problem := volume_problem(path):
             return f"{problem} (its {column}); correct the path or remove the row"
-        if not path.name.lower().endswith(IMAGE_SUFFIXES) and not (path.is_dir() and column in ("source", "target")):
+        if volume_suffix(path) is None and not (path.is_dir() and column in ("source", "target")):
             return f"{path.name} (its {column}) is no volume that is read; give {', '.join(IMAGE_SUFFIXES)}"
     return None
 

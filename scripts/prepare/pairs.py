@@ -1,4 +1,4 @@
-"""A source and a target volume of one subject, and what every layout needs to list them."""
+"""The volumes of one subject, and what every layout needs to list them."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import CaseError
+from ..files import files_below
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two volumes of one subject, not registered, as a layout lists them.
+    """A source and a target volume of one subject, not registered, or a target alone, as a layout lists them.
 
     Attributes:
         subject: name that the subject's files will start with: letters, digits, `.`, `_` and `-`.
         person: who it is; the subjects of one person stay on one side of a split.
-        source: volume file or folder of DICOM.
+        source: volume file or folder of DICOM; None where the training simulates it.
         target: volume file or folder of DICOM.
-        source_contrast: one of `CONTRASTS`.
+        source_contrast: one of `CONTRASTS`; None without a source.
         target_contrast: one of `CONTRASTS`.
         mask: brain mask on the target's grid.
         labels: segmentation on the target's grid, 0 outside the brain.
         split: "training", "validation" or "test", where the layout says it.
+        stripped: whether the layout says that the target has no skull any more.
     """
 
     subject: str
     person: str
-    source: Path
+    source: Path | None
     target: Path
-    source_contrast: str
+    source_contrast: str | None
     target_contrast: str
     mask: Path | None = None
     labels: Path | None = None
     split: str | None = None
+    stripped: bool = False
 
 
 Listing = tuple[list[Pair], list[dict[str, str]]]  # pairs, and {"subject", "reason"} of those that are incomplete
@@ -72,7 +75,7 @@ def safe_name(text: str) -> str:
 def volume_problem(path: Path) -> str | None:
     """Why a listed volume (file, or folder of DICOM) cannot be read, as the end of a sentence; None if it can."""
     if path.is_dir():
-        return None if any(files_below(path)) else "its DICOM folder is empty"
+        return None if files_below(path) else "its DICOM folder is empty"
     if not path.exists():
         return f"{path.name} is {'a link to a file that is ' if path.is_symlink() else ''}not there"
     return None if path.stat().st_size else f"{path.name} is an empty file"
@@ -126,11 +129,6 @@ def subfolders(folder: Path) -> list[Path]:
 def files_in(folder: Path) -> list[Path]:
     """The names in a folder that are no folders, none hidden, sorted; links to nothing among them."""
     return sorted(path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
-
-
-def files_below(root: Path) -> Iterator[Path]:
-    """Every file below a folder that is not hidden; see `folders_below`."""
-    return (path for folder in folders_below(root) for path in files_in(folder))
 
 
 def folders_below(root: Path) -> Iterator[Path]:

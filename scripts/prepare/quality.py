@@ -20,35 +20,41 @@ OUTLINE = (0.2, 0.9, 1.0)
 
 
 def quality_picture(
-    source: np.ndarray, target: np.ndarray, mask: np.ndarray, contrasts: tuple[str, str], tile: int = 16
+    source: np.ndarray | None,
+    target: np.ndarray,
+    mask: np.ndarray,
+    contrasts: tuple[str | None, str],
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    tile: int = 16,
 ) -> Image.Image:
     """Three planes of a pair: both as a checkerboard, the target's edges over the source, the mask over the target.
 
-    Radiological display (the patient's left is on the right of the picture, and so marked), true to scale.
+    Without a source: the target, and the mask over it. Radiological display (the patient's left is on the right of the
+    picture, and so marked), true to scale.
 
     Args:
-        source: (H, W, Z) with RAS axes and cubic voxels, [0, 1].
+        source: (H, W, Z) with RAS axes, [0, 1]; or None.
         target: likewise, on the same grid.
         mask: brain mask on that grid, positive inside.
         contrasts: names of source and target for the titles.
+        spacing: edges of the voxels, any unit.
         tile: edge of a field of the checkerboard, voxels.
 
     Returns:
         a picture in colours, one row a plane.
     """
     inside = mask > 0
-    shown = [_stretched(volume, inside) for volume in (source, target)]
+    shown = [None if volume is None else _stretched(volume, inside) for volume in (source, target)]
     centre = np.median(np.argwhere(inside), axis=0).astype(int)
+    edges = np.asarray(spacing, dtype=float) / min(spacing)
     rows = []
     for _, axis, marks in PLANES:
-        planes = [np.take(volume, centre[axis], axis) for volume in (*shown, inside)]
-        rows.append([panel(view, np.ones(2), marks) for view in _views(*planes, tile)])
-    titles = (
-        f"{contrasts[0]} and {contrasts[1]} in turn",
-        f"edges of the {contrasts[1]} over the {contrasts[0]}",
-        f"brain mask over the {contrasts[1]}",
-    )
-    return _page(rows, titles)
+        planes = [None if volume is None else np.take(volume, centre[axis], axis) for volume in (*shown, inside)]
+        rows.append([panel(view, np.delete(edges, axis), marks) for view in _views(*planes, tile)])
+    titles = [contrasts[1]]
+    if source is not None:
+        titles = [f"{contrasts[0]} and {contrasts[1]} in turn", f"edges of the {contrasts[1]} over the {contrasts[0]}"]
+    return _page(rows, [*titles, f"brain mask over the {contrasts[1]}"])
 
 
 def _stretched(volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -57,14 +63,15 @@ def _stretched(volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.clip((volume - low) / max(high - low, 1e-6), 0, 1) * inside
 
 
-def _views(source: np.ndarray, target: np.ndarray, inside: np.ndarray, tile: int) -> list[np.ndarray]:
-    """The three pictures of a plane, each (first, second, 3) in [0, 1], `ZOOM` pixels a voxel."""
+def _views(source: np.ndarray | None, target: np.ndarray, inside: np.ndarray, tile: int) -> list[np.ndarray]:
+    """The pictures of a plane, each (first, second, 3) in [0, 1], `ZOOM` pixels a voxel."""
+    region = _zoomed(inside.astype(np.float32)) > 0.5
+    outlined = _marked(_zoomed(target), region & ~ndimage.binary_erosion(region, iterations=1), OUTLINE)
+    if source is None:
+        return [_grey(_zoomed(target)), outlined]
     fields = (np.indices(source.shape) // tile).sum(axis=0) % 2 == 0
     board = _zoomed(np.where(fields, source, target))
-    source, target = _zoomed(source), _zoomed(target)
-    region = _zoomed(inside.astype(np.float32)) > 0.5
-    outline = region & ~ndimage.binary_erosion(region, iterations=1)
-    return [_grey(board), _marked(source, _edges(target), EDGE), _marked(target, outline, OUTLINE)]
+    return [_grey(board), _marked(_zoomed(source), _edges(_zoomed(target)), EDGE), outlined]
 
 
 def _zoomed(plane: np.ndarray) -> np.ndarray:
@@ -132,7 +139,7 @@ def _row(name: str, record: Mapping[str, Any], picture: str) -> str:
     facts += [("brain", f"{brain['millilitres']} mL, from {brain['from']}")]
     if brain["seen"] < 0.995:
         facts += [("seen by both scans", f"{100 * brain['seen']:.0f} % of the brain")]
-    for key in ("source", "target"):
+    for key in [key for key in ("source", "target") if key in record]:
         volume = record[key]
         facts += [
             (f"{key} as scanned", f"{volume['contrast']}, {' x '.join(f'{s:.3g}' for s in volume['spacing_mm'])} mm")

@@ -9,13 +9,13 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import EnsureChannelFirstd, Orientationd
 
 from ..dicom.convert import convert_dicom
+from ..errors import CaseError
 from ..transforms.checks import CheckVolumed
 from ..transforms.hounsfield import CheckHounsfieldd
 from ..transforms.spatial import SmoothForSpacingd
-from ..volumes.load import LoadVolumed
+from ..volumes.load import read_volume
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,43 @@ def load_volume(path: Path, contrast: str, working: Path) -> Volume:
     """Read and check a volume: one, finite, not constant, on a usable grid, in HU if it is a CT.
 
     Args:
-        path: a volume's file, or a folder of DICOM.
+        path: a volume's file, a folder of DICOM, or an .npz file (see `convert_npz`).
         contrast: one of `scripts.contrasts.CONTRASTS`.
-        working: folder where a converted DICOM series may stay for the while.
+        working: folder where a converted file may stay for the while.
 
     Raises:
         CaseError: any of it is not so.
     """
-    file = convert_dicom(path, working / f"{path.name}.nii.gz") if path.is_dir() else path
-    data = EnsureChannelFirstd("image")(LoadVolumed("image")({"image": str(file)}))
-    data["image"].meta["filename_or_obj"] = str(path)
-    data = CheckVolumed("image")(data)
-    if contrast == "CT":
-        data = CheckHounsfieldd("image")(data)
-    image = Orientationd("image", axcodes="RAS", labels=None)(data)["image"]
-    array = np.ascontiguousarray(image[0].numpy(), dtype=np.float32)
-    return Volume(nib.Nifti1Image(array, np.asarray(image.affine, dtype=np.float64)), contrast, path)
+    file = path
+    if path.is_dir():
+        file = convert_dicom(path, working / f"{path.name}.nii.gz")
+    elif path.suffix == ".npz":
+        file = convert_npz(path, working / f"{path.stem}.nii")
+    checks = [CheckVolumed("image"), *([CheckHounsfieldd("image")] if contrast == "CT" else [])]
+    return Volume(read_volume(file, *checks, name=path), contrast, path)
+
+
+def convert_npz(path: Path, output: Path, axes: str = "LIA") -> Path:
+    """Write the array `vol` of an .npz file as NIfTI in RAS order.
+
+    Args:
+        path: the file; it carries no geometry, so that voxels of 1 mm are assumed.
+        output: file to write.
+        axes: orientation of the array; "LIA" is FreeSurfer's.
+
+    Returns:
+        `output`.
+
+    Raises:
+        CaseError: no such array.
+    """
+    try:
+        volume = np.load(path)["vol"].astype(np.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise CaseError(f"{path.name} holds no array vol that can be read; give a volume instead.") from error
+    to_ras = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt(axes), [[0, 1], [1, 1], [2, 1]])
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(nib.apply_orientation(volume, to_ras)), np.eye(4)), output)
+    return output
 
 
 def smoothed_for(volume: Volume, spacing: float) -> Volume:

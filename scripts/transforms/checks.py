@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -19,12 +17,6 @@ from ..errors import CaseError
 from ..volumes.load import file_name
 
 __all__ = ["CheckVolumed", "value_range"]
-
-logger = logging.getLogger(__name__)
-
-# MONAI's LoadImage looks for a GPU's decoder of DICOM, which nothing here reads with, and misses it twice
-warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 class CheckVolumed(MapTransform):

@@ -21,13 +21,12 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..errors import CaseError
+from ..volumes.find import IMAGE_SUFFIXES, stem_of
 from ..volumes.load import LoadVolume, file_name
 from .ct_brain_mask import ct_brain_mask, foreground, is_stripped
 from .mri_brain_mask import is_stripped_mri, mri_brain_mask
 
 __all__ = ["SkullStripd", "method_name"]
-
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz")
 
 
 class SkullStripd(MapTransform):
@@ -171,8 +170,8 @@ def _run(arguments: list[str], timeout: float, stderr: Path, name: str) -> None:
                 process.wait()
     if code != 0:
         lines = [line for line in stderr.read_text(errors="replace").splitlines() if line.strip()]
-        said = f"said: {lines[-1].strip()}" if lines else "said nothing"
-        raise CaseError(f"{what} failed for {name} with exit code {code} and {said}")
+        message = f"said: {lines[-1].strip()}" if lines else "said nothing"
+        raise CaseError(f"{what} failed for {name} with exit code {code} and {message}")
 
 
 def _mask_path(method: Path, image: MetaTensor, case: str | None) -> Path:
@@ -185,10 +184,10 @@ def _mask_path(method: Path, image: MetaTensor, case: str | None) -> Path:
     if not source:
         raise CaseError(f"A volume without a file name cannot be found in {method}; give the mask's file itself.")
     parts = list(Path(source).absolute().parts[1:])
-    parts[-1] = _stem(parts[-1])
+    parts[-1] = stem_of(parts[-1])
     for first in range(len(parts)):
         for joined in dict.fromkeys(("_".join(parts[first:]), "/".join(parts[first:]))):
-            for suffix in SUFFIXES:
+            for suffix in IMAGE_SUFFIXES:
                 if (method / f"{joined}{suffix}").is_file():
                     return method / f"{joined}{suffix}"
     raise CaseError(
@@ -200,17 +199,13 @@ def _mask_path(method: Path, image: MetaTensor, case: str | None) -> Path:
 def _dicom_mask_path(folder: Path, uid: str, case: str | None) -> Path:
     """The mask named like the case or the UID: the files of a series have names that mean nothing, or a patient's."""
     for name in (case, uid):
-        for suffix in SUFFIXES:
+        for suffix in IMAGE_SUFFIXES:
             if name and (folder / f"{name}{suffix}").is_file():
                 return folder / f"{name}{suffix}"
     raise CaseError(
         f"The folder of masks holds none for the DICOM series {uid}; it has to be named like the case or the series, "
         f"for example {case or uid}.nii.gz."
     )
-
-
-def _stem(name: str) -> str:
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
 def _load_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str) -> np.ndarray:

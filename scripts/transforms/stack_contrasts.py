@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, ResampleToMatch
 
 from ..errors import CaseError
-from ..volumes.scaling import scaled_by_brain_percentile
+from ..volumes.scaling import scaled_by_percentile
 
 __all__ = ["StackContrastsd"]
 
@@ -63,6 +63,6 @@ class StackContrastsd(MapTransform):
         for channel, key in enumerate(self.keys):
             if key in there:
                 volume = self._resample(there[key], img_dst=reference)
-                stack[channel] = torch.as_tensor(scaled_by_brain_percentile(volume, mask, self.percentile))[0]
+                stack[channel] = torch.as_tensor(scaled_by_percentile(volume, mask, self.percentile))[0]
         d[self.output_key] = MetaTensor(stack).copy_meta_from(reference)
         return d

@@ -1,7 +1,10 @@
 """Scaling of an MRI by a percentile of its brain, the same for training targets, style keys and evaluation."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Mapping
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
@@ -9,39 +12,68 @@ from monai.transforms import MapTransform
 from ..errors import CaseError
 from .load import file_name
 
+__all__ = ["ScaleByBrainPercentiled", "percentile_of_brain", "scaled_by_percentile"]
 
-def scaled_by_brain_percentile(volume: torch.Tensor, mask: torch.Tensor, percentile: float = 99.9) -> torch.Tensor:
+
+def percentile_of_brain(
+    values: np.ndarray | torch.Tensor,
+    mask: np.ndarray | torch.Tensor,
+    percentile: float = 99.9,
+    name: str = "the volume",
+) -> torch.Tensor:
+    """The value below which a share of the brain's voxels lies; an element of the volume, not interpolated.
+
+    Args:
+        values: any shape, any unit.
+        mask: of the same shape, positive in the brain.
+        percentile: above 0, up to 100.
+        name: how the error calls the volume.
+
+    Returns:
+        float32 scalar, positive.
+
+    Raises:
+        CaseError: the mask is empty or the percentile is not positive.
+    """
+    inside = torch.as_tensor(values)[torch.as_tensor(mask) > 0].float()
+    if inside.numel() == 0:
+        raise CaseError(f"The brain mask of {name} is empty; give one that is 1 in the brain.")
+    # kthvalue has no limit on the number of elements, quantile has
+    top = inside.kthvalue(max(1, round(percentile / 100 * inside.numel()))).values
+    if top <= 0:
+        raise CaseError(
+            f"{name} has {top:g} as the {percentile} percentile of its brain, which is not positive; check the volume "
+            "and its mask."
+        )
+    return top
+
+
+def scaled_by_percentile(
+    volume: torch.Tensor, mask: torch.Tensor, percentile: float = 99.9, name: str | None = None
+) -> torch.Tensor:
     """A volume divided by a percentile of its voxels in the brain, clipped to [0, 1], 0 in the background.
 
     Args:
-        volume: (1, H, W, Z), any unit; a MetaTensor names its file in errors.
+        volume: any shape, any unit.
         mask: of the same shape, positive inside.
-        percentile: 0 to 100.
+        percentile: above 0, up to 100.
+        name: how errors call the volume; None for the file that a MetaTensor was read from.
 
     Raises:
         CaseError: the mask is empty or the percentile is not positive.
     """
     inside = torch.as_tensor(mask) > 0
-    values = torch.as_tensor(volume)[inside].float()
-    if values.numel() == 0:
-        raise CaseError(f"The brain mask of {file_name(volume)} is empty; give one that is 1 in the brain.")
-    # kthvalue has no limit on the number of elements, quantile has
-    top = values.kthvalue(max(1, round(percentile / 100 * values.numel()))).values
-    if top <= 0:
-        raise CaseError(
-            f"{file_name(volume)} has {top:g} as the {percentile} percentile of its brain, which is not positive; "
-            "check the volume and its mask."
-        )
+    top = percentile_of_brain(volume, inside, percentile, file_name(volume) if name is None else name)
     return (volume / top).clamp(0, 1) * inside
 
 
 class ScaleByBrainPercentiled(MapTransform):
-    """`scaled_by_brain_percentile` of the volume at each key.
+    """`scaled_by_percentile` of the volume at each key.
 
     Args:
         keys: MRI volumes (1, H, W, Z), any unit.
         mask_key: brain mask (1, H, W, Z), positive inside.
-        percentile: 0 to 100; 99.9 is the training's (SPEC section 2: the maximum moves the style key).
+        percentile: 0 to 100; 99.9 is the training's: the maximum would move the style key.
 
     Raises:
         CaseError: the mask is empty or the percentile is not positive.
@@ -55,5 +87,5 @@ class ScaleByBrainPercentiled(MapTransform):
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = scaled_by_brain_percentile(d[key], d[self.mask_key], self.percentile)
+            d[key] = scaled_by_percentile(d[key], d[self.mask_key], self.percentile)
         return d

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from scripts.errors import CaseError
-from scripts.prepare.layouts import LAYOUTS, list_pairs
+from scripts.prepare.layouts import LAYOUTS, Layout, list_pairs
+from scripts.prepare.pairs import Pair
 from tests.trees import TREES, bids_tree, brats2023_tree, csv_tree, ixi_tree, synthrad2023_tree, write_cube
 
 DEFAULTS = {
@@ -14,6 +15,7 @@ DEFAULTS = {
     "ixi": ("T2", "T1"),
     "bids": ("CT", "T1"),
     "csv": ("CT", "T1"),
+    "t1": (None, "T1"),
 }
 
 
@@ -30,10 +32,10 @@ def test_whole_trees_are_listed_in_order_with_files_that_are_there(tmp_path, lay
     TREES[layout](tmp_path)
     pairs, incomplete = list_pairs(layout, tmp_path)
     assert not incomplete
-    assert len(pairs) == {"bids": 2, "csv": 2}.get(layout, 3)
+    assert len(pairs) == {"bids": 2, "csv": 2, "t1": 2}.get(layout, 3)
     assert names(pairs) == sorted(set(names(pairs)))
     for pair in pairs:
-        assert pair.source.is_file()
+        assert pair.source is None if layout == "t1" else pair.source.is_file()
         assert pair.target.is_file()
         assert (pair.source_contrast, pair.target_contrast) == DEFAULTS[layout]
         assert pair.source != pair.target
@@ -56,7 +58,7 @@ def test_an_empty_folder_and_none_are_refused(tmp_path, layout):
         list_pairs(layout, tmp_path / "absent")
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "csv"])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if not LAYOUTS[name].is_file])
 def test_hidden_files_upper_case_and_links_that_lead_back(tmp_path, layout):
     root = TREES[layout](tmp_path / "set")
     whole = list_pairs(layout, root)
@@ -270,7 +272,7 @@ def test_rows_that_cannot_be_used_do_not_stop_the_others(tmp_path):
             "subject,source,target,source_contrast\nx,a.nii.gz,b.nii.gz,CT\ny,c.nii.gz,d.nii.gz,FLAIR\n",
             "are CT and FLAIR, and a training set has one contrast",
         ),
-        ("subject,source,target\n", "fill in the table"),
+        ("subject,source,target\n", "fill it in"),
     ],
 )
 def test_tables_that_contradict_themselves_are_refused(tmp_path, text, reason):
@@ -324,10 +326,66 @@ def test_subjects_in_linked_folders_are_found(tmp_path):
 
 
 def test_an_unknown_layout_lists_those_there_are(tmp_path):
-    with pytest.raises(CaseError, match="give one of synthrad2023, brats2023, ixi, bids, csv"):
+    with pytest.raises(CaseError, match="give one of synthrad2023, brats2023, ixi, bids, csv, t1"):
         list_pairs("nifti", tmp_path)
 
 
 def test_a_layout_of_folders_refuses_a_file(tmp_path):
     with pytest.raises(CaseError, match="is a file, and the layout bids is a folder"):
         list_pairs("bids", csv_tree(tmp_path))
+
+
+@pytest.fixture
+def flat(monkeypatch):
+    """A layout registered at run time: a folder with NAME.ct.nii and NAME.t1.nii."""
+
+    def list_flat(root, source_contrast, target_contrast):
+        pairs = [
+            Pair(
+                path.name[: -len(".ct.nii")],
+                path.name,
+                path,
+                path.with_name(path.name.replace(".ct.", ".t1.")),
+                source_contrast,
+                target_contrast,
+            )
+            for path in sorted(root.glob("*.ct.nii"))
+        ]
+        return pairs, []
+
+    monkeypatch.setitem(LAYOUTS, "flat", Layout(list_flat, "NAME.ct.nii and NAME.t1.nii", "CT", "T1"))
+
+
+@pytest.mark.usefixtures("flat")
+def test_a_new_layout_is_one_function_and_one_entry(tmp_path):
+    for name in ("a.ct.nii", "a.t1.nii"):
+        write_cube(tmp_path / name)
+    [pair], incomplete = list_pairs("flat", tmp_path)
+    assert not incomplete
+    assert (pair.subject, pair.source_contrast, pair.target_contrast) == ("a", "CT", "T1")
+    with pytest.raises(CaseError, match="the layout flat would fit, with 1 subjects"):
+        list_pairs("ixi", tmp_path)
+    with pytest.raises(CaseError, match=r"t1, flat\.$"):
+        list_pairs("x", tmp_path)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(CaseError, match=r"which looks for NAME\.ct\.nii and NAME\.t1\.nii"):
+        list_pairs("flat", tmp_path / "void")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is not valid JSON"),
+        ("{}", "is no list of subjects"),
+        ('[{"id": "a", "T1": "a.nii"}]', "Entry 1 of subjects.json lacks person and skull_stripped"),
+    ],
+)
+def test_lists_of_t1_that_cannot_be_read_are_refused(tmp_path, text, sentence):
+    (tmp_path / "subjects.json").write_text(text)
+    with pytest.raises(CaseError, match=sentence):
+        list_pairs("t1", tmp_path)
+
+
+def test_t1_has_no_source(tmp_path):
+    with pytest.raises(CaseError, match="The layout t1 has no source"):
+        list_pairs("t1", TREES["t1"](tmp_path), source_contrast="CT")

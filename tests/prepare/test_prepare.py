@@ -172,14 +172,32 @@ def test_a_mask_in_the_sources_space_comes_along(scans, out):
     assert volume(out, "anna_source.nii.gz").get_fdata()[mask.get_fdata() > 0].min() > 0
 
 
-def test_a_ct_is_windowed_and_the_datalist_says_by_what(scans, out):
+def test_a_ct_is_stored_in_hounsfield_units_beyond_the_window_too(scans, out):
     hu = np.where(INSIDE, brain(0) / 10 - 40, -1000)  # -20 to 60 HU
     scans.add("anna", hu.astype(np.float32), brain(0))
-    datalist = run(scans, out, source_contrast=None, hu_window=(-10, 50))
-    assert datalist["ct_window"] == [-10, 50]
+    datalist = run(scans, out, source_contrast=None, hu_window=(0, 50))
+    assert datalist["ct_window"] is None
     inside = volume(out, "anna_mask.nii.gz").get_fdata() > 0
-    made = volume(out, "anna_source.nii.gz").get_fdata()[inside]
+    source = volume(out, "anna_source.nii.gz")
+    assert source.get_data_dtype() == np.float32
+    np.testing.assert_allclose(source.get_fdata()[inside], hu[INSIDE], atol=1e-4)
+    assert not source.get_fdata()[~inside].any()
+
+
+def test_a_ct_to_translate_to_is_windowed(scans, out):
+    hu = np.where(INSIDE, brain(0) / 10 - 40, -1000)
+    scans.add("anna", brain(0), hu.astype(np.float32), source_contrast="T1", target_contrast="CT")
+    datalist = run(scans, out, source_contrast=None, hu_window=(-10, 50))
+    assert "ct_window" not in datalist
+    inside = volume(out, "anna_mask.nii.gz").get_fdata() > 0
+    made = volume(out, "anna_target.nii.gz").get_fdata()[inside]
     np.testing.assert_allclose(made, np.clip((hu[INSIDE] + 10) / 60, 0, 1), atol=1e-5)
+
+
+def test_people_are_named_and_subjects_left_out(people, out):
+    datalist = run(people, out, validation_people="anna", test_people=["cleo"], leave_out=("dora",))
+    sections = {name: [entry["subject"] for entry in datalist[name]] for name in ("training", "validation", "test")}
+    assert sections == {"training": ["bert"], "validation": ["anna"], "test": ["cleo"]}
 
 
 def test_labels_make_the_mask_and_go_along(scans, out):
