@@ -1,4 +1,4 @@
-"""What a device has to give: the floating type of its calls, its memory, and whether an error says that it ran out."""
+"""The memory of a device: how much there is, how many slabs it holds, and whether an error says that it ran out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .errors import CaseError
-
-__all__ = [
-    "PeakMemory",
-    "available_memory",
-    "batch_that_fits",
-    "compute_dtype",
-    "is_out_of_memory",
-    "keep_freed_memory",
-]
+__all__ = ["PeakMemory", "available_memory", "batch_that_fits", "is_out_of_memory", "keep_freed_memory"]
 
 SHARE = 0.5  # of the free memory that a batch may take: convolutions need workspace, and others use the machine too
 MOST_ON_CPU = 8  # slabs; more of them are not faster there
@@ -134,30 +125,6 @@ def _container_memory(groups: Path) -> int | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SIGNS)
-
-
-def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
-    """The floating type of the network's call.
-
-    Args:
-        name: "float32", "bfloat16" or "float16", or "auto": bfloat16 where the processor or GPU multiplies it natively,
-            else float32.
-        device: where the network runs.
-
-    Raises:
-        CaseError: another name.
-    """
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name in names:
-        return names[name]
-    if name != "auto":
-        raise CaseError(f"dtype is {name}; use auto or one of {', '.join(names)}.")
-    device = torch.device(device)
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if native else torch.float32
 
 
 def keep_freed_memory() -> None:

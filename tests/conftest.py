@@ -13,6 +13,14 @@ import torch
 from monai.bundle import run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory):
+    """The user's cache folder, for the commands that tests start as well, is one of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder := tmp_path_factory.mktemp("cache")))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def bundle_root() -> Path:
     """The repository's root, which is the bundle's."""

@@ -13,9 +13,10 @@ ARROWS = {
     "files": {"errors"},
     "options": {"errors"},
     "contrasts": {"errors"},
-    "devices": {"errors"},
+    "devices": set(),
+    "floating_type": {"errors", "files", "inferers"},  # it calls the network as the inferers do
     "processes": set(),
-    "workflow": set(),
+    "workflow": {"errors", "options", "devices"},  # how a workflow starts
     "weights": {"errors", "files"},
     "packaging": {"errors", "files", "workflow"},
     # the method

@@ -1,5 +1,6 @@
 """How much memory a call holds, and how many slabs fit."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,26 @@ def test_what_pytorch_raises_on_the_cpu_is_known():
 def test_other_errors_are_not_about_memory():
     assert is_out_of_memory(torch.OutOfMemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    """In a process of its own: the pages of a tensor that was freed are not asked of the system again."""
+    code = """
+import resource, torch
+from scripts.devices import keep_freed_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def count():
+    before = faults()
+    for _ in range(10):
+        torch.ones(2**24)
+    return faults() - before
+count()
+default = count()
+keep_freed_memory()
+count()
+print(default, count())
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    default, kept = (int(word) for word in done.stdout.split())
+    assert kept < 0.1 * default

@@ -61,6 +61,7 @@ class SaveSyntheticd(SaveImaged):
         source_window: lowest and highest value of the source in the picture, in its unit (HU); None for MRI.
         source_contrast: what the source is, over its picture.
         record: what every volume of this run was made with; goes into the JSON, and decides what counts as done.
+        notes: what else the JSON tells of this run; it does not decide what counts as done.
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
         keep_names: name the folder and the patient of a DICOM source in the JSON, which has its UIDs without it.
         measures: such as `CaseMeasures`: given the dictionary, returns what goes into the JSON as `measured`; the log
@@ -83,6 +84,7 @@ class SaveSyntheticd(SaveImaged):
         source_window: tuple[float, float] | None = (0.0, 80.0),
         source_contrast: str = "CT",
         record: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
         source_root: Any = None,
         keep_names: bool = False,
         measures: Callable[[Mapping[Hashable, Any]], dict[str, float]] | None = None,
@@ -103,6 +105,7 @@ class SaveSyntheticd(SaveImaged):
         self.source_window = source_window
         self.source_contrast = source_contrast
         self.record = dict(record or {})
+        self.notes = dict(notes or {})
         self.source_root = None if source_root is None else Path(str(source_root)).expanduser()
         self.keep_names = keep_names
         self.measures = measures
@@ -144,7 +147,12 @@ class SaveSyntheticd(SaveImaged):
             titles = (f"source {self.source_contrast}", "synthetic T1")
             picture = three_planes(source[0], synthetic[0], source.affine, self.source_window, titles)
             picture.save(working / f"{stem}.png")
-            record = {**self.record, "source": self._source_record(source_files), "grid": _grid_record(image)}
+            record = {
+                **self.record,
+                **self.notes,
+                "source": self._source_record(source_files),
+                "grid": _grid_record(image),
+            }
             if source.meta.get("corrected"):
                 record["grid"]["corrected"] = source.meta["corrected"]
             if isinstance(mask, MetaTensor):

@@ -1,0 +1,89 @@
+"""Options: mistyped ones are refused, and values are checked in one way."""
+
+from math import inf, nan
+
+import pytest
+
+from scripts.errors import CaseError
+from scripts.options import check_options, names, number, one_of, true_or_false, two_increasing, whole_number
+
+MONAI_BUNDLE = "/site-packages/monai/bundle/__main__.py"
+
+
+@pytest.fixture
+def config(bundle_root):
+    return str(bundle_root / "configs" / "inference.json")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--dataset_dir", "x", "--output-dir=y", "--batch_size", "-1"],
+        ["--network_def#channels", "[1]", "--inferer::eta=0.5", "--logging_file", "x", "--+imports", "[]"],
+    ],
+)
+def test_known_options_pass(config, options):
+    check_options([MONAI_BUNDLE, "run", "--config_file", config, *options])
+    check_options([MONAI_BUNDLE, "run", f"--config_file={[config, config]}", *options])
+
+
+@pytest.mark.parametrize(
+    ("option", "nearest"), [("--datset_dir", "dataset_dir"), ("--networkdef#channels", "network_def")]
+)
+def test_a_mistyped_option_is_refused(config, option, nearest):
+    with pytest.raises(CaseError, match=rf"There is no setting \w+; did you mean {nearest}\?"):
+        check_options([MONAI_BUNDLE, "run", "--config_file", config, option, "x"])
+
+
+def test_other_programs_options_are_their_own(config):
+    check_options(["/bin/pytest", "run", "--config_file", config, "--anything", "x"])
+    check_options([MONAI_BUNDLE, "run", "--args_file", "args.json", "--anything", "x"])
+
+
+def test_what_fits_is_given_back():
+    assert one_of("format", "onnx", {"onnx": 1, "torchscript": 2}) == "onnx"
+    assert true_or_false("bias_correction", False) is False
+    assert [whole_number("cases", value, least=0, most=2) for value in (0, 2)] == [0, 2]
+    assert [number("margin", value, most=20) for value in (0, 2.5, 20)] == [0.0, 2.5, 20.0]
+    assert number("test_fraction", 0.99, below=1) == 0.99
+    assert two_increasing("hu_window", [0, 80], "HU") == two_increasing("hu_window", (0.0, "80"), "HU") == (0.0, 80.0)
+
+
+@pytest.mark.parametrize("typed", ["b,a", "[b, a]", ("b", "a"), ["b", "a", "b"]])
+def test_names_come_in_the_order_of_those_there_are(typed):
+    assert names("rows", typed, known=["a", "b", "c"]) == ["a", "b"]
+    assert names("rows", typed) == ["b", "a"]
+
+
+def test_no_names():
+    assert names("rows", None, known="ab") == names("rows", "") == names("rows", ()) == []
+    assert names("subjects", 7, known=["6", "7"]) == ["7"]  # the command line makes a number of it
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: one_of("format", "tflite", ["onnx", "ts"]), "format is tflite; use one of onnx, ts."),
+        (lambda: names("rows", "a,d", "abc"), "rows names d, which is not there; use some of a, b, c."),
+        (lambda: true_or_false("registration", "no"), "registration is no; use True or False."),
+        (lambda: whole_number("cases", 0), "cases is 0; use a whole number of at least 1."),
+        (lambda: whole_number("cases", 2.0), "cases is 2.0; use a whole number of at least 1."),
+        (lambda: whole_number("cases", True), "cases is True; use a whole number of at least 1."),
+        (lambda: whole_number("steps", 9, 1, 8), "steps is 9; use a whole number from 1 to 8."),
+        (lambda: number("margin", -1, unit="mm"), "margin is -1; use a number of at least 0 mm."),
+        (lambda: number("margin", "wide", 0.2, 20), "margin is wide; use a number from 0.2 to 20."),
+        (lambda: number("share", 1, below=1), "share is 1; use a number of at least 0 and below 1."),
+        (lambda: number("margin", nan), "margin is nan; use a number of at least 0."),
+        (lambda: number("margin", inf), "margin is inf; use a number of at least 0."),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_sentence(call, sentence):
+    with pytest.raises(CaseError) as error:
+        call()
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("typed", [80, (80, 0), (0, 0), "0,80,90", (0, inf), (nan, 1), None])
+def test_a_window_is_two_increasing_numbers(typed):
+    with pytest.raises(CaseError, match=r"^hu_window is .*; use two increasing numbers of HU, for example 0,80\.$"):
+        two_increasing("hu_window", typed, "HU")
