@@ -337,7 +337,8 @@ def test_each_subject_has_a_picture_on_the_page(people, out):
     page = (out / "quality.html").read_text()
     for name in ("anna", "bert", "cleo", "dora"):
         assert f'src="quality/{name}.png"' in page
-        assert Image.open(out / "quality" / f"{name}.png").size[0] > 200
+        with Image.open(out / "quality" / f"{name}.png") as picture:
+            assert picture.size[0] > 200
 
 
 def test_a_person_is_on_one_side_and_given_splits_hold(scans, out):

@@ -67,7 +67,7 @@ def test_a_constant_stays_a_constant_to_the_edges():
 
 def test_background_outside_the_mask():
     given = Flip(0)(volume(NOISE))
-    mask = MetaTensor(given > 30, affine=torch.eye(4))
+    mask = MetaTensor((given > 30).as_tensor(), affine=torch.eye(4))
     made = BackgroundOutsided("image", mask_key="mask", background=-7)({"image": given, "mask": mask})["image"]
     np.testing.assert_array_equal(made, np.where(given > 30, given, -7))
     np.testing.assert_array_equal(made.affine, given.affine)
