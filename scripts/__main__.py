@@ -10,7 +10,6 @@ from .errors import shorten_errors
 COMMANDS = {
     "prepare": "scripts.prepare.command:prepare",
     "prepare_t1": "scripts.prepare.prepare_t1:prepare_listed",
-    "compare": "scripts.evaluation.compare:compare",
     "evaluate": "scripts.evaluation.evaluate:evaluate",
     "learning_curves": "scripts.evaluation.curves:learning_curves",
     "report": "scripts.report:report",

@@ -65,6 +65,7 @@ ARROWS = {
     "report": {
         "errors",
         "files",
+        "contrasts",
         "evaluation",
         "conditioning",
         "volumes",
