@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import CaseError
 from ..files import files_below
 
-__all__ = ["IMAGE_SUFFIXES", "case_name", "refuse_clashes", "volume_suffix", "volumes_below"]
+__all__ = ["IMAGE_SUFFIXES", "case_name", "refuse_clashes", "stem_of", "volume_suffix", "volumes_below"]
 
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz")
@@ -43,8 +43,7 @@ def volumes_below(root: Path, left_out: Any = None, may_be_none: bool = False) -
 
 def case_name(path: Path) -> str:
     """CASE of a relative path: without extension, folders joined by `_` (`a/b.nii.gz` becomes `a_b`)."""
-    text = path.as_posix()
-    return text[: len(text) - len(volume_suffix(path) or "")].replace("/", "_")
+    return path.with_name(stem_of(path)).as_posix().replace("/", "_")
 
 
 def volume_suffix(path: Path) -> str | None:
@@ -54,6 +53,12 @@ def volume_suffix(path: Path) -> str | None:
         if name.lower().endswith(suffix) and len(name) > len(suffix) and not name.startswith("."):
             return name[-len(suffix) :]
     return None
+
+
+def stem_of(path: str | Path) -> str:
+    """A file's name without folders and without the suffix of a volume; the whole name where it has no such suffix."""
+    path = Path(path)
+    return path.name[: len(path.name) - len(volume_suffix(path) or "")]
 
 
 def refuse_clashes(items: Sequence[dict[str, Any]]) -> None:

@@ -7,19 +7,21 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import itk
+import nibabel as nib
 import numpy as np
 from monai.config import DtypeLike, KeysCollection
 from monai.data import ITKReader, MetaTensor, NibabelReader
-from monai.transforms import LoadImage, LoadImaged
+from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, Orientation
 
 from ..dicom.convert import convert_series, only_volume
 from ..errors import CaseError
 
-__all__ = ["LoadVolume", "LoadVolumed", "file_name"]
+__all__ = ["LoadVolume", "LoadVolumed", "file_name", "read_volume"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,3 +144,33 @@ class LoadVolumed(LoadImaged):
     ) -> None:
         super().__init__(keys, dtype=dtype, image_only=image_only, allow_missing_keys=allow_missing_keys)
         self._loader = LoadVolume(dtype=dtype, image_only=image_only)
+
+
+def read_volume(path: Any, *steps: Callable[[dict], dict], name: str | os.PathLike | None = None) -> nib.Nifti1Image:
+    """Read one volume for work outside MONAI's pipelines.
+
+    Args:
+        path: a file, a folder of DICOM or the files of one series, as `LoadVolume` takes them.
+        steps: dictionary transforms with the key "image" that the volume, (1, H, W, Z), passes in turn: its checks,
+            such as `CheckVolumed("image")`, and `WindowToHUd("image", window)`.
+        name: what the sentences of errors call it, where that is not the file.
+
+    Returns:
+        (H, W, Z) float32 with axes nearest to R, A, S.
+
+    Raises:
+        CaseError: it cannot be read or is not one volume of one channel; what the steps raise.
+    """
+    data = {"image": EnsureChannelFirst()(LoadVolume()(path))}
+    if name is not None:
+        data["image"].meta["filename_or_obj"] = os.fspath(name)
+    for step in steps:
+        data = step(data)
+    volume = data["image"]
+    while volume.ndim > 4 and volume.shape[-1] == 1:
+        volume = volume.squeeze(-1)
+    if volume.ndim != 4 or volume.shape[0] != 1:
+        raise CaseError(f"{file_name(volume)} is not one 3D volume (shape {tuple(volume.shape)}); give one volume.")
+    image = Orientation(axcodes="RAS", labels=None)(volume)
+    array = np.ascontiguousarray(image[0].numpy(), dtype=np.float32)
+    return nib.Nifti1Image(array, np.asarray(image.affine, dtype=np.float64))

@@ -1,13 +1,59 @@
 """Scaling of an MRI by a percentile of its brain, the same for training targets, style keys and evaluation."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Mapping
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from ..errors import CaseError
 from .load import file_name
+
+__all__ = ["ScaleByBrainPercentiled", "percentile_of_brain", "scaled_by_percentile"]
+
+
+def percentile_of_brain(
+    values: np.ndarray | torch.Tensor,
+    mask: np.ndarray | torch.Tensor,
+    percentile: float = 99.9,
+    name: str = "the volume",
+) -> torch.Tensor:
+    """The value below which a share of the brain's voxels lies; an element of the volume, not interpolated.
+
+    Args:
+        values: any shape, any unit.
+        mask: of the same shape, positive in the brain.
+        percentile: above 0, up to 100.
+        name: how the error calls the volume.
+
+    Returns:
+        float32 scalar, positive.
+
+    Raises:
+        CaseError: the mask is empty or the percentile is not positive.
+    """
+    inside = torch.as_tensor(values)[torch.as_tensor(mask) > 0].float()
+    if inside.numel() == 0:
+        raise CaseError(f"The brain mask of {name} is empty; give one that is 1 in the brain.")
+    # kthvalue has no limit on the number of elements, quantile has
+    top = inside.kthvalue(max(1, round(percentile / 100 * inside.numel()))).values
+    if top <= 0:
+        raise CaseError(
+            f"{name} has {top:g} as the {percentile} percentile of its brain, which is not positive; check the volume "
+            "and its mask."
+        )
+    return top
+
+
+def scaled_by_percentile(
+    values: np.ndarray, mask: np.ndarray, percentile: float = 99.9, name: str = "the volume"
+) -> np.ndarray:
+    """An array as `ScaleByBrainPercentiled` gives it: float32 in [0, 1], 0 outside the mask; arguments as above."""
+    image, brain = torch.as_tensor(values).float(), torch.as_tensor(mask) > 0
+    return ((image / percentile_of_brain(image, brain, percentile, name)).clamp(0, 1) * brain).numpy()
 
 
 class ScaleByBrainPercentiled(MapTransform):
@@ -31,16 +77,6 @@ class ScaleByBrainPercentiled(MapTransform):
         d = dict(data)
         mask = torch.as_tensor(d[self.mask_key]) > 0
         for key in self.key_iterator(d):
-            inside = torch.as_tensor(d[key])[mask].float()
-            if inside.numel() == 0:
-                raise CaseError(f"The brain mask of {file_name(d[key])} is empty; give one that is 1 in the brain.")
-            # kthvalue has no limit on the number of elements, quantile has
-            rank = max(1, round(self.percentile / 100 * inside.numel()))
-            top = inside.kthvalue(rank).values
-            if top <= 0:
-                raise CaseError(
-                    f"{file_name(d[key])} has {top:g} as the {self.percentile} percentile of its brain, which is not "
-                    "positive; check the volume and its mask."
-                )
+            top = percentile_of_brain(d[key], mask, self.percentile, file_name(d[key]))
             d[key] = (d[key] / top).clamp(0, 1) * mask
         return d
