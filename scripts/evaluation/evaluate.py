@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..errors import CaseError
 from ..files import write_whole
 from ..transforms.checks import CheckVolumed
-from ..volumes.load import LoadVolumed
+from ..volumes.load import read_volume
 from .figures import case_rows, pearson, pointwise_figures
 from .pairs import ResultPair, pairs_of_folders, pairs_of_table
 from .results import Evaluation, check_against, comparison, read_subjects, subject_figures, write_results
@@ -227,9 +227,7 @@ def _eroded(mask: np.ndarray, spacing: tuple[float, ...], erode_mm: float, pair:
 
 def _read(path: Path) -> nib.Nifti1Image:
     """A volume of one channel, checked, axes nearest to R, A, S."""
-    volume = LoadVolumed("image")({"image": str(path)})["image"]
-    volume = CheckVolumed("image")({"image": volume[None] if volume.ndim == 3 else volume.movedim(-1, 0)})["image"]
-    return nib.as_closest_canonical(nib.Nifti1Image(volume[0].numpy(), volume.affine.numpy()))
+    return read_volume(path, CheckVolumed("image"))
 
 
 def _like(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:

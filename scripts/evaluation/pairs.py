@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..contrasts import CONTRASTS, contrast_ending, contrast_named
 from ..errors import CaseError
-from ..volumes.find import case_name, volumes_below
+from ..volumes.find import stem_of, volumes_below
 
 _CONTRAST_ENDINGS = tuple(contrast_ending(contrast) for contrast in CONTRASTS)
 # endings that say what kind of image it is, whatever its contrast
@@ -37,7 +37,7 @@ def recorded_contrast(image: Path, kind: str = "target_contrast") -> str | None:
         image: the synthetic image.
         kind: "target_contrast", which is T1 where a record of the main job does not say, or "source_contrast".
     """
-    record = image.with_name(f"{case_name(Path(image.name))}.json")
+    record = image.with_name(f"{stem_of(image)}.json")
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -16,7 +16,7 @@ from ..dicom.series import Series, find_series, series_record
 from ..errors import CaseError
 from ..evaluation.pairs import real_endings
 from ..files import sha256_of_file
-from ..volumes.find import IMAGE_SUFFIXES, case_name
+from ..volumes.find import IMAGE_SUFFIXES, stem_of
 
 SUMMARY_ROWS = ("mean", "std")  # rows of subjects.csv that are no subject
 
@@ -115,7 +115,7 @@ def _named_apart(cases: list[Case]) -> list[Case]:
     counts = Counter(case.name for case in cases)
     for case in cases:
         if counts[case.name] > 1:
-            case.name = case_name(Path(case.synthetic.name))
+            case.name = stem_of(case.synthetic)
     return cases
 
 
@@ -136,7 +136,7 @@ def _evaluated_cases(results_dir: Path) -> list[Case]:
         for key, path in files.items():
             if not path.is_file():
                 raise CaseError(f"The {key} of {row['subject']}, {path}, is not there; evaluate again.")
-        path = files["synthetic"].with_name(f"{case_name(Path(files['synthetic'].name))}.json")
+        path = files["synthetic"].with_name(f"{stem_of(files['synthetic'])}.json")
         record = _read_record(path) if path.is_file() else {}
         cases.append(
             Case(

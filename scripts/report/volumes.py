@@ -11,15 +11,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
-from monai.data import MetaTensor
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from ..errors import CaseError
 from ..evaluation.figures import CASE_FIGURES, brain_figures
 from ..transforms.hounsfield import WindowToHUd
-from ..volumes.load import LoadVolume, file_name
+from ..volumes.load import read_volume
 from .cases import Case
 
 MARGIN_MM = 8.0
@@ -113,16 +111,9 @@ def _shown_images(
 
 
 def _read(path: Path | list[str], window: Any = None) -> nib.Nifti1Image:
-    """A volume in RAS order; `window` is the HU range that its values stand for, if they are not HU."""
-    volume = LoadVolume(image_only=True)(path)
-    volume = WindowToHUd("image", window)({"image": volume})["image"]
-    array = np.asarray(torch.as_tensor(volume).numpy(), dtype=np.float32)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        raise CaseError(f"{file_name(volume)} is not one 3D volume (shape {array.shape}); give one volume.")
-    affine = np.asarray(volume.affine, dtype=np.float64) if isinstance(volume, MetaTensor) else np.eye(4)
-    return nib.as_closest_canonical(nib.Nifti1Image(np.nan_to_num(array), affine))
+    """A volume in RAS order, finite; `window` is the HU range that its values stand for, if they are not HU."""
+    image = read_volume(path, WindowToHUd("image", window))
+    return nib.Nifti1Image(np.nan_to_num(_data(image)), image.affine)
 
 
 def _data(image: nib.Nifti1Image) -> np.ndarray:
