@@ -9,7 +9,6 @@ from .errors import shorten_errors
 
 COMMANDS = {
     "prepare": "scripts.prepare.command:prepare",
-    "compare": "scripts.evaluation.compare:compare",
     "evaluate": "scripts.evaluation.evaluate:evaluate",
     "learning_curves": "scripts.evaluation.curves:learning_curves",
     "report": "scripts.report:report",

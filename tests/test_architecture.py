@@ -66,6 +66,7 @@ ARROWS = {
     "report": {
         "errors",
         "files",
+        "contrasts",
         "evaluation",
         "conditioning",
         "volumes",

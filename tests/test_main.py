@@ -31,13 +31,14 @@ def test_help_lists_every_command_with_a_sentence(scripts):
         assert shown[line + 1].strip() == resolve_name(function).__doc__.splitlines()[0]
 
 
-def test_compare_prints_a_table(scripts, tmp_path):
+def test_evaluate_prints_a_table(scripts, tmp_path):
     volume = np.random.default_rng(0).random((12, 13, 14)) * (np.indices((12, 13, 14)).min(axis=0) > 1)
     for name in ("synthetic", "real"):
         nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
-    ended = scripts("compare", str(tmp_path / "synthetic.nii.gz"), str(tmp_path / "real.nii.gz"))
+    files = [str(tmp_path / f"{name}.nii.gz") for name in ("synthetic", "real")]
+    ended = scripts("evaluate", *files, "--output_dir", str(tmp_path / "eval"))
     assert ended.returncode == 0
-    assert ended.stdout.startswith("| | pearson | psnr | ssim |")
+    assert "| inside the brain | Pearson | PSNR (dB) | SSIM |" in ended.stdout
     assert "\n| synthetic | 1.0000 | " in ended.stdout
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..files import write_whole
 from .figures import digits_of, finite, format_spread, label, markdown_table
 from .significance import PairedTest, paired_test
 from .study import Result
@@ -102,8 +103,8 @@ def write_pair(text: str, content: Mapping, path: str | os.PathLike) -> None:
     """Write Markdown, and JSON beside it under the same name; print the Markdown."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text + "\n", encoding="utf-8")
-    file.with_suffix(".json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(file, text + "\n")
+    write_whole(file.with_suffix(".json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
     print(text)
 
 

@@ -2,20 +2,23 @@
 
 import concurrent.futures
 import multiprocessing
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
 from nibabel.processing import resample_from_to
+from scipy import ndimage
 from tqdm import tqdm
 
 from ..errors import CaseError
 from ..files import write_whole
 from ..transforms.checks import CheckVolumed
-from ..volumes.load import LoadVolumed
-from .compare import pearson
+from ..volumes.load import read_volume
+from .figures import case_rows, pearson, pointwise_figures
 from .pairs import ResultPair, pairs_of_folders, pairs_of_table
 from .results import Evaluation, check_against, comparison, read_subjects, subject_figures, write_results
 
@@ -36,18 +39,22 @@ def evaluate(
     output_dir: str = "eval",
     against: str | None = None,
     workers: int = 1,
+    target_contrast: str | None = None,
+    erode_mm: float = 0.0,
 ) -> None:
     """Measure synthetic MRI, also of other methods, against the real ones: a table by subject and a summary.
 
     Args:
-        synthetic: folder of synthetic volumes, or one file.
+        synthetic: folder of synthetic volumes, or one file, whose table then has the halves as well.
         real: folder of the real ones with the same names, but for endings such as _t1, _target, _synthetic.
         pairs: instead of both, a CSV with the columns subject, synthetic, real, and as you like mask, source.
         masks: folder of brain masks; without, the brain is where the real volume is above 0.
-        source: folder of the sources, noted for the report.
+        source: folder of the sources, or one file; adds what the best map of their single grey levels could reach.
         output_dir: receives subjects.csv, summary.md, cases.csv. Alone with --against: the evaluation to compare.
         against: another evaluation's folder; adds a paired t-test for each figure.
         workers: processes.
+        target_contrast: what the volumes are of, where no JSON beside the synthetic ones tells it; T1 without.
+        erode_mm: how far inside the brain's edge to compare.
     """
     check_against(against, output_dir)
     if pairs is None and synthetic is None and real is None and against is not None:
@@ -56,8 +63,8 @@ def evaluate(
         write_whole(folder / "against.md", text)
         print(text)
         return
-    listed, left_out = _listed(synthetic, real, pairs, masks, source)
-    evaluation = evaluate_pairs(listed, workers)
+    listed, left_out = _listed(synthetic, real, pairs, masks, source, target_contrast)
+    evaluation = evaluate_pairs(listed, workers, erode_mm)
     evaluation.failures = {**left_out, **evaluation.failures}
     if not evaluation.figures:
         raise CaseError(f"No pair could be evaluated; the first: {next(iter(evaluation.failures.items()))}.")
@@ -66,48 +73,83 @@ def evaluate(
 
 
 def _listed(
-    synthetic: str | None, real: str | None, pairs: str | None, masks: str | None, source: str | None
+    synthetic: str | None,
+    real: str | None,
+    pairs: str | None,
+    masks: str | None,
+    source: str | None,
+    target_contrast: str | None,
 ) -> tuple[list[ResultPair], dict[str, str]]:
     if pairs is not None and synthetic is None and real is None:
-        return pairs_of_table(str(pairs))
+        return pairs_of_table(str(pairs), target_contrast)
     if pairs is None and synthetic is not None and real is not None:
-        return pairs_of_folders(str(synthetic), str(real), masks, source)
+        return pairs_of_folders(str(synthetic), str(real), masks, source, target_contrast)
     raise CaseError("Give either --pairs CSV, or --synthetic DIR and --real DIR.")
 
 
-def evaluate_pairs(pairs: list[ResultPair], workers: int = 1) -> Evaluation:
+@dataclass(frozen=True)
+class PairFigures:
+    """What is measured of a pair.
+
+    Attributes:
+        figures: of the synthetic image.
+        pointwise: `pointwise_figures`; empty without a source.
+        rows: `case_rows`; empty where the pair is one of several.
+        notes: what was done to the volumes.
+    """
+
+    figures: dict[str, float]
+    pointwise: dict[str, float]
+    rows: dict[str, dict[str, float]]
+    notes: list[str]
+
+
+def evaluate_pairs(pairs: list[ResultPair], workers: int = 1, erode_mm: float = 0.0) -> Evaluation:
     """Figures of all pairs; one that cannot be compared is noted among the failures, and the rest go on."""
-    evaluation = Evaluation(about={"pairs": f"{len(pairs)} files of each kind"})
+    about = {"pairs": f"{len(pairs)} files of each kind"}
+    if erode_mm:
+        about["inside the brain"] = f"at least {erode_mm:g} mm from its edge"
+    evaluation = Evaluation(about=about, target_contrast=pairs[0].target_contrast)
     with tqdm(total=len(pairs), desc="evaluate", unit="subject", disable=None) as bar:
-        for pair, outcome in zip(pairs, _outcomes(pairs, workers), strict=True):
+        for pair, outcome in zip(pairs, _outcomes(pairs, workers, erode_mm), strict=True):
             if isinstance(outcome, str):
                 evaluation.failures[pair.subject] = outcome
                 tqdm.write(f"{pair.subject} is left out: {outcome}")
             else:
-                evaluation.figures[pair.subject], evaluation.notes[pair.subject] = outcome
-                files = {kind: getattr(pair, kind) for kind in ("synthetic", "real", "source", "mask")}
-                evaluation.cases[pair.subject] = {kind: path for kind, path in files.items() if path is not None}
+                _add(evaluation, pair, outcome)
             bar.update()
     return evaluation
 
 
-def _outcomes(pairs: list[ResultPair], workers: int):
+def _add(evaluation: Evaluation, pair: ResultPair, outcome: PairFigures) -> None:
+    evaluation.figures[pair.subject], evaluation.notes[pair.subject] = outcome.figures, outcome.notes
+    if outcome.pointwise:
+        evaluation.pointwise[pair.subject] = outcome.pointwise
+    evaluation.rows = outcome.rows
+    files = {kind: getattr(pair, kind) for kind in ("synthetic", "real", "source", "mask")}
+    evaluation.cases[pair.subject] = {kind: path for kind, path in files.items() if path is not None}
+
+
+def _outcomes(pairs: list[ResultPair], workers: int, erode_mm: float) -> Iterator[PairFigures | str]:
     """What `_figures_or_reason` gives for each pair, in order."""
+    measure = partial(_figures_or_reason, erode_mm=erode_mm, alone=len(pairs) == 1)
     if workers <= 1 or len(pairs) == 1:
-        yield from map(_figures_or_reason, pairs)
+        yield from map(measure, pairs)
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        yield from pool.map(_figures_or_reason, pairs)
+        yield from pool.map(measure, pairs)
 
 
-def _figures_or_reason(pair: ResultPair) -> tuple[dict[str, float], list[str]] | str:
+def _figures_or_reason(pair: ResultPair, erode_mm: float, alone: bool) -> PairFigures | str:
     try:
-        compared = load_pair(pair)
-        figures = subject_figures(compared.synthetic, compared.real, compared.mask, compared.spacing_mm)
-        return figures, compared.notes
+        compared = load_pair(pair, erode_mm)
+        volumes = compared.synthetic, compared.real, compared.mask, compared.spacing_mm
+        figures = subject_figures(*volumes, pair.target_contrast)
+        pointwise = {} if compared.source is None else pointwise_figures(compared.source, *volumes[1:])
+        return PairFigures(figures, pointwise, case_rows(*volumes, compared.source) if alone else {}, compared.notes)
     except ValueError as error:  # CaseError, and volumes that have no figures
         return str(error)
 
@@ -121,6 +163,7 @@ class ComparedPair:
         mask: (H, W, Z) bool, the brain.
         spacing_mm: voxel size.
         notes: what was done to them.
+        source: (H, W, Z) on the same grid, in its own unit, where there is one.
     """
 
     synthetic: np.ndarray
@@ -128,14 +171,19 @@ class ComparedPair:
     mask: np.ndarray
     spacing_mm: tuple[float, ...]
     notes: list[str]
+    source: np.ndarray | None = None
 
 
-def load_pair(pair: ResultPair) -> ComparedPair:
+def load_pair(pair: ResultPair, erode_mm: float = 0.0) -> ComparedPair:
     """Read a pair, bring the synthetic image to the real one's grid, and both to [0, 1].
+
+    Args:
+        pair: its files.
+        erode_mm: how far inside the brain's edge the mask ends.
 
     Raises:
         CaseError: a file that cannot be read, a brain that cannot be told from the head, values that are negative in
-            the brain, or images that do not show the same place.
+            the brain, images that do not show the same place, or no voxel that far inside the brain.
     """
     real, synthetic = _read(pair.real), _read(pair.synthetic)
     reference = real.get_fdata(dtype=np.float32)
@@ -157,14 +205,29 @@ def load_pair(pair: ResultPair) -> ComparedPair:
     reference = _scaled(reference, mask, "real", pair.real, notes)
     image = _scaled(image, mask, "synthetic", pair.synthetic, notes)
     _check_sides(pair, image, reference, mask)
-    return ComparedPair(image, reference, mask, tuple(map(float, nib.affines.voxel_sizes(real.affine))), notes)
+    spacing = tuple(map(float, nib.affines.voxel_sizes(real.affine)))
+    source = None if pair.source is None else _on_grid(_read(pair.source), real)
+    return ComparedPair(image, reference, _eroded(mask, spacing, erode_mm, pair), spacing, notes, source)
+
+
+def _on_grid(image: nib.Nifti1Image, grid: nib.Nifti1Image) -> np.ndarray:
+    if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-2):
+        image = resample_from_to(image, grid, order=1)
+    return image.get_fdata(dtype=np.float32)
+
+
+def _eroded(mask: np.ndarray, spacing: tuple[float, ...], erode_mm: float, pair: ResultPair) -> np.ndarray:
+    if not erode_mm:
+        return mask
+    mask = ndimage.distance_transform_edt(mask, spacing) > erode_mm
+    if not mask.any():
+        raise CaseError(f"Nothing of {pair.real.name} lies {erode_mm:g} mm inside its brain; lower erode_mm.")
+    return mask
 
 
 def _read(path: Path) -> nib.Nifti1Image:
     """A volume of one channel, checked, axes nearest to R, A, S."""
-    volume = LoadVolumed("image")({"image": str(path)})["image"]
-    volume = CheckVolumed("image")({"image": volume[None] if volume.ndim == 3 else volume.movedim(-1, 0)})["image"]
-    return nib.as_closest_canonical(nib.Nifti1Image(volume[0].numpy(), volume.affine.numpy()))
+    return read_volume(path, CheckVolumed("image"))
 
 
 def _like(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:

@@ -16,11 +16,21 @@ from ignite.engine import Engine, Events
 
 from ..errors import CaseError
 from ..files import write_whole
-from .figures import digits_of, format_spread, label, markdown_table, mean_and_deviation, volume_figures
+from .figures import (
+    LOWPASS_MM,
+    case_table,
+    digits_of,
+    format_spread,
+    label,
+    markdown_table,
+    mean_and_deviation,
+    pointwise_figures,
+    volume_figures,
+)
 from .significance import compare_runs
-from .tissue_dice import tissue_dice
+from .tissue_dice import TISSUES_BY_BRIGHTNESS, tissue_dice
 
-CASE_COLUMNS = ("subject", "synthetic", "real", "source", "mask")
+CASE_COLUMNS = ("subject", "synthetic", "real", "source", "mask", "target_contrast")
 _SUMMARIES = ("mean", "std")  # names of the last rows of subjects.csv, which are no subjects
 _PACKAGES = ("torch", "monai", "numpy", "scipy", "dipy", "nibabel")
 
@@ -35,6 +45,9 @@ class Evaluation:
         notes: subject -> what was done to its volumes.
         failures: subject -> why it was left out.
         about: what was done to all, by name.
+        target_contrast: what the volumes are of.
+        pointwise: subject -> `pointwise_figures`, of those with a source.
+        rows: of a single case, `case_rows`.
     """
 
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -42,13 +55,19 @@ class Evaluation:
     notes: dict[str, list[str]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
+    target_contrast: str = "T1"
+    pointwise: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def subject_figures(
-    image: np.ndarray, reference: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float]
+    image: np.ndarray, reference: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float], target_contrast: str = "T1"
 ) -> dict[str, float]:
     """`volume_figures` and the tissue Dice of one subject, (H, W, Z) in [0, 1] and bool."""
-    return {**volume_figures(image, reference, mask), **tissue_dice(image, reference, mask, spacing_mm)}
+    return {
+        **volume_figures(image, reference, mask, spacing_mm),
+        **tissue_dice(image, reference, mask, spacing_mm, target_contrast),
+    }
 
 
 def write_results(
@@ -67,7 +86,7 @@ def write_results(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _write_subjects(evaluation.figures, folder / "subjects.csv")
-    _write_cases(evaluation.cases, folder)
+    _write_cases(evaluation, folder)
     failures = [{"subject": subject, "reason": reason} for subject, reason in evaluation.failures.items()]
     if failures:
         write_whole(folder / "failures.json", json.dumps(failures, indent=2) + "\n")
@@ -82,31 +101,60 @@ def write_results(
 
 def summary(evaluation: Evaluation) -> str:
     """The Markdown page: figures over the whole volume and inside the brain, then how they came about."""
-    runs = evaluation.figures
-    columns = {name: [row[name] for row in runs.values()] for name in next(iter(runs.values()))}
-    spreads = {name: format_spread(values, digits_of(name)) for name, values in columns.items()}
-    names = dict.fromkeys(name.removesuffix("_brain") for name in columns)
-    # tissues are only looked for inside the brain
-    rows = [
-        [label(n), "" if n.startswith("dice") else spreads.get(n, ""), spreads.get(f"{n}_brain", spreads.get(n, ""))]
-        for n in names
-    ]
+    count = len(evaluation.figures)
+    about = {"target contrast": evaluation.target_contrast, **evaluation.about, "versions": versions()}
     lines = [
-        f"# Evaluation of {len(runs)} subject{'s' if len(runs) != 1 else ''}",
+        f"# Evaluation of {count} subject{'s' if count != 1 else ''}",
         "",
-        markdown_table(["", "whole volume", "inside the brain"], rows),
+        _figures_table(evaluation),
         "",
-        f"Mean ± standard deviation, n = {len(runs)} where no other is told: of the subjects that have the figure "
-        "(too small a brain has no Dice). Data range 1, images clipped to [0, 1]. NRMSE: over the range of the real "
-        "image. SSIM: uniform window of 7 voxels, 3D. I-SSIM: of adjacent axial slices; nearer to the real "
-        "image's is better. Sharpness: gradient energy as a share of the real image's. Dice: both images divided alike "
-        "by a hidden Markov random field.",
+        *([case_table(evaluation.rows), ""] if evaluation.rows else []),
+        _explanation(evaluation),
         "",
-        *(f"- {name}: {value}" for name, value in {**evaluation.about, "versions": versions()}.items()),
+        *(f"- {name}: {value}" for name, value in about.items()),
     ]
     lines += _section("What was done to single subjects", {s: "; ".join(n) for s, n in evaluation.notes.items() if n})
     lines += _section("Left out", evaluation.failures)
     return "\n".join(lines) + "\n"
+
+
+def _figures_table(evaluation: Evaluation) -> str:
+    """A line for each figure; with sources, what their best pointwise map reaches in a column of its own."""
+    spreads = _spreads(evaluation.figures)
+    baselines = {f"{name}_brain": text for name, text in _spreads(evaluation.pointwise).items()}
+    rows = []
+    for name in dict.fromkeys(name.removesuffix("_brain") for name in spreads):
+        # tissues are only looked for inside the brain
+        whole = "" if name.startswith("dice") else spreads.get(name, "")
+        inside = spreads.get(f"{name}_brain", spreads.get(name, ""))
+        rows.append([label(name), whole, inside, *([baselines.get(f"{name}_brain", "")] if baselines else [])])
+    header = ["", "whole volume", "inside the brain", *(["there, pointwise map of the source"] if baselines else [])]
+    return markdown_table(header, rows)
+
+
+def _spreads(figures: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Figure -> mean ± standard deviation over the subjects."""
+    names = next(iter(figures.values()), {})
+    return {name: format_spread([row[name] for row in figures.values()], digits_of(name)) for name in names}
+
+
+def _explanation(evaluation: Evaluation) -> str:
+    contrast = evaluation.target_contrast
+    tissues = "Dice: both images divided alike by a hidden Markov random field."
+    if contrast not in TISSUES_BY_BRIGHTNESS:
+        tissues = f"No Dice: the tissues of {contrast} have no fixed order of brightness."
+    pointwise = (
+        f" Pointwise map ({len(evaluation.pointwise)} with a source): each grey level of the source replaced by the "
+        "mean of the real image there, which is the best that any such map could do."
+    )
+    return (
+        f"Mean ± standard deviation, n = {len(evaluation.figures)} where no other is told: of the subjects that have "
+        "the figure (too small a brain has no Dice). Data range 1, images clipped to [0, 1]. NRMSE: over the range of "
+        "the real image. SSIM: uniform window of 7 voxels, 3D. I-SSIM: of adjacent axial slices; nearer to the real "
+        "image's is better. Sharpness: gradient energy as a share of the real image's. High-pass and low-pass "
+        f"correlation: Pearson, of what is finer and what is coarser than a Gaussian of {LOWPASS_MM:g} mm. "
+        f"{tissues}{pointwise if evaluation.pointwise else ''}"
+    )
 
 
 def _section(title: str, items: Mapping[str, str]) -> list[str]:
@@ -181,17 +229,17 @@ def _write_subjects(figures: Mapping[str, Mapping[str, float]], file: Path) -> N
         writer.writerows([row[0], *(f"{float(value):.6g}" for value in row[1:])] for row in rows)
 
 
-def _write_cases(cases: Mapping[str, Mapping[str, Path]], folder: Path) -> None:
+def _write_cases(evaluation: Evaluation, folder: Path) -> None:
     """Paths relative to the folder; none where the volumes were not kept."""
-    if not cases:
+    if not evaluation.cases:
         (folder / "cases.csv").unlink(missing_ok=True)
         return
     with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         writer.writerow(CASE_COLUMNS)
-        for subject, files in cases.items():
-            paths = [files.get(column) for column in CASE_COLUMNS[1:]]
-            writer.writerow([subject, *("" if p is None else os.path.relpath(p, folder) for p in paths)])
+        for subject, files in evaluation.cases.items():
+            paths = ["" if (p := files.get(c)) is None else os.path.relpath(p, folder) for c in CASE_COLUMNS[1:-1]]
+            writer.writerow([subject, *paths, evaluation.target_contrast])
 
 
 class SubjectResults:
@@ -203,6 +251,7 @@ class SubjectResults:
         save_volumes: whether to keep each subject's volumes as OUTPUT/SUBJECT_{synthetic,real,source,mask}.nii.gz.
         against: see `write_results`.
         about: what was done, told in the summary by name.
+        target_contrast: what the volumes are of.
     """
 
     def __init__(
@@ -212,12 +261,14 @@ class SubjectResults:
         save_volumes: bool = False,
         against: str | os.PathLike | None = None,
         about: Mapping[str, str] | None = None,
+        target_contrast: str = "T1",
     ) -> None:
         self.output_dir = Path(output_dir)
         self.spacing_mm = tuple(spacing_mm)
         self.save_volumes = save_volumes
         self.against = against
         self.about = dict(about or {})
+        self.target_contrast = target_contrast
         self.evaluation = Evaluation()
 
     def attach(self, engine: Engine) -> None:
@@ -227,7 +278,7 @@ class SubjectResults:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def _begin(self, engine: Engine) -> None:
-        self.evaluation = Evaluation(about=self.about)
+        self.evaluation = Evaluation(about=self.about, target_contrast=self.target_contrast)
 
     def _add(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
@@ -240,7 +291,9 @@ class SubjectResults:
                 "mask": mask,
                 "source": np.asarray(item["source"].cpu())[0],
             }
-            self.evaluation.figures[subject] = subject_figures(image, reference, mask > 0, self.spacing_mm)
+            where = mask > 0, self.spacing_mm
+            self.evaluation.figures[subject] = subject_figures(image, reference, *where, self.target_contrast)
+            self.evaluation.pointwise[subject] = pointwise_figures(volumes["source"], reference, *where)
             if self.save_volumes:
                 affine = np.asarray(getattr(item["target"], "affine", np.diag([*self.spacing_mm, 1.0])), dtype=float)
                 self.evaluation.cases[subject] = {k: self._save(subject, k, v, affine) for k, v in volumes.items()}

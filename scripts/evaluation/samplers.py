@@ -13,7 +13,7 @@ FIGURES = ("psnr_brain", "ssim_brain", "nrmse_brain", "pearson_brain", "sharpnes
 PLOTTED = {
     "psnr_brain": "PSNR in the brain (dB)",
     "ssim_brain": "SSIM in the brain",
-    "sharpness_brain": "gradient energy, share of the real T1's",
+    "sharpness_brain": "gradient energy, share of the real image's",
     "seconds": "seconds a volume",
 }
 PAPER_NAMES = {"ancestral": "F1", "implicit": "F2", "mean_path": "F3", "implicit_2": "F4", "mean_path_2": "F5"}

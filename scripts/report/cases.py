@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..contrasts import contrast_ending, contrast_named
 from ..dicom.series import Series, find_series, series_record
 from ..errors import CaseError
+from ..evaluation.pairs import real_endings
 from ..files import sha256_of_file
+from ..volumes.find import IMAGE_SUFFIXES, stem_of
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz")
 SUMMARY_ROWS = ("mean", "std")  # rows of subjects.csv that are no subject
 
 
@@ -23,12 +26,14 @@ class Case:
     """One synthetic image and what belongs to it.
 
     Attributes:
-        name: CASE, or the subject of an evaluation.
+        name: CASE, or the subject of an evaluation; with its contrast where the results are of several.
         synthetic: its file.
         real, source, mask: files, where there are any; the mask is the brain's, and a DICOM source is a list of files.
         record: the JSON that the main job wrote beside it; empty where there is none.
         figures: of the synthetic image against the real one, by name.
         notes: what the page has to say about missing files, one sentence each.
+        target_contrast: what the synthetic image is of.
+        subject: what its real image is named like; the name without its contrast.
     """
 
     name: str
@@ -39,6 +44,8 @@ class Case:
     record: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    target_contrast: str = "T1"
+    subject: str = ""
 
 
 def list_cases(results_dir: Path, source_dirs: Iterable[Path] = (), real: Path | None = None) -> list[Case]:
@@ -64,7 +71,7 @@ def list_cases(results_dir: Path, source_dirs: Iterable[Path] = (), real: Path |
             case.source = _find_source(case, source_dirs, series)
     if not cases:
         raise CaseError(
-            f"{results_dir} holds no case: neither CASE_t1.nii.gz with its CASE_t1.json, nor a cases.csv; "
+            f"{results_dir} holds no case: neither an image CASE_CONTRAST.nii.gz with its JSON, nor a cases.csv; "
             "give the output folder of the main job or of an evaluation."
         )
     if real is not None:
@@ -93,7 +100,22 @@ def _translated_cases(results_dir: Path) -> list[Case]:
     for path in sorted(results_dir.glob("*.json")):
         image = path.with_suffix(".nii.gz")
         if image.is_file():
-            cases.append(Case(path.stem.removesuffix("_t1"), image, record=_read_record(path)))
+            record = _read_record(path)
+            contrast = contrast_named(record.get("target_contrast") or "T1")
+            subject = path.stem.removesuffix(contrast_ending(contrast))
+            cases.append(Case(subject, image, record=record, target_contrast=contrast, subject=subject))
+    return _named_apart(cases)
+
+
+def _named_apart(cases: list[Case]) -> list[Case]:
+    """The cases with names that differ: of several contrasts each bears its own."""
+    if len({case.target_contrast for case in cases}) > 1:
+        for case in cases:
+            case.name = f"{case.name} ({case.target_contrast})"
+    counts = Counter(case.name for case in cases)
+    for case in cases:
+        if counts[case.name] > 1:
+            case.name = stem_of(case.synthetic)
     return cases
 
 
@@ -114,15 +136,16 @@ def _evaluated_cases(results_dir: Path) -> list[Case]:
         for key, path in files.items():
             if not path.is_file():
                 raise CaseError(f"The {key} of {row['subject']}, {path}, is not there; evaluate again.")
-        name = files["synthetic"].name
-        stem = next((name[: -len(s)] for s in SUFFIXES if name.lower().endswith(s)), name)
-        record = files["synthetic"].with_name(f"{stem}.json")
+        path = files["synthetic"].with_name(f"{stem_of(files['synthetic'])}.json")
+        record = _read_record(path) if path.is_file() else {}
         cases.append(
             Case(
                 row["subject"],
                 **files,
-                record=_read_record(record) if record.is_file() else {},
+                record=record,
                 figures=figures.get(row["subject"], {}),
+                target_contrast=contrast_named(row.get("target_contrast") or record.get("target_contrast") or "T1"),
+                subject=row["subject"],
             )
         )
     return cases
@@ -206,9 +229,10 @@ def _find_real(cases: list[Case], real: Path) -> None:
     if not real.is_dir():
         raise CaseError(f"{real} is not there; give the folder of the real images, named like the cases.")
     for case in cases:
-        names = [f"{case.name}{middle}{suffix}" for middle in ("", "_target", "_t1") for suffix in SUFFIXES]
+        endings = (*real_endings(case.target_contrast), "")
+        names = [f"{case.subject}{ending}{suffix}" for ending in endings for suffix in IMAGE_SUFFIXES]
         case.real = next((real / name for name in names if (real / name).is_file()), case.real)
         if case.real is None:
             case.notes.append("There is no real image named like this case.")
     if all(case.real is None for case in cases):
-        raise CaseError(f"{real} has no image named like a case, for example {cases[0].name}.nii.gz; rename them.")
+        raise CaseError(f"{real} has no image named like a case, for example {cases[0].subject}.nii.gz; rename them.")

@@ -29,7 +29,10 @@ HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "docs" / "sample"
 ASSETS = ("templates/report.css", "templates/index.js", "templates/case.js", "niivue/niivue.umd.js", "niivue/LICENSE")
 # figures of the table, in this order; the others stand on the case's page
-COLUMNS = ("psnr", "ssim", "nrmse", "i_ssim", "pearson", "sharpness", "dice_csf", "dice_gm", "dice_wm")
+COLUMNS = (
+    *("psnr", "ssim", "nrmse", "i_ssim", "pearson", "sharpness", "highpass", "lowpass"),
+    *("dice_csf", "dice_gm", "dice_wm"),
+)
 MEASURES = {
     "source_distance": "source: distance from training",
     "synthetic_distance": "synthetic: distance from training",
@@ -60,7 +63,7 @@ def report(
     Args:
         results_dir: output folder of the main job, or of an evaluation.
         dataset_dir: folder (or file) of the sources that the main job was given, to show them beside the results.
-        real: folder of real, skull-stripped T1 named like the cases (CASE.nii.gz), or one file for one case.
+        real: folder of real, skull-stripped images named like the cases (CASE.nii.gz), or one file for one case.
         output: folder to write, RESULTS_DIR/report by default.
     """
     results = Path(str(results_dir)).expanduser()
@@ -68,12 +71,33 @@ def report(
     sources = [SAMPLE] if dataset_dir is None else [Path(str(dataset_dir)).expanduser()]
     cases = list_cases(results, sources, None if real is None else Path(str(real)).expanduser())
     failures = list_failures(results)
+    _write_assets(folder)
+    pages, rows = _write_cases(folder, cases, failures)
+    if not pages:
+        raise CaseError(f"No case of {results} can be shown; the last one: {failures[-1]['reason']}")
+    write_whole(folder / "index.html", _render("index.html", **_index_fields(pages, rows, failures)))
+    _remove_other_cases(folder, {page.file for page in pages})
+    print(f"{len(pages)} of {len(cases)} cases shown; open {(folder / 'index.html').resolve()}")
+
+
+def _write_assets(folder: Path) -> None:
+    """The viewer, scripts and style that all pages share."""
     try:
         (folder / "assets").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CaseError(f"{folder} cannot be written ({error.strerror}); give another folder as output.") from None
     for asset in ASSETS:
         shutil.copyfile(HERE / asset, folder / "assets" / _asset_name(asset))
+
+
+def _write_cases(
+    folder: Path, cases: Sequence[Case], failures: list[dict[str, str]]
+) -> tuple[list[Page], list[dict[str, Any]]]:
+    """Write the cases' pages, each once its follower is known; those that cannot be read join the failures.
+
+    Returns:
+        the pages, without their images, and a row of the table for each.
+    """
     pages, rows = [], []
     for case in tqdm(cases, desc="cases", unit="case"):
         page = _make_page(case, f"case-{len(pages) + 1:03d}.html", failures)
@@ -82,12 +106,9 @@ def report(
                 _write_case(folder, pages, following=page.file)
             pages.append(page)
             rows.append(_row(page))
-    if not pages:
-        raise CaseError(f"No case of {results} can be shown; the last one: {failures[-1]['reason']}")
-    _write_case(folder, pages)
-    write_whole(folder / "index.html", _render("index.html", **_index_fields(pages, rows, failures)))
-    _remove_other_cases(folder, {page.file for page in pages})
-    print(f"{len(pages)} of {len(cases)} cases shown; open {(folder / 'index.html').resolve()}")
+    if pages:
+        _write_case(folder, pages)
+    return pages, rows
 
 
 def _asset_name(asset: str) -> str:

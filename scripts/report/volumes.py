@@ -11,15 +11,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
-from monai.data import MetaTensor
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from ..errors import CaseError
-from ..evaluation.compare import figures
+from ..evaluation.figures import CASE_FIGURES, brain_figures
 from ..transforms.hounsfield import WindowToHUd
-from ..volumes.load import LoadVolume, file_name
+from ..volumes.load import read_volume
 from .cases import Case
 
 MARGIN_MM = 8.0
@@ -81,34 +79,41 @@ def case_volumes(case: Case) -> tuple[list[ShownVolume], dict[str, float]]:
     brain = _brain(case, synthetic)
     synthetic, brain = _crop(synthetic, brain)
     real = None if case.real is None else _scaled(_on_grid(_read(case.real), synthetic), brain, case.real.name)
-    measured = case.figures
-    if real is not None and not measured and min(brain.shape) >= 7:
-        measured = {f"{k}_brain": v for k, v in figures(_data(synthetic), real, brain).items()}
+    return _shown_images(case, synthetic, brain, real), case.figures or _measured(synthetic, brain, real)
+
+
+def _measured(synthetic: nib.Nifti1Image, brain: np.ndarray, real: np.ndarray | None) -> dict[str, float]:
+    """Figures inside the brain, by name with "_brain"; none without a real image or where SSIM's window is too wide."""
+    if real is None or min(brain.shape) < 7:
+        return {}
+    values = brain_figures(_data(synthetic), real, brain, nib.affines.voxel_sizes(synthetic.affine))
+    return {f"{name}_brain": values[name] for name in CASE_FIGURES}
+
+
+def _shown_images(
+    case: Case, synthetic: nib.Nifti1Image, brain: np.ndarray, real: np.ndarray | None
+) -> list[ShownVolume]:
+    """Source, synthetic and real image and their difference, as far as they are there, on the page's grid."""
     grid = _shown_grid(synthetic)
     inside = _data(_on_grid(nib.Nifti1Image(brain.astype(np.float32), synthetic.affine), grid)) > 0.5
     image = _data(_on_grid(synthetic, grid))
     shown = [] if case.source is None else [_shown_source(case, grid, inside)]
-    shown.append(_shown("synthetic", "synthetic T1", image, grid.affine, (0.0, 1.0), (0.0, 1.0)))
+    title = f"synthetic {case.target_contrast}"
+    shown.append(_shown("synthetic", title, image, grid.affine, (0.0, 1.0), (0.0, 1.0)))
     if real is not None:
         reference = _data(_on_grid(nib.Nifti1Image(real, synthetic.affine), grid))
-        shown.append(_shown("real", "real T1", reference, grid.affine, (0.0, 1.0), (0.0, 1.0)))
+        title = f"real {case.target_contrast}"
+        shown.append(_shown("real", title, reference, grid.affine, (0.0, 1.0), (0.0, 1.0)))
         error = np.where(inside, image - reference, 0.0)
         # 127 steps each side, so that no error is a level of its own
         shown.append(_shown("error", "synthetic - real", error, grid.affine, (-1.0, 1.0), (-0.4, 0.4), levels=254))
-    return shown, measured
+    return shown
 
 
 def _read(path: Path | list[str], window: Any = None) -> nib.Nifti1Image:
-    """A volume in RAS order; `window` is the HU range that its values stand for, if they are not HU."""
-    volume = LoadVolume(image_only=True)(path)
-    volume = WindowToHUd("image", window)({"image": volume})["image"]
-    array = np.asarray(torch.as_tensor(volume).numpy(), dtype=np.float32)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        raise CaseError(f"{file_name(volume)} is not one 3D volume (shape {array.shape}); give one volume.")
-    affine = np.asarray(volume.affine, dtype=np.float64) if isinstance(volume, MetaTensor) else np.eye(4)
-    return nib.as_closest_canonical(nib.Nifti1Image(np.nan_to_num(array), affine))
+    """A volume in RAS order, finite; `window` is the HU range that its values stand for, if they are not HU."""
+    image = read_volume(path, WindowToHUd("image", window))
+    return nib.Nifti1Image(np.nan_to_num(_data(image)), image.affine)
 
 
 def _data(image: nib.Nifti1Image) -> np.ndarray:

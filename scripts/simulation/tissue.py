@@ -10,6 +10,8 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_numpy
 from scipy import ndimage
 
+from .hmrf import three_classes
+
 CSF, GREY, WHITE, DEEP_GREY = range(4)
 
 
@@ -98,23 +100,6 @@ def flatten_white_matter(
     result = np.zeros_like(t1)
     result[mask] = flat
     return result
-
-
-def _three_classes(t1: np.ndarray, mask: np.ndarray, beta: float, num_iterations: int) -> np.ndarray:
-    """(3, H, W, Z) partial volume estimates of dark, medium and bright tissue, summing to 1 in the mask."""
-    from dipy.segment.tissue import TissueClassifierHMRF  # heavy import, used in training alone
-
-    top = np.percentile(t1[mask], 99.5)
-    # dipy draws noise from the global generator for voxels of exactly 0; small fixed noise keeps results reproducible
-    background = np.random.default_rng(0).uniform(1e-5, 1e-4, t1.shape)
-    image = np.where(mask, np.clip(t1 / top, 0.005, 1), background)
-    classify = TissueClassifierHMRF(verbose=False).classify
-    estimates = classify(image, 3, beta, tolerance=0, max_iter=num_iterations)[2]
-    estimates = np.nan_to_num(np.moveaxis(estimates, -1, 0)) * mask
-    total = estimates.sum(0)
-    # what dipy calls background inside the mask is fluid
-    estimates[0] += np.where(mask & (total < 1e-3), 1.0, 0.0)
-    return (estimates / np.maximum(estimates.sum(0), 1e-3)).astype(np.float32)
 
 
 def _class_levels(t1: np.ndarray, mask: np.ndarray, classes: np.ndarray) -> list[float]:
@@ -210,7 +195,7 @@ def tissue_fractions(
     t1, mask = np.squeeze(np.asarray(t1, np.float32)), np.squeeze(np.asarray(mask)) > 0
     coordinates = brain_coordinates(mask, spacing_mm)
     flat = flatten_white_matter(t1, mask, coordinates)
-    classes = _three_classes(flat, mask, beta, num_iterations)
+    _, classes = three_classes(flat, mask, beta, num_iterations)
     levels = _class_levels(flat, mask, classes)
     if labels is not None:
         members = [number for s in structures for number in s.labels]

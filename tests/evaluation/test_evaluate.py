@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ from scripts.evaluation.evaluate import evaluate, load_pair
 from scripts.evaluation.metrics import psnr
 from scripts.evaluation.pairs import ResultPair
 from scripts.evaluation.results import read_subjects
+from scripts.report import report
 
 SHAPE = (30, 34, 28)
 AFFINE = np.array([[4.0, 0, 0, -58], [0, 4, 0, -66], [0, 0, 4, -54], [0, 0, 0, 1]])
@@ -224,6 +226,52 @@ def test_an_evaluation_is_not_compared_with_itself(save, tmp_path, itself):
         with pytest.raises(CaseError, match="is this evaluation's own folder"):
             evaluate(*folders, output_dir=str(tmp_path / "eval"), against=str(tmp_path / itself))
     assert read_subjects(tmp_path / "eval") == {"anna": {"psnr": 20.0}}
+
+
+def test_with_sources_a_pointwise_map_stands_beside_the_gain(save, tmp_path):
+    ours, real = folders(save, tmp_path)
+    for seed, name in enumerate(("anna", "bert")):
+        save(f"sources/{name}_ct.nii.gz", 20 + 30 * brain(seed))
+    evaluate(ours, real, source=str(tmp_path / "sources"), output_dir=str(tmp_path / "eval"))
+    text = (tmp_path / "eval" / "summary.md").read_text()
+    assert "| inside the brain | there, pointwise map of the source |" in text
+    cells = next(line for line in text.splitlines() if line.startswith("| Pearson |")).split(" | ")
+    assert float(cells[-1].split()[0]) > 0.99  # a source that tells everything
+    assert "Pointwise map (2 with a source)" in text
+    assert rows_of(tmp_path / "eval" / "subjects.csv")["anna"].keys() >= {"highpass_brain", "lowpass_brain"}
+
+
+def test_t2_to_flair_is_called_what_it_is_from_pairs_to_report(save, tmp_path):
+    """What the main job leaves of a T2 to FLAIR, its real images, a table and a report."""
+    for seed, name in enumerate(("anna", "bert")):
+        real = brain(seed)
+        path = save(f"ours/{name}_t2_flair.nii.gz", 0.95 * real)
+        contrasts = {"source_contrast": "T2", "target_contrast": "FLAIR"}
+        path.with_name(f"{name}_t2_flair.json").write_text(json.dumps({"bundle": "b", **contrasts}))
+        for contrast, image in (("flair", 300 * real), ("t1", 0.9 - real), ("t2", 200 * real[::-1])):
+            save(f"real/{name}_{contrast}.nii.gz", np.where(real > 0, image, 0))
+    out = tmp_path / "eval"
+    evaluate(str(tmp_path / "ours"), str(tmp_path / "real"), output_dir=str(out))
+    text = (out / "summary.md").read_text()
+    assert "- target contrast: FLAIR" in text
+    assert float(rows_of(out / "subjects.csv")["mean"]["pearson_brain"]) > 0.99
+    assert {row["target_contrast"] for row in rows_of(out / "cases.csv").values()} == {"FLAIR"}
+    report(str(out))
+    report(str(tmp_path / "ours"), real=str(tmp_path / "real"), output=str(tmp_path / "pages"))
+    for folder in (out / "report", tmp_path / "pages"):
+        pages = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.html"))]
+        assert all(title in pages[0] for title in ("synthetic FLAIR", "real FLAIR"))
+        text += "".join(re.sub(r'<script type="text/plain".*?</script>|base64,[^"]*', "", page) for page in pages)
+    assert not re.search(r"\bT1\b|_t1\b", text)
+    index = (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert all(f">{name}_t2<" in index for name in ("anna", "bert"))
+
+
+def test_a_contrast_whose_tissues_have_no_order_has_no_dice_and_says_so(save, tmp_path):
+    files = [save(f"{kind}/anna_pd.nii.gz", brain()) for kind in ("ours", "real")]
+    evaluate(*map(str, files), output_dir=str(tmp_path / "eval"), target_contrast="PD")
+    assert not [name for name in rows_of(tmp_path / "eval" / "subjects.csv")["anna"] if "dice" in name]
+    assert "No Dice: the tissues of PD have no fixed order of brightness." in (tmp_path / "eval/summary.md").read_text()
 
 
 @pytest.mark.slow

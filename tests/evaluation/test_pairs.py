@@ -27,7 +27,7 @@ def tree(tmp_path):
 @pytest.mark.parametrize(
     ("name", "subject"),
     [("anna", "anna"), ("anna_t1", "anna"), ("1BA001_ct_t1", "1BA001"), ("1BA001_mr", "1BA001"), ("a_source_t1", "a"),
-     ("a_Synthetic", "a"), ("_t1", "_t1"), ("smart1", "smart1")],
+     ("a_Synthetic", "a"), ("anna_t2_flair", "anna"), ("a_T1ce", "a"), ("_t1", "_t1"), ("smart1", "smart1")],
 )  # fmt: skip
 def test_the_subject_is_what_remains_of_a_name(name, subject):
     assert subject_of(name) == subject
@@ -113,3 +113,59 @@ def test_a_bad_table_is_refused(tmp_path, content, sentence):
         (tmp_path / "pairs.csv").write_text(content)
     with pytest.raises(CaseError, match=sentence):
         pairs_of_table(tmp_path / "pairs.csv")
+
+
+def record(root: Path, *names: str, **content) -> None:
+    for name in names:
+        (root / f"{name}.json").write_text(json.dumps({"bundle": "brain_ct_to_mri", **content}))
+
+
+def test_the_records_say_which_contrast_is_looked_for(tree):
+    root = tree(
+        "ours/anna_t2_flair.nii.gz", "ours/bert_flair.nii.gz", "ours/cleo_flair.nii.gz",
+        "real/anna_flair.nii.gz", "real/anna_t2.nii.gz", "real/anna_t1.nii.gz", "real/anna_target.nii.gz",
+        "real/bert.nii.gz", "real/bert_t2.nii.gz", "real/cleo_t1.nii.gz",
+    )  # fmt: skip
+    contrasts = {"target_contrast": "FLAIR", "source_contrast": "T2"}
+    record(root / "ours", "anna_t2_flair", "bert_flair", "cleo_flair", **contrasts)
+    pairs, left_out = pairs_of_folders(root / "ours", root / "real", source=root / "real")
+    names = {p.subject: (p.synthetic.name, p.real.name, p.target_contrast) for p in pairs}
+    assert names == {
+        "anna": ("anna_t2_flair.nii.gz", "anna_flair.nii.gz", "FLAIR"),
+        "bert": ("bert_flair.nii.gz", "bert.nii.gz", "FLAIR"),
+    }
+    assert [p.source.name for p in pairs] == ["anna_t2.nii.gz", "bert_t2.nii.gz"]
+    # a T1 is no stand-in for the FLAIR
+    assert left_out == {"cleo": "there is no real image of it"}
+
+
+def test_several_contrasts_make_no_common_table_and_one_can_be_chosen(tree):
+    root = tree("ours/anna_t1.nii", "ours/anna_flair.nii", "real/anna_t1.nii", "real/anna_flair.nii")
+    record(root / "ours", "anna_t1")  # of a version that does not say
+    record(root / "ours", "anna_flair", target_contrast="FLAIR")
+    with pytest.raises(CaseError, match=r"are of FLAIR and T1, .* choose one by --target_contrast"):
+        pairs_of_folders(root / "ours", root / "real")
+    for contrast in ("T1", "flair"):
+        pairs, left_out = pairs_of_folders(root / "ours", root / "real", target_contrast=contrast)
+        assert [(p.synthetic.name, p.real.name) for p in pairs] == [(f"anna_{contrast.lower()}.nii",) * 2]
+        assert not left_out
+
+
+def test_without_records_the_contrast_is_given(tree):
+    root = tree("ours/anna_flair.nii", "real/anna_flair.nii")
+    with pytest.raises(CaseError, match=r"of T1 images \(--target_contrast\)"):
+        pairs_of_folders(root / "ours", root / "real")
+    pairs, _ = pairs_of_folders(root / "ours", root / "real", target_contrast="FLAIR")
+    assert [(p.subject, p.target_contrast) for p in pairs] == [("anna", "FLAIR")]
+
+
+def test_rows_of_a_table_tell_their_contrast(tree):
+    root = tree("a.nii", "b.nii")
+    (root / "pairs.csv").write_text(
+        "subject,synthetic,real,target_contrast\nanna,a.nii,r.nii,t2f\nbert,b.nii,r.nii,T1\n"
+    )
+    with pytest.raises(CaseError, match="FLAIR and T1"):
+        pairs_of_table(root / "pairs.csv")
+    pairs, left_out = pairs_of_table(root / "pairs.csv", "FLAIR")
+    assert [(p.subject, p.target_contrast) for p in pairs] == [("anna", "FLAIR")]
+    assert left_out == {"bert": "its synthetic image is of T1, not FLAIR"}

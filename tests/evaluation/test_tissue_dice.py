@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts.evaluation.tissue_dice import tissue_classes, tissue_dice
+from scripts.contrasts import CONTRASTS
+from scripts.evaluation.tissue_dice import TISSUES_BY_BRIGHTNESS, tissue_classes, tissue_dice
 
 SHAPE = (36, 40, 34)
 
@@ -51,3 +52,39 @@ def test_a_brain_too_small_to_divide_has_no_dice(brain):
     mask = np.zeros(SHAPE, dtype=bool)
     mask[10:14, 10:14, 10:14] = True
     assert np.isnan(list(tissue_dice(brain[1], brain[1], mask, (1, 1, 1)).values())).all()
+
+
+LEVELS = {"T1": (0.2, 0.55, 0.9), "T2": (0.9, 0.55, 0.2), "FLAIR": (0.2, 0.9, 0.55)}
+
+
+def as_contrast(brain, contrast: str) -> np.ndarray:
+    """The phantom with the brightness that fluid, grey and white matter have in a contrast."""
+    tissue, _ = brain
+    noise = np.random.default_rng(1).normal(0, 0.03, SHAPE)
+    return np.clip(np.array([0.0, *LEVELS[contrast]])[tissue] + noise, 0.01, 1) * (tissue > 0)
+
+
+@pytest.mark.parametrize("contrast", LEVELS)
+def test_each_contrast_has_its_own_order_and_another_one_is_wrong(brain, contrast):
+    tissue, _ = brain
+    image = as_contrast(brain, contrast)
+    for order in LEVELS:
+        right = (tissue_classes(image, tissue > 0, order) == tissue)[tissue > 0].mean()
+        assert right > 0.97 if order == contrast else right < 0.7
+
+
+def test_dice_is_told_of_the_tissue_that_is_lost(brain):
+    tissue, _ = brain
+    flair = as_contrast(brain, "FLAIR")
+    lost = np.where((tissue == 2) & (np.indices(SHAPE)[0] < SHAPE[0] // 2), 0.2, flair)  # half of the cortex is fluid
+    dice = tissue_dice(lost, flair, tissue > 0, (2, 2, 2), "FLAIR")
+    assert dice["dice_gm"] < 0.8 < 0.95 < dice["dice_wm"]
+    wrong = tissue_dice(lost, flair, tissue > 0, (2, 2, 2), "T1")
+    assert wrong["dice_wm"] < 0.8 < 0.95 < wrong["dice_gm"]
+
+
+def test_a_contrast_without_an_order_has_no_dice(brain):
+    tissue, t1 = brain
+    without = [c for c in CONTRASTS if not tissue_dice(t1, t1, tissue > 0, (2, 2, 2), c)]
+    assert without == ["CT", "PD"]
+    assert {tuple(sorted(order)) for order in TISSUES_BY_BRIGHTNESS.values()} == {("csf", "gm", "wm")}

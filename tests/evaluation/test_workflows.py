@@ -21,6 +21,7 @@ TINY = {
     "network_def#norm_num_groups": 4,
     "network_def#num_head_channels": 8,
     "spacing": [4.0, 4.0, 4.0],
+    "target_contrast": "T1",
     "num_inference_steps": 2,
     "device": "$torch.device('cpu')",
     "dtype": "float32",

@@ -177,6 +177,25 @@ def test_an_evaluation_folder_brings_its_own_figures(results, tmp_path):
     assert len(Page((tmp_path / "report" / "case-001.html").read_text(encoding="utf-8")).volumes) == 4
 
 
+def test_results_of_several_contrasts_are_cases_of_their_own(results, tmp_path):
+    out, _, real = results
+    for contrast in ("T1", "FLAIR"):
+        stem = f"b_{contrast.lower()}"
+        (tmp_path / f"{stem}.nii.gz").write_bytes((out / "b_t1.nii.gz").read_bytes())
+        record = json.loads((out / "b_t1.json").read_text()) | {"target_contrast": contrast}
+        (tmp_path / f"{stem}.json").write_text(json.dumps(record))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "b_flair.nii.gz").write_bytes((real / "b.nii.gz").read_bytes())
+    report(str(tmp_path), real=str(tmp_path / "real"))
+    pages = {n: Page((tmp_path / "report" / f"case-00{n}.html").read_text(encoding="utf-8")) for n in (1, 2)}
+    index = Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+    assert {"b (FLAIR)", "b (T1)"} <= set(index.cells)
+    assert "real FLAIR" in pages[1].text
+    assert "T1" not in pages[1].text.replace("b_t1", "")
+    assert "synthetic T1" in pages[2].text
+    assert "There is no real image named like this case." in pages[2].text
+
+
 def test_a_case_that_cannot_be_read_is_told_and_the_others_are_shown(results, tmp_path):
     out, _, _ = results
     for path in out.iterdir():
