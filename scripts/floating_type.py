@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,12 +40,16 @@ BATCH = (8, 104, 128)
 """Slabs of the main job's call, and their height and width."""
 SMALL = (1, 32, 32)
 LARGE = (1, 104, 128)
-LARGE_OF_HEAVY = (1, 64, 64)
-"""Two calls from which `BATCH` is extrapolated on a CPU; the last where the small one takes `HEAVY`."""
-HEAVY = 0.15  # seconds
-SETTLED = 0.95
-"""A round that lowers no time below this share of what it was is the last."""
-MOST_ROUNDS = 8
+MEDIUM = (1, 64, 64)
+"""Two calls from which `BATCH` is extrapolated on a CPU: the small one, and the large one if there is time for it."""
+LIMIT = 1.0  # seconds
+"""No round of the measurement starts that would end later than this after its beginning."""
+TOO_SLOW = 0.25  # seconds
+"""A network whose small call takes longer is represented by typical layers."""
+SETTLED = 1.05
+"""Times have settled when the two lowest of each call differ by less than this factor."""
+CLEARLY = 1.25
+"""Times that float32 has to be as fast as bfloat16 to be chosen when the times have not settled."""
 
 _in_memory: dict[str, dict[str, Any]] = {}
 
@@ -55,6 +61,7 @@ def compute_dtype(name: str, device: torch.device | str, network: nn.Module | No
         name: "float32", "bfloat16" or "float16", or "auto": bfloat16 where the processor or GPU has it and it is the
             faster one for this network, else float32. That is measured when it is first asked for, and kept in the
             user's cache folder, so that it is the same from run to run; `dtype` set to a type is measured nowhere.
+            On a machine too busy to measure it is bfloat16, unless float32 is clearly faster, for this run only.
         device: where the network runs.
         network: called as `network(x, timesteps, context=style_key, source=y)`; it is neither moved nor changed. None,
             and one that takes other inputs, is represented by layers such as networks of slabs have.
@@ -75,12 +82,14 @@ def compute_dtype(name: str, device: torch.device | str, network: nn.Module | No
         return torch.float32
     chosen, where = _kept_or_measured(device, network)
     faster = f"bfloat16 is {chosen['times_as_fast']:.2f} times as fast as float32 here"
+    if not chosen.get("settled", True):
+        faster = f"the machine is too busy for a reliable measurement, in which {faster}"
     logger.info(f"dtype auto: {chosen['dtype']}; {faster} (kept in {where}).")
     return TYPES[chosen["dtype"]]
 
 
 def type_chosen_by(name: str, device: torch.device | str) -> str:
-    """What `compute_dtype` went by: "setting", "measured", or "processor" where there is no bfloat16 to measure."""
+    """What `compute_dtype` goes by: "setting", "measured", or "processor" where there is no bfloat16 to measure."""
     if name != "auto":
         return "setting"
     return "measured" if _has_bfloat16(torch.device(device)) else "processor"
@@ -94,24 +103,32 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _kept_or_measured(device: torch.device, network: nn.Module | None) -> tuple[dict[str, Any], str]:
-    """The choice, {"dtype", "times_as_fast"}, and where it is kept."""
+    """The choice, {"dtype", "times_as_fast"} and "settled" where it is not, and where it is kept."""
     key, file = _key(device, network), _cache_file()
     chosen = _in_memory.get(key) or _read(file).get(key)
     if chosen is None:
-        seconds = measured_types(device, network)
-        ratio = seconds["float32"] / seconds["bfloat16"]
-        chosen = {"dtype": "bfloat16" if ratio >= MARGIN else "float32", "times_as_fast": round(ratio, 3)}
-        chosen = _keep(file, key, chosen)
+        chosen = _choice(measured_types(device, network))
+        # of several processes on one machine, the first whose times settle decides for all
+        chosen = _keep(file, key, chosen) if chosen.get("settled", True) else _read(file).get(key, chosen)
     _in_memory[key] = chosen
     return chosen, str(file) if key in _read(file) else "memory, until the program ends"
 
 
+def _choice(measured: Mapping[str, float]) -> dict[str, Any]:
+    """The faster type; where the times have not settled, one that hardly depends on them, marked as such."""
+    ratio, spread = measured["float32"] / measured["bfloat16"], measured.get("spread", 1.0)
+    if spread < SETTLED:
+        return {"dtype": "bfloat16" if ratio >= MARGIN else "float32", "times_as_fast": round(ratio, 3)}
+    clearly_slower = ratio * CLEARLY <= 1 and spread < CLEARLY
+    return {"dtype": "float32" if clearly_slower else "bfloat16", "times_as_fast": round(ratio, 3), "settled": False}
+
+
 def _key(device: torch.device, network: nn.Module | None) -> str:
-    """What the choice depends on: processor or GPU, threads, PyTorch, and the network's layers."""
+    """What the choice depends on: processor or GPU, PyTorch, and the network's layers."""
     if device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     else:
-        machine = f"{_processor()}, {torch.get_num_threads()} threads"
+        machine = f"{_processor()}, one thread"
     return f"{machine}, PyTorch {torch.__version__}, network {_digest(repr(network))}"
 
 
@@ -160,17 +177,24 @@ def _keep(file: Path, key: str, chosen: dict[str, Any]) -> dict[str, Any]:
     return kept[key]
 
 
-def measured_types(device: torch.device, network: nn.Module | None, least_rounds: int = 2) -> dict[str, float]:
-    """Seconds of one call of a network with `BATCH` in "float32" and "bfloat16".
+def measured_types(device: torch.device, network: nn.Module | None, least_rounds: int = 3) -> dict[str, float]:
+    """Seconds of one call of a network with `BATCH` in "float32" and "bfloat16", and their "spread".
 
     The types take turns and the least of several times counts: whatever else the machine does makes a call longer,
-    never shorter. On a machine that is busy there are more turns, until the times have settled.
+    never shorter. There are more turns until the times have settled, within about a second. On a CPU it is the
+    processor time of a single thread: several threads wait for one another when another process holds up one of them,
+    and a call of 20 ms was seen to take a second.
 
     Args:
         device: where it is called.
         network: see `compute_dtype`.
-        least_rounds: turns that there are in any case.
+        least_rounds: turns before the times may count as settled.
+
+    Returns:
+        the seconds (on a CPU, those of one thread), and as "spread" the ratio of the two lowest times of a call, the
+        largest of all calls': 1 is perfect, from `SETTLED` the times are not reliable, infinite with a single time.
     """
+    start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):  # the run's random numbers stay what they are
         typical = _TypicalLayers()
     for candidate in (network, typical):
@@ -178,50 +202,89 @@ def measured_types(device: torch.device, network: nn.Module | None, least_rounds
             continue
         try:
             copied = copy.deepcopy(candidate).to(device, memory_format=torch.channels_last).eval()
-            measure = _seconds_of_batch if device.type == "cuda" else _seconds_extrapolated
-            return measure(copied, device, least_rounds)
-        except (RuntimeError, TypeError, ValueError):  # it takes other inputs, or more memory than there is
+            if device.type == "cuda":
+                return _seconds_of_batch(copied, device, least_rounds)
+            with _one_thread():
+                return _seconds_extrapolated(copied, device, least_rounds, start + LIMIT)
+        except (RuntimeError, TypeError, ValueError):  # it takes other inputs, or more time or memory than there is
             logger.debug("the network cannot be tried", exc_info=True)
-    return {"float32": 1.0, "bfloat16": 1.0}
+    return {"float32": 1.0, "bfloat16": 1.0, "spread": math.inf}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _seconds_of_batch(network: nn.Module, device: torch.device, least_rounds: int) -> dict[str, float]:
     """On a GPU: fewer slabs would wait for the next kernel and not for its arithmetic."""
-    return _in_turns(_calls(network, device, BATCH), device, least_rounds)
+    calls = _calls(network, device, BATCH)
+    for call in calls.values():  # a first call loads and chooses its kernels, for seconds
+        _seconds(call, device)
+    times = _in_turns(calls, device, least_rounds, time.perf_counter() + LIMIT)
+    return {name: min(values) for name, values in times.items()} | {"spread": _spread(times)}
 
 
-def _seconds_extrapolated(network: nn.Module, device: torch.device, least_rounds: int) -> dict[str, float]:
-    """On a CPU: what each call takes, whatever its size, and what each pixel takes; the whole would take a second."""
+def _seconds_extrapolated(
+    network: nn.Module, device: torch.device, least_rounds: int, deadline: float
+) -> dict[str, float]:
+    """On a CPU: what each call takes, whatever its size, and what each pixel takes; the whole would take seconds."""
     small = _calls(network, device, SMALL)
-    for call in small.values():
-        call()
-    heavy = _seconds(small["float32"], device) > HEAVY
-    size = LARGE_OF_HEAVY if heavy else LARGE
+    for name, call in small.items():  # a first call chooses its kernels
+        if _seconds(call, device) > TOO_SLOW:
+            raise RuntimeError(f"a call in {name} takes too long to be repeated")
+    size = _size_that_fits(small, deadline, least_rounds)
     large = _calls(network, device, size)
+    for call in large.values():
+        call()
     calls = {("small", name): call for name, call in small.items()} | {("large", n): c for n, c in large.items()}
-    seconds = _in_turns(calls, device, least_rounds)
+    times = _in_turns(calls, device, least_rounds, deadline)
+    seconds = {key: min(values) for key, values in times.items()}
     pixels, fewer, more = (math.prod(shape) for shape in (BATCH, SMALL, size))
     factor = (pixels - fewer) / (more - fewer)
     return {
         name: seconds["small", name] + factor * max(0.0, seconds["large", name] - seconds["small", name])
         for name in small
-    }
+    } | {"spread": _spread(times)}
+
+
+def _size_that_fits(small: Mapping[str, Callable[[], Any]], deadline: float, least_rounds: int) -> tuple[int, int, int]:
+    """`LARGE` if there is time for it by what small calls take now, a call not counted and the small ones included."""
+    start = time.perf_counter()
+    for call in small.values():
+        call()
+    now = time.perf_counter()
+    per_pixel = (now - start) / math.prod(SMALL)
+    needed = per_pixel * (least_rounds + 1) * (math.prod(LARGE) + math.prod(SMALL))
+    return LARGE if now + needed < deadline else MEDIUM
 
 
 def _in_turns(
-    calls: Mapping[Hashable, Callable[[], Any]], device: torch.device, least_rounds: int
-) -> dict[Hashable, float]:
-    """The least seconds of each call, after one that is not counted: a first call may choose its kernels."""
-    for call in calls.values():
-        call()
-    seconds = dict.fromkeys(calls, math.inf)
-    for done in range(1, max(least_rounds, MOST_ROUNDS) + 1):
-        lower = {key: min(seconds[key], _seconds(call, device)) for key, call in calls.items()}
-        settled = all(lower[key] > SETTLED * seconds[key] for key in calls)
-        seconds = lower
-        if settled and done >= least_rounds:
+    calls: Mapping[Hashable, Callable[[], Any]], device: torch.device, least_rounds: int, deadline: float
+) -> dict[Hashable, list[float]]:
+    """Seconds of each call, round by round until they settle, or another round might pass the deadline."""
+    times: dict[Hashable, list[float]] = {key: [] for key in calls}
+    longest = 0.0
+    for done in itertools.count(1):
+        start = time.perf_counter()
+        for key, call in calls.items():
+            times[key].append(_seconds(call, device))
+        now = time.perf_counter()
+        longest = max(longest, now - start)
+        if now + longest > deadline or (done >= least_rounds and _spread(times) < SETTLED):
             break
-    return seconds
+    return times
+
+
+def _spread(times: Mapping[Hashable, list[float]]) -> float:
+    """The second lowest time by the lowest, the largest of all calls'; infinite where there is no second one."""
+    lowest = (sorted(values)[:2] for values in times.values())
+    return max(pair[1] / max(pair[0], 1e-9) if len(pair) == 2 else math.inf for pair in lowest)
 
 
 def _calls(network: nn.Module, device: torch.device, size: tuple[int, int, int]) -> dict[str, Callable[[], Tensor]]:
@@ -239,13 +302,15 @@ def _calls(network: nn.Module, device: torch.device, size: tuple[int, int, int])
 
 
 def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    """Wall time of a call, the GPU's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Wall time of a call on a GPU, its work included; on a CPU the calling thread's time on the processor."""
+    if device.type != "cuda":
+        start = time.thread_time()
+        call()
+        return time.thread_time() - start
+    torch.cuda.synchronize(device)
     start = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from functools import partial
 
 import pytest
@@ -76,10 +77,7 @@ def test_the_choice_stays_when_the_machine_has_other_moods(clock, cache_file, ne
     assert {record.getMessage() for record in caplog.records} == {sentence}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("_processor", lambda: "another processor"), ("torch.get_num_threads", lambda: 77), ("torch.__version__", "9.9")],
-)
+@pytest.mark.parametrize(("name", "value"), [("_processor", lambda: "another processor"), ("torch.__version__", "9.9")])
 def test_another_processor_measures_again_and_both_are_kept(clock, cache_file, monkeypatch, name, value):
     compute_dtype("auto", CPU)
     monkeypatch.setattr(f"scripts.floating_type.{name}", value)
@@ -125,6 +123,42 @@ def test_of_two_processes_the_first_one_counts(clock, cache_file):
     assert kept["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("float32", "spread", "chosen"),
+    [
+        (2.0, 1.2, "bfloat16"),
+        (0.9, 1.2, "bfloat16"),  # no clear gain for float32
+        (0.5, 1.2, "float32"),
+        (0.5, 1.3, "bfloat16"),  # the times differ by more than what would be clear
+        (0.5, math.inf, "bfloat16"),
+    ],
+)
+def test_what_has_not_settled_holds_for_one_run(clock, cache_file, new_process, caplog, float32, spread, chosen):
+    caplog.set_level(logging.INFO)
+    clock.seconds = {"float32": float32, "bfloat16": 1.0, "spread": spread}
+    for _ in range(2):
+        assert compute_dtype("auto", CPU) is getattr(torch, chosen)
+    assert clock.calls == 1
+    assert not cache_file.exists()
+    assert "the machine is too busy for a reliable measurement" in caplog.text
+    assert "(kept in memory, until the program ends)" in caplog.text
+    new_process()
+    clock.seconds = {"float32": 1.0, "bfloat16": 2.0, "spread": 1.01}
+    assert compute_dtype("auto", CPU) is torch.float32
+    assert len(json.loads(cache_file.read_text())) == 1
+
+
+@pytest.mark.parametrize("spread", [1.01, 2.0])
+def test_what_another_process_keeps_during_the_measurement_counts(clock, new_process, monkeypatch, spread):
+    def measured_while_another_keeps(device, network):
+        floating_type._keep(floating_type._cache_file(), key, {"dtype": "float32", "times_as_fast": 0.9})
+        return {"float32": 1.0, "bfloat16": 0.5, "spread": spread}
+
+    key = floating_type._key(CPU, None)
+    monkeypatch.setattr(floating_type, "measured_types", measured_while_another_keeps)
+    assert compute_dtype("auto", CPU) is torch.float32
+
+
 def test_what_is_set_or_emulated_is_not_measured(clock, monkeypatch):
     for name in ("float32", "bfloat16", "float16"):
         assert compute_dtype(name, "cpu") is getattr(torch, name)
@@ -159,36 +193,75 @@ class Sleeper(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("heavy", [False, True])
-def test_what_a_call_takes_is_told_from_what_a_pixel_takes(monkeypatch, heavy):
-    """The batch of the main job is extrapolated; the network's own random numbers and training mode are left."""
-    factor = 100 if heavy else 1
-    seconds = {torch.float32: (0.01 * factor, 4e-6 * factor), torch.bfloat16: (0.012 * factor, 2e-6 * factor)}
+def sleeper_clock(monkeypatch):
     monkeypatch.setattr(Sleeper, "now", 0.0)
-    monkeypatch.setattr("scripts.floating_type.time.perf_counter", lambda: Sleeper.now)
-    network, random_state = Sleeper(seconds).train(), torch.get_rng_state()
+    for clock in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(f"scripts.floating_type.time.{clock}", lambda: Sleeper.now)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2])  # with time for the large call and without
+def test_what_a_call_takes_is_told_from_what_a_pixel_takes(monkeypatch, factor):
+    """The batch of the main job is extrapolated; random numbers, threads and the network's training mode are left."""
+    sleeper_clock(monkeypatch)
+    seconds = {torch.float32: (0.01 * factor, 4e-6 * factor), torch.bfloat16: (0.012 * factor, 2e-6 * factor)}
+    network, random_state, threads = Sleeper(seconds).train(), torch.get_rng_state(), torch.get_num_threads()
     measured = measured_types(CPU, network)
     pixels = 8 * 104 * 128
     assert measured["float32"] == pytest.approx(factor * (0.01 + 4e-6 * pixels))
     assert measured["bfloat16"] == pytest.approx(factor * (0.012 + 2e-6 * pixels))
+    assert measured["spread"] == pytest.approx(1)
     assert network.training
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert Sleeper.now < sum(measured.values())  # less than one batch in each type
+    assert torch.get_num_threads() == threads
+    assert Sleeper.now < floating_type.LIMIT
 
 
-def test_times_are_taken_until_they_settle(monkeypatch):
+def test_a_heavy_network_is_called_once_and_represented_by_typical_layers(monkeypatch):
+    sleeper_clock(monkeypatch)
+    monkeypatch.setattr(
+        floating_type, "_TypicalLayers", lambda: Sleeper({torch.float32: (0, 2e-6), torch.bfloat16: (0, 1e-6)})
+    )
+    measured = measured_types(CPU, Sleeper({torch.float32: (0.4, 0), torch.bfloat16: (0.4, 0)}))
+    assert measured["float32"] / measured["bfloat16"] == pytest.approx(2)
+    assert 0.4 < Sleeper.now < floating_type.LIMIT
+
+
+def test_what_cannot_be_measured_has_not_settled(monkeypatch):
+    monkeypatch.setattr(floating_type, "_seconds_extrapolated", lambda *_: (_ for _ in ()).throw(RuntimeError))
+    assert measured_types(CPU, None)["spread"] == math.inf
+
+
+def in_turns(monkeypatch, durations, limit):
+    """Times of one call whose rounds take the durations, until the limit."""
+    clock = [0.0]
+
+    def seconds(call, device):
+        clock[0] += durations[0]
+        return durations.pop(0)
+
+    monkeypatch.setattr(floating_type, "_seconds", seconds)
+    monkeypatch.setattr("scripts.floating_type.time.perf_counter", lambda: clock[0])
+    return floating_type._in_turns({"call": lambda: None}, CPU, 3, limit)["call"]
+
+
+def test_times_are_taken_until_the_lowest_two_agree(monkeypatch):
     """A disturbance of the first rounds does not count."""
-    durations = iter([1.0, *(9.0, 8.0, 3.0, 2.0, 2.0), *(5.0,) * 9])
-    monkeypatch.setattr(floating_type, "_seconds", lambda call, device: next(durations))
-    next(durations)
-    assert floating_type._in_turns({"call": lambda: None}, CPU, 2) == {"call": 2.0}
-    assert next(durations) == 5.0
+    assert in_turns(monkeypatch, [9.0, 8.0, 3.0, 2.0, 4.0, 2.05, 5.0], math.inf) == [9.0, 8.0, 3.0, 2.0, 4.0, 2.05]
+
+
+def test_no_round_starts_that_would_pass_the_limit(monkeypatch):
+    times = in_turns(monkeypatch, [0.3, 0.4, 0.2, 0.1], 1.2)
+    assert times == [0.3, 0.4, 0.2]
+    assert floating_type._spread({"call": times}) == pytest.approx(1.5)
+    assert in_turns(monkeypatch, [0.8, 0.8], 1.2) == [0.8]
+    assert floating_type._spread({"call": [0.8]}) == math.inf
 
 
 @pytest.mark.parametrize("network", [None, nn.Linear(2, 2), nn.Identity()])
 def test_other_networks_are_represented_by_typical_layers(network):
-    seconds = measured_types(CPU, network)
-    assert all(0 < value < 60 for value in seconds.values())
+    measured = measured_types(CPU, network)
+    assert all(0 < measured[name] < 60 for name in ("float32", "bfloat16"))
+    assert measured["spread"] >= 1
 
 
 @pytest.mark.slow
