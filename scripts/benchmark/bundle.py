@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from ..inferers.bridge import call_network
+from ..inferers import call_network
 from ..weights import load_weights
 
 
@@ -105,7 +105,7 @@ class Bundle:
     def slabs(self, batch_size: int, height: int, width: int) -> dict[str, Any]:
         """A batch for `call_network`: noise of the seed 0 as slabs, the middle timestep, the config's style key."""
         generator = torch.Generator().manual_seed(0)
-        inferer = self.part("inferer")
+        inferer = self.part("inferer").inferer
         shape = (batch_size, inferer.slab_size, height, width)
         sample, source = (torch.randn(shape, generator=generator).to(self.device) for _ in range(2))
         key = inferer.style_key
@@ -119,7 +119,7 @@ class Bundle:
             way: how.
             source: (1, 1, H, W, Z), [0, 1].
         """
-        inferer = copy.copy(self.part("inferer"))
+        inferer = copy.copy(self.part("inferer").inferer)
         inferer.dtype, inferer.progress = way.dtype, False
         slabs = 0
 

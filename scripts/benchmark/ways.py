@@ -26,7 +26,7 @@ def channels_last(bundle: Bundle) -> Way:
 
 def main_job(bundle: Bundle) -> Way:
     """What the main job does: its network, its memory format, its floating type."""
-    dtype = bundle.part("inferer").dtype
+    dtype = bundle.part("inferer").inferer.dtype
     return Way(f"{MAIN_JOB} ({str(dtype).removeprefix('torch.')})", bundle.network, dtype)
 
 

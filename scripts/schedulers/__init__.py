@@ -1,19 +1,19 @@
 """Noise schedules and sampling steps."""
 
-from .brownian_bridge import (
-    BridgePredictionType,
-    BridgeSampler,
-    BridgeSpacing,
-    BrownianBridgeScheduler,
-    NamedChoice,
-    StepCoefficients,
-)
+from .affine import SAMPLERS, AffineScheduler, NamedChoice, Sampler, StepCoefficients, TimestepSpacing, sampler_named
+from .brownian_bridge import BridgePredictionType, BrownianBridgeScheduler
+from .gaussian_diffusion import DiffusionPredictionType, GaussianDiffusionScheduler
 
 __all__ = [
+    "SAMPLERS",
+    "AffineScheduler",
     "BridgePredictionType",
-    "BridgeSampler",
-    "BridgeSpacing",
     "BrownianBridgeScheduler",
+    "DiffusionPredictionType",
+    "GaussianDiffusionScheduler",
     "NamedChoice",
+    "Sampler",
     "StepCoefficients",
+    "TimestepSpacing",
+    "sampler_named",
 ]
