@@ -201,7 +201,7 @@ class BridgeUNet(DiffusionModelUNet):
             source: source slabs, (B, 2N+1, H, W), [-1, 1].
             down_block_additional_residuals: what a ControlNet adds to the skip connections.
             mid_block_additional_residual: what a ControlNet adds to the middle block.
-            presence: which contrasts there are, (B, contrasts); an absent one is background, so that it has no say here.
+            presence: which contrasts there are, (B, contrasts); not used: an absent one is background.
             conditions: further slabs, concatenated after the source in their order.
 
         Returns:
@@ -242,8 +242,8 @@ class BridgeUNet(DiffusionModelUNet):
         if x.shape[1] != target + source + condition:
             more = f", then {condition} of the conditions" if condition else ""
             raise ValueError(
-                f"The network got {x.shape[1]} channels; it takes {target + source + condition}: {target} slices of the "
-                f"target, then {'as many' if source == target else source} of the source{more}."
+                f"The network got {x.shape[1]} channels; it takes {target + source + condition}: {target} slices of "
+                f"the target, then {'as many' if source == target else source} of the source{more}."
             )
         height, width = x.shape[-2:]
         if height % self.size_multiple or width % self.size_multiple:
