@@ -53,6 +53,7 @@ ARROWS = {
     },  # it runs the main job as a user types it
     # tables and pages
     "evaluation": {
+        "schedulers",
         "errors",
         "files",
         "contrasts",

@@ -9,8 +9,9 @@ from monai.engines import SupervisedTrainer
 from torch import nn
 
 from scripts import engines
+from scripts.codec import PixelCodec
 from scripts.errors import CaseError
-from scripts.inferers import BridgeInferer, ISTAInferer, to_network_range
+from scripts.inferers import BridgeInferer, ISTAInferer
 from scripts.losses import BridgeL2Loss, elbo_weights
 from scripts.schedulers import BrownianBridgeScheduler
 from scripts.weights import load_weights
@@ -41,8 +42,8 @@ def test_a_network_that_meets_the_label_knows_the_target(prediction_type):
     inputs, label, args, kwargs = engines.BridgePrepareBatch(inferer)(batch)
     recorder = Recorder()
     inferer(inputs, recorder, *args, **kwargs)
-    (noisy, _, source), x0 = recorder.calls[0], to_network_range(batch["target"])
-    torch.testing.assert_close(source, to_network_range(batch["source"]))
+    (noisy, _, source), x0 = recorder.calls[0], PixelCodec().encode(batch["target"])
+    torch.testing.assert_close(source, PixelCodec().encode(batch["source"]))
     torch.testing.assert_close(label if prediction_type == "sample" else noisy - label, x0, atol=1e-5, rtol=0)
 
 
@@ -90,7 +91,7 @@ def test_one_step_training_shows_the_network_what_one_step_sampling_does():
         ((noisy, timesteps, source),) = recorder.calls
         assert (timesteps == 999).all()
         torch.testing.assert_close(noisy, source, rtol=0, atol=1e-6)
-    torch.testing.assert_close(label, to_network_range(batch["target"]))
+    torch.testing.assert_close(label, PixelCodec().encode(batch["target"]))
 
 
 def test_a_loss_that_weights_by_timestep_gets_the_timesteps():
@@ -98,7 +99,7 @@ def test_a_loss_that_weights_by_timestep_gets_the_timesteps():
     inferer, batch = BridgeInferer(scheduler), make_batch()
     _, label, _, kwargs = engines.BridgePrepareBatch(inferer, label_timesteps=True)(batch)
     weights, prediction = elbo_weights(scheduler.source_weights), torch.zeros_like(batch["target"])
-    errors = (prediction - to_network_range(batch["target"])).square().flatten(1).mean(1)
+    errors = (prediction - PixelCodec().encode(batch["target"])).square().flatten(1).mean(1)
     expected = (weights[kwargs["timesteps"]] * errors).mean()
     torch.testing.assert_close(BridgeL2Loss(weights)(prediction, label), expected.float())
 

@@ -368,7 +368,7 @@ def test_another_contrast_needs_no_hounsfield_units(tmp_path, translate):
         ({"overlap": "some"}, "overlap is some"),
         ({"ct_window": [80, 0]}, "ct_window is"),
         ({"skull_strip": "guess"}, "The skull-strip method 'guess'"),
-        ({"sampler": "mean_path_2", "timestep_spacing": "linear"}, "use spacing lambda"),
+        ({"sampler": "mean_path_2", "timestep_spacing": "linear"}, "use timestep_spacing lambda"),
     ],
 )
 def test_settings_that_cannot_work_end_the_run_before_any_case(tmp_path, translate, overrides, sentence):

@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from ..inferers.bridge import call_network
+from ..inferers import call_network
 from ..weights import load_weights
 
 
@@ -95,7 +95,7 @@ class Bundle:
     def inferer(self) -> Any:
         """The config's inferer, whose floating type may be chosen by what the network takes."""
         _ = self.plain_network
-        return self.part("inferer")
+        return self.part("inferer").inferer  # without what requests may change
 
     @cached_property
     def source(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,28 +50,37 @@ class BridgePrepareBatch:
         """Prepare one batch.
 
         Args:
-            batchdata: "source" and "target", (B, 2N+1, H, W), [0, 1]; "style_key", (B, 3, number of bins).
+            batchdata: "source", (B, C (2N+1), H, W), and "target", (B, 2N+1, H, W), [0, 1]; "style_key",
+                (B, 3, number of bins); the inferer's further channels and "presence", (B, C), where they are.
             device: where to compute.
             non_blocking: whether the copy to the device may overlap.
             kwargs: further arguments of `torch.Tensor.to`.
 
         Returns:
             inputs of the inferer, label of the loss (the target in the prediction's range), no positional arguments,
-            and the inferer's keyword arguments `noise`, `timesteps`, `source`, `context`.
+            and the inferer's keyword arguments `noise`, `timesteps`, `source`, `context`, and conditions by name.
         """
         source, target, style_key = (
             batchdata[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("source", "target", "style_key")
         )
+        conditions = {
+            name: batchdata[name].to(device, non_blocking=non_blocking, **kwargs)
+            for name in (*self.inferer.channels, "presence")
+            if name != "source" and name in batchdata
+        }
         bridge = self._bridge(source, target)
         inputs = bridge.pop("inputs")
-        label = self.inferer.target(target, bridge["noise"], bridge["timesteps"], source)
+        label = self.inferer.target(
+            target, bridge["noise"], bridge["timesteps"], source, presence=conditions.get("presence")
+        )
         if self.label_timesteps:
             label = (label, bridge["timesteps"])
-        return inputs, label, (), {**bridge, "source": source, "context": self._drop_styles(style_key)}
+        return inputs, label, (), {**bridge, "source": source, "context": self._drop_styles(style_key), **conditions}
 
     def _bridge(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The end of the bridge that is not the source, the noise and the timesteps."""
-        return {"inputs": target, "noise": torch.randn_like(target), "timesteps": self._timesteps(target)}
+        noise = torch.randn_like(self.inferer.encode(target))
+        return {"inputs": target, "noise": noise, "timesteps": self._timesteps(target)}
 
     def _timesteps(self, like: Tensor) -> Tensor:
         """(B,) timesteps, uniform over the schedule but for the share at its end."""
@@ -96,22 +105,28 @@ class OneStepPrepareBatch(BridgePrepareBatch):
     def _bridge(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
         last = self.inferer.scheduler.num_train_timesteps - 1
         timesteps = torch.full((len(source),), last, dtype=torch.long, device=source.device)
-        return {"inputs": source, "noise": torch.zeros_like(source), "timesteps": timesteps}
+        return {"inputs": source, "noise": torch.zeros_like(self.inferer.encode(source)), "timesteps": timesteps}
 
 
 def prepare_volumes(
     batchdata: Mapping[str, Tensor],
     device: str | torch.device | None = None,
     non_blocking: bool = False,
+    channels: Sequence[str] = ("source",),
     **kwargs: object,
 ) -> tuple[Tensor, Tensor]:
-    """Batch of whole volumes -> source (B, 1, H, W, Z), and target with mask (B, 2, H, W, Z) as the label.
+    """Batch of whole volumes -> inputs of the inferer, and target with mask (B, 2, H, W, Z) as the label.
 
     Args:
-        batchdata: "source", "target", [0, 1], and "mask", (B, 1, H, W, Z) each.
+        batchdata: "target", [0, 1], and "mask", (B, 1, H, W, Z) each; each of `channels`, (B, its channels, H, W, Z).
         device, non_blocking, kwargs: of `torch.Tensor.to`.
+        channels: names of the inferer's `channels`, in their order.
+
+    Returns:
+        the channels one after another, (B, C, H, W, Z), and the label.
     """
-    source, target, mask = (
-        batchdata[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("source", "target", "mask")
+    *parts, target, mask = (
+        batchdata[key].to(device, non_blocking=non_blocking, **kwargs) for key in (*channels, "target", "mask")
     )
+    source = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return source, torch.cat([target, mask.to(target)], dim=1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..schedulers import sampler_named
 from .ablation import by_row, quality_table, write_pair
 from .study import Result
 
@@ -16,18 +17,17 @@ PLOTTED = {
     "sharpness_brain": "gradient energy, share of the real image's",
     "seconds": "seconds a volume",
 }
-PAPER_NAMES = {"ancestral": "F1", "implicit": "F2", "mean_path": "F3", "implicit_2": "F4", "mean_path_2": "F5"}
 
 
 def sampler_variants(
     curves: Sequence[Sequence[str]], steps: Sequence[int], style_key: str | None = "average"
 ) -> dict[str, dict]:
-    """Row name -> settings of the inferer, for each (sampler, spacing) at each number of steps."""
+    """Row name -> settings of the inferer, for each (sampler, timestep spacing) at each number of steps."""
     return {
-        f"{PAPER_NAMES[sampler]} {sampler}, {spacing}, {number}": {
+        f"{sampler_named(sampler).paper_name} {sampler}, {spacing}, {number}".lstrip(): {
             "style_key": style_key,
             "sampler": sampler,
-            "spacing": spacing,
+            "timestep_spacing": spacing,
             "num_inference_steps": number,
         }
         for sampler, spacing in curves

@@ -204,7 +204,7 @@ def select_items(items: Sequence[Mapping], subjects: Any) -> list[dict]:
 def central_slices(pair: Mapping, number: int | None) -> dict:
     """The pair with the axial slices in the middle of its brain alone; None keeps all.
 
-    The slices at both ends of the piece then lose a neighbour, as those at the end of a volume do.
+    At both ends of the piece the brain is cut: there the inferer repeats the end slice as its neighbour.
     """
     if number is None:
         return dict(pair)

@@ -53,6 +53,8 @@ def export(
     parser = ConfigParser()
     parser.read_config(config_file or str(Path(__file__).resolve().parents[2] / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def").eval()
+    if getattr(network, "slice_channels", (1, 1, 0)) != (1, 1, 0):
+        raise CaseError("Only a network of one contrast and without conditions can be exported.")
     weights_file = Path(weights or parser.get_parsed_content("weights"))
     notes = {"weights": weights_file.name, "weights_sha256": load_weights(network, weights_file)}
     chosen = _FORMATS[format]

@@ -1,6 +1,17 @@
 """How a network is called: once for training, many times for sampling."""
 
-from .bridge import BridgeInferer, to_image_range, to_network_range
-from .ista import CorrectionNorm, ISTAInferer
+from .bridge import BridgeInferer
+from .ista import SETTINGS, CorrectionNorm, ISTAInferer
+from .slab_predictor import SlabInputs, SlabPredictor, call_network
+from .states import Endpoint
 
-__all__ = ["BridgeInferer", "CorrectionNorm", "ISTAInferer", "to_image_range", "to_network_range"]
+__all__ = [
+    "SETTINGS",
+    "BridgeInferer",
+    "CorrectionNorm",
+    "Endpoint",
+    "ISTAInferer",
+    "SlabInputs",
+    "SlabPredictor",
+    "call_network",
+]

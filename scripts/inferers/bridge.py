@@ -1,57 +1,17 @@
-"""The training call of a bridge network, and the one place where images become the network's range."""
+"""The training call of a network of slabs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from ..schedulers import BrownianBridgeScheduler
-
-
-def to_network_range(images: Tensor) -> Tensor:
-    """Images in [0, 1] to the network's [-1, 1]."""
-    return images * 2 - 1
-
-
-def to_image_range(samples: Tensor) -> Tensor:
-    """The network's [-1, 1] back to images in [0, 1]; nothing is clipped."""
-    return (samples + 1) / 2
-
-
-def call_network(
-    network: Callable[..., Tensor],
-    sample: Tensor,
-    timesteps: Tensor | int,
-    source: Tensor,
-    context: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Evaluate a network of slabs in a floating type of its own.
-
-    Args:
-        network: called as `network(x_t, timesteps, context=context, source=y)`.
-        sample: x_t, (n, 2N+1, H, W), [-1, 1].
-        timesteps: (n,) timesteps, or one for all.
-        source: y, same shape, [-1, 1].
-        context: style keys, (n or 1, 3, number of bins), or None for no style.
-        dtype: type of the slabs handed over, None for that of sample; torch.bfloat16 and torch.float16 mean autocast on
-            float32 slabs, channels last.
-
-    Returns:
-        the prediction, shape and type of sample.
-    """
-    half = dtype in (torch.bfloat16, torch.float16)
-    slab_type = torch.float32 if half else dtype or sample.dtype
-    layout = torch.channels_last if half else torch.contiguous_format
-    x, y = (slab.to(dtype=slab_type).contiguous(memory_format=layout) for slab in (sample, source))
-    times = torch.as_tensor(timesteps, device=sample.device).expand(len(sample))
-    keys = None if context is None else context.to(slab_type).expand(len(sample), -1, -1)
-    with torch.autocast(sample.device.type, dtype=dtype if half else None, enabled=half):
-        prediction = network(x, times, context=keys, source=y)
-    return prediction.to(sample.dtype)
+from ..codec import PixelCodec
+from ..schedulers import AffineScheduler
+from .slab_predictor import call_network
+from .states import Endpoint, encode_slabs, endpoint_of
 
 
 class BridgeInferer(Inferer):
@@ -60,12 +20,25 @@ class BridgeInferer(Inferer):
     Args:
         scheduler: gives x_t, and the target of the loss.
         dtype: floating type of the network's call, None for that of the inputs; see `call_network`.
+        codec: makes images the network's states.
+        channels: name -> channels, "source" among them, as the inferer of whole volumes has them.
+        endpoint: what of the source the bridge starts from, see `Endpoint`.
     """
 
-    def __init__(self, scheduler: BrownianBridgeScheduler, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: AffineScheduler,
+        dtype: torch.dtype | None = None,
+        codec: PixelCodec | None = None,
+        channels: Mapping[str, int] | None = None,
+        endpoint: str = Endpoint.FIRST,
+    ) -> None:
         super().__init__()
         self.scheduler = scheduler
         self.dtype = dtype
+        self.codec = codec or PixelCodec()
+        self.channels = dict(channels or {"source": 1})
+        self.endpoint = Endpoint(endpoint)
 
     def __call__(
         self,
@@ -75,24 +48,44 @@ class BridgeInferer(Inferer):
         timesteps: Tensor,
         source: Tensor,
         context: Tensor | None = None,
+        presence: Tensor | None = None,
+        **conditions: Tensor,
     ) -> Tensor:
         """Predict from a noisy slab between target and source.
 
         Args:
-            inputs: target slabs x0, (B, 2N+1, H, W), [0, 1].
-            network: called as `network(x_t, timesteps, context=context, source=y)`.
-            noise: standard normal, shape of inputs.
+            inputs: target slabs x0, (B, K, H, W), [0, 1].
+            network: called as in `call_network`.
+            noise: standard normal, shape of the encoded inputs.
             timesteps: (B,) integer timesteps.
-            source: source slabs y, shape of inputs, [0, 1].
+            source: source slabs, (B, C K, H, W), contrast by contrast, [0, 1].
             context: style keys, (B, 3, number of bins), or None for no style.
+        presence: (B, C), 1 where a volume has the contrast; handed on to the network.
+        conditions: further slabs by name, handed on to the network.
 
         Returns:
-            the network's prediction, shape and type of inputs; compare it with `target` of the same arguments.
+            the network's prediction, shape of the noise and type of inputs; compare it with `target` of the same
+                arguments.
         """
-        y = to_network_range(source)
-        noisy = self.scheduler.add_noise(to_network_range(inputs), noise, timesteps, y)
-        return call_network(network, noisy, timesteps, y, context, self.dtype)
+        states, endpoint = self._states(source, presence)
+        noisy = self.scheduler.add_noise(self.encode(inputs), noise, timesteps, endpoint)
+        if presence is not None:
+            conditions["presence"] = presence
+        return call_network(network, noisy, timesteps, states, context, self.dtype, **conditions)
 
-    def target(self, inputs: Tensor, noise: Tensor, timesteps: Tensor, source: Tensor) -> Tensor:
-        """What the network should have predicted in a call with the same arguments, shape of inputs."""
-        return self.scheduler.target(to_network_range(inputs), noise, timesteps, to_network_range(source))
+    def target(
+        self, inputs: Tensor, noise: Tensor, timesteps: Tensor, source: Tensor, presence: Tensor | None = None
+    ) -> Tensor:
+        """What the network should have predicted in a call with the same arguments, shape of noise."""
+        return self.scheduler.target(self.encode(inputs), noise, timesteps, self._states(source, presence)[1])
+
+    def encode(self, slabs: Tensor) -> Tensor:
+        """Slabs of one contrast, (B, K, H, W), [0, 1], as states (B, c K, H/f, W/f)."""
+        return encode_slabs(slabs, 1, self.codec)
+
+    def _states(self, source: Tensor, presence: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Source slabs as states, and the endpoint among them."""
+        contrasts = self.channels["source"]
+        states = encode_slabs(source, contrasts, self.codec)
+        size = states.shape[1] // contrasts
+        return states, endpoint_of(states, size, self.endpoint, presence)

@@ -1,18 +1,17 @@
 """Inter-slice trajectory alignment (ISTA): a slice-consistent volume from a network of slabs.
 
-Source: CT2MRI (Choo et al., MICCAI 2024), section 2.3. The state is the volume's slices and N virtual background slices
-at each end. At each timestep the network sees every slab of 2N+1 slices; its predictions for one slice are averaged
-(co-prediction), the state makes one step of the sampler, and M corrections along the score follow.
+Source: CT2MRI (Choo et al., MICCAI 2024), section 2.3. The state is the volume's slices and N virtual slices at each
+end: background, or the end slice again where the brain is cut there. At each timestep the network sees every slab of
+2N+1 slices; its predictions for one slice are averaged (co-prediction), the state makes one step of the sampler, and M
+corrections along the score follow.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-import logging
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import count, pairwise
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,22 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 from tqdm import tqdm
 
-from ..devices import batch_that_fits, is_out_of_memory
-from ..schedulers import BridgeSampler, BridgeSpacing, BrownianBridgeScheduler, NamedChoice
-from ..slabs import add_slabs, extract_slabs, pad_slices, slab_centres, slab_weights, slices_to_volume, volume_to_slices
-from .bridge import call_network, to_image_range, to_network_range
+from ..codec import PixelCodec
+from ..schedulers import AffineScheduler, NamedChoice, TimestepSpacing, sampler_named
+from ..slabs import slices_to_volume
+from .slab_predictor import SlabPredictor
+from .states import Endpoint, check_channels, decode_slices, slab_inputs
 
-_BACKGROUND = -1.0  # of the virtual slices, in the network's range
-
-Predictor = Callable[..., Tensor]
-
-logger = logging.getLogger(__name__)
+SETTINGS = (
+    "sampler",
+    "timestep_spacing",
+    "num_inference_steps",
+    "num_corrections",
+    "step_size",
+    "correction_norm",
+    "slab_stride",
+)
+"""Arguments of `ISTAInferer` that say how it samples: they are recorded, and a request may change them."""
 
 
 class CorrectionNorm(NamedChoice):
@@ -59,8 +64,8 @@ class ISTAInferer(Inferer):
         num_corrections: corrections M after each step but the last. The paper's ISTA: 50 steps, M = 1.
         step_size: lambda of the correction; 0.5 in the authors' script, 2.0 in their config.
         correction_norm: see `CorrectionNorm`.
-        sampler: "mean_path", "ancestral", "implicit", "mean_path_2" or "implicit_2", see `BridgeSampler`.
-        spacing: "linear" or "lambda"; second-order samplers need "lambda".
+        sampler: a name in `SAMPLERS`.
+        timestep_spacing: one of the scheduler's `spacings`; second-order samplers need "lambda".
         slab_size: 2N+1 slices, odd.
         slab_stride: slices from one slab's centre to the next, at most slab_size: with k the network sees a k-th of the
             slabs. They move on by one slice from evaluation to evaluation, so that each overlap has its turn, and the
@@ -75,6 +80,11 @@ class ISTAInferer(Inferer):
         start_noise: whether to start from y + sqrt(delta) z instead of y; for the samplers that keep the marginals.
         seed: of all noise. Every volume of a batch gets the same noise, so that it does not depend on its company.
         progress: whether to show a bar over sampling steps.
+        codec: makes images the network's states, and states images.
+        channels: name -> channels of the inputs, in their order; "source" among them, the others are conditions.
+        encoded: names that go through the codec; the others are mean-pooled by its factor.
+        endpoint: what of a source of several contrasts the bridge starts from, see `Endpoint`.
+        noise_correlation: rho of the noise of neighbouring slices, 0 to 1, rho^|i-j| of slices i and j.
 
     Raises:
         ValueError: when an argument is out of range, or a second-order sampler is given the linear grid.
@@ -82,14 +92,14 @@ class ISTAInferer(Inferer):
 
     def __init__(
         self,
-        scheduler: BrownianBridgeScheduler,
+        scheduler: AffineScheduler,
         style_key: np.ndarray | Tensor | None = None,
         num_inference_steps: int = 100,
         num_corrections: int = 0,
         step_size: float = 0.5,
         correction_norm: str = CorrectionNorm.PAPER,
-        sampler: str = BridgeSampler.MEAN_PATH,
-        spacing: str = BridgeSpacing.LINEAR,
+        sampler: str = "mean_path",
+        timestep_spacing: str = TimestepSpacing.LINEAR,
         slab_size: int = 3,
         slab_stride: int = 1,
         batch_size: int | str = 8,
@@ -99,6 +109,11 @@ class ISTAInferer(Inferer):
         start_noise: bool = False,
         seed: int = 0,
         progress: bool = False,
+        codec: PixelCodec | None = None,
+        channels: Mapping[str, int] | None = None,
+        encoded: Sequence[str] = ("source",),
+        endpoint: str = Endpoint.FIRST,
+        noise_correlation: float = 0.0,
     ) -> None:
         super().__init__()
         self.scheduler = scheduler
@@ -107,8 +122,8 @@ class ISTAInferer(Inferer):
         self.num_corrections = num_corrections
         self.step_size = step_size
         self.correction_norm = CorrectionNorm(correction_norm)
-        self.sampler = BridgeSampler(sampler)
-        self.spacing = BridgeSpacing(spacing)
+        self.sampler = sampler
+        self.timestep_spacing = timestep_spacing
         self.slab_size = slab_size
         self.slab_stride = slab_stride
         self.batch_size = batch_size
@@ -118,6 +133,11 @@ class ISTAInferer(Inferer):
         self.start_noise = start_noise
         self.seed = seed
         self.progress = progress
+        self.codec = codec or PixelCodec()
+        self.channels = dict(channels or {"source": 1})
+        self.encoded = tuple(encoded)
+        self.endpoint = Endpoint(endpoint)
+        self.noise_correlation = noise_correlation
         self.batch_size_used: int | None = None
         """Slabs a call at the end of the latest volume; None before the first."""
         self._check()
@@ -140,11 +160,34 @@ class ISTAInferer(Inferer):
                 f"num_corrections is {self.num_corrections} and step_size {self.step_size}; "
                 "the first must be 0 or more, the second a positive number."
             )
-        if self.sampler.second_order and self.spacing != BridgeSpacing.LAMBDA:
-            raise ValueError(f"The sampler {self.sampler} keeps its order on the lambda grid only; use spacing lambda.")
+        if not 0 <= self.noise_correlation <= 1:
+            raise ValueError(f"noise_correlation is {self.noise_correlation}; it must be from 0 to 1.")
+        check_channels(self.channels, self.encoded)
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        sampler = sampler_named(self.sampler)
+        if sampler.second_order and self.timestep_spacing != TimestepSpacing.LAMBDA:
+            raise ValueError(
+                f"The sampler {self.sampler} keeps its order on the lambda grid only; use timestep_spacing lambda."
+            )
+        if sampler.evaluations != 1:
+            raise ValueError(
+                f"The sampler {self.sampler} evaluates the network {sampler.evaluations} times a step; one is possible."
+            )
         # What the scheduler refuses (number of steps, eta), it refuses here and not at the first volume.
         self._timesteps()
         self._draws(1, 0)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that say how it samples, by the names of `SETTINGS`; JSON values."""
+        values = {name: getattr(self, name) for name in SETTINGS}
+        return {name: str(value) if isinstance(value, str) else value for name, value in values.items()}
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the network on each slab, S + M (S - 1)."""
+        return self.num_inference_steps + self.num_corrections * (self.num_inference_steps - 1)
 
     def changed(self, **arguments: Any) -> ISTAInferer:
         """The same inferer with other arguments of the constructor; the two share no state, scheduler included."""
@@ -158,30 +201,37 @@ class ISTAInferer(Inferer):
         """Translate source volumes.
 
         Args:
-            inputs: source volumes, (B, 1, H, W, Z), [0, 1], floating.
-            network: called as `network(x_t, timesteps, context=style keys, source=y)` with (n, 2N+1, H, W) slabs in
-                [-1, 1], (n,) timesteps and (n, 3, number of bins) or no context; returns (n, 2N+1, H, W).
+            inputs: source volumes, (B, C, H, W, Z), [0, 1], floating; C is the sum of `channels`. A contrast of the
+                source that is absent is all zeros.
+            network: called as `network(x_t, timesteps, context=style keys, source=y, **conditions)` with slabs
+                (n, c K, h, w), (n,) timesteps, (n, 3, number of bins) or no context, (n, C c K, h, w), and slabs of the
+                conditions; with several contrasts also `presence`, (n, C). Returns (n, c K, h, w).
             style_key: used instead of the constructor's.
 
         Returns:
-            target volumes, shape and type of inputs, clipped to [0, 1].
+            target volumes, (B, 1, H, W, Z), type of inputs, clipped to [0, 1].
 
         Raises:
-            ValueError: when the inputs are not floating volumes of one channel, or the style key is not
+            ValueError: when the inputs are not floating volumes of these channels, or the style key is not
                 (3, number of bins).
         """
         images = convert_to_tensor(inputs, track_meta=False)
-        if images.ndim != 5 or images.shape[1] != 1 or not images.is_floating_point():
+        count = sum(self.channels.values())
+        if images.ndim != 5 or images.shape[1] != count or not images.is_floating_point():
             raise ValueError(
-                f"The inputs are {images.dtype} of shape {tuple(images.shape)}; give floating volumes (B, 1, H, W, Z)."
+                f"The inputs are {images.dtype} of shape {tuple(images.shape)}; give floating volumes "
+                f"(B, {count}, H, W, Z)."
             )
-        source = pad_slices(to_network_range(volume_to_slices(images)), self.slab_size, _BACKGROUND)
-        context = self._context(self.style_key if style_key is None else style_key, source)
-        predict = partial(self._co_predict, network=network, source=source, context=context, turns=count())
-        self.batch_size_used = None
+        context = self._context(self.style_key if style_key is None else style_key, images)
+        slices = slab_inputs(images, self.slab_size, self.codec, self.channels, self.encoded, self.endpoint, context)
+        predictor = SlabPredictor(
+            *(network, self.scheduler, slices, self.slab_size, self.slab_stride, self.batch_size, self.dtype),
+            co_prediction=self.co_prediction,
+        )
         margin = self.slab_size // 2
-        original = self._sample(source, predict)[:, margin : margin + images.shape[-1]]
-        output = slices_to_volume(to_image_range(original)).clamp_(0, 1)
+        original = self._sample(slices.endpoint, predictor)[:, margin : margin + images.shape[-1]]
+        self.batch_size_used = predictor.batch_size_used
+        output = slices_to_volume(decode_slices(original, self.codec)).clamp_(0, 1)
         return convert_to_dst_type(output, inputs)[0]
 
     @staticmethod
@@ -194,14 +244,13 @@ class ISTAInferer(Inferer):
             raise ValueError(f"The style key has shape {tuple(key.shape)}; give one as (3, number of bins).")
         return key[None]
 
-    def _sample(self, source: Tensor, predict: Predictor) -> Tensor:
-        """Run the sampler from y to x0_hat; slices (B, Z + 2N, H, W) in [-1, 1]."""
+    def _sample(self, source: Tensor, predict: SlabPredictor) -> Tensor:
+        """Run the sampler from the endpoint to x0_hat; slices of states (B, Z + 2N, c, h, w)."""
         generator = torch.Generator().manual_seed(self.seed)
         timesteps = self._timesteps()
-        sample, history = source, None
-        if self.start_noise:
-            std = float(self.scheduler.variances[timesteps[0]]) ** 0.5
-            sample = source + std * self._noise(source, generator)
+        starts_from_noise = self.start_noise or self.scheduler.starts_from_noise
+        noise = self._noise(source, generator) if starts_from_noise else None
+        sample, history = self.scheduler.initial_sample(source, noise), None
         with tqdm(total=len(timesteps), desc="sampling", leave=False, disable=not self.progress) as bar:
             for timestep, previous in pairwise(timesteps):
                 original = predict(sample, timestep)
@@ -209,7 +258,7 @@ class ISTAInferer(Inferer):
                 sample = self.scheduler.step_from_original_sample(
                     original, timestep, previous, sample, source, self.sampler, self.eta, noise, history
                 )
-                history = (timestep, original) if self.sampler.second_order else None
+                history = (timestep, original) if sampler_named(self.sampler).second_order else None
                 for _ in range(self.num_corrections):
                     self._correct(sample, previous, source, predict)
                 bar.update()
@@ -218,79 +267,26 @@ class ISTAInferer(Inferer):
         return original
 
     def _timesteps(self) -> list[int]:
-        self.scheduler.set_timesteps(self.num_inference_steps, self.spacing)
+        self.scheduler.set_timesteps(self.num_inference_steps, self.timestep_spacing)
         return self.scheduler.timesteps.tolist()
 
     def _draws(self, timestep: int, previous_timestep: int) -> bool:
         return self.scheduler.step_coefficients(timestep, previous_timestep, self.sampler, self.eta).noise > 0
 
-    @staticmethod
-    def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Standard normal, the same on every device, in every floating type and for every volume of the batch."""
-        return torch.randn(like.shape[1:], generator=generator).to(like).expand_as(like)
+        noise = torch.randn(like.shape[1:], generator=generator)
+        rho = self.noise_correlation
+        if rho > 0:
+            for z in range(1, len(noise)):
+                noise[z] = rho * noise[z - 1] + (1 - rho**2) ** 0.5 * noise[z]
+        return noise.to(like).expand_as(like)
 
-    def _co_predict(
-        self,
-        sample: Tensor,
-        timestep: int,
-        all_slabs: bool = False,
-        *,
-        network: Callable[..., Tensor],
-        source: Tensor,
-        context: Tensor | None,
-        turns: Iterator[int],
-    ) -> Tensor:
-        """x0_hat of every slice of the state, from all slabs (CP of eq. 4, as x0_hat; eps would average alike)."""
-        average = torch.zeros_like(sample)
-        num_slices = sample.shape[1] - self.slab_size + 1
-        centres = slab_centres(num_slices, 1 if all_slabs else self.slab_stride, next(turns))
-        weights = slab_weights(centres, num_slices, self.slab_size, self.co_prediction).to(sample)
-        for x, y, total in zip(sample, source, average, strict=True):
-            start = 0
-            while start < len(centres):
-                now = slice(start, start + self._batch_size(network, x, y, context, num_slices))
-                slabs, source_slabs = (extract_slabs(a, centres[now], self.slab_size) for a in (x, y))
-                prediction = self._call_or_halve(network, slabs, timestep, source_slabs, context)
-                if prediction is None:
-                    continue
-                original = self.scheduler.predict_original_sample(prediction, timestep, slabs, source_slabs)
-                add_slabs(total, original, weights[now], centres[now])
-                start += len(slabs)
-        return average
-
-    def _batch_size(
-        self, network: Callable[..., Tensor], sample: Tensor, source: Tensor, context: Tensor | None, most: int
-    ) -> int:
-        """Slabs a call, chosen at the first one of a volume."""
-        size = self.batch_size_used or self.batch_size
-        if size == "auto":
-            slab, source_slab = (extract_slabs(a, torch.zeros(1).long(), self.slab_size) for a in (sample, source))
-            call = partial(call_network, network, slab, 0, source_slab, context, self.dtype)
-            size = batch_that_fits(call, sample.device, most)
-        self.batch_size_used = size
-        return size
-
-    def _call_or_halve(
-        self, network: Callable[..., Tensor], slabs: Tensor, timestep: int, source: Tensor, context: Tensor | None
-    ) -> Tensor | None:
-        """The network's prediction, or None where the memory ran out: then the next call takes half as many slabs."""
-        try:
-            return call_network(network, slabs, timestep, source, context, self.dtype)
-        except Exception as error:  # other runtimes have classes of their own
-            if len(slabs) == 1 or not is_out_of_memory(error):
-                raise
-        # after the except clause, so that what the failed call holds is free
-        if slabs.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.batch_size_used = len(slabs) // 2
-        logger.warning(f"The memory ran out with {len(slabs)} slabs a call; going on with {self.batch_size_used}.")
-        return None
-
-    def _correct(self, sample: Tensor, timestep: int, source: Tensor, predict: Predictor) -> None:
+    def _correct(self, sample: Tensor, timestep: int, source: Tensor, predict: SlabPredictor) -> None:
         """One correction along the score (eq. 5), in place; the length is set slice by slice."""
         score = self.scheduler.score_from_original_sample(predict(sample, timestep), timestep, sample, source)
-        norm = torch.linalg.vector_norm(score, dim=(-2, -1), keepdim=True)
-        d = score.shape[-2] * score.shape[-1]
+        norm = torch.linalg.vector_norm(score, dim=(-3, -2, -1), keepdim=True)
+        d = score.shape[-3:].numel()
         factor = d if self.correction_norm == CorrectionNorm.PAPER else d**0.5
         length = self.step_size * float(self.scheduler.transition_variances[timestep]) * factor / norm**2
         # The shorter the score, the longer the step. A score that is only rounding of the state has no direction to go.

@@ -121,6 +121,9 @@ class BridgeUNet(DiffusionModelUNet):
         style_embedding: also add an MLP of the flattened style key to the time embedding.
         resblock_updown: residual blocks that resample, as in the paper, instead of pooling and a convolution.
         use_flash_attention: PyTorch's fused attention; the same function with less memory.
+        target_channels, source_channels, condition_channels: channels of one slice of the state, of the source and of
+            all conditions together.
+        attention_levels: whether each level has attention; None is no level.
 
     Raises:
         ValueError: `channels` that the groups or the heads do not divide.
@@ -139,16 +142,20 @@ class BridgeUNet(DiffusionModelUNet):
         style_embedding: bool = False,
         resblock_updown: bool = True,
         use_flash_attention: bool = True,
+        target_channels: int = 1,
+        source_channels: int = 1,
+        condition_channels: int = 0,
+        attention_levels: Sequence[bool] | None = None,
     ) -> None:
         if channels[-1] % num_head_channels:
             raise ValueError(f"num_head_channels ({num_head_channels}) must divide the last of channels {channels}.")
         super().__init__(
             spatial_dims=2,
-            in_channels=2 * slab_size * space_to_depth**2,
-            out_channels=slab_size * space_to_depth**2,
+            in_channels=(target_channels + source_channels + condition_channels) * slab_size * space_to_depth**2,
+            out_channels=target_channels * slab_size * space_to_depth**2,
             num_res_blocks=num_res_blocks,
             channels=channels,
-            attention_levels=(False,) * len(channels),
+            attention_levels=attention_levels or (False,) * len(channels),
             norm_num_groups=norm_num_groups,
             norm_eps=1e-5,
             resblock_updown=resblock_updown,
@@ -158,6 +165,7 @@ class BridgeUNet(DiffusionModelUNet):
             use_flash_attention=use_flash_attention,
         )
         self.slab_size = slab_size
+        self.slice_channels = (target_channels, source_channels, condition_channels)
         self.style_shape = (num_style_tokens, cross_attention_dim)
         self.size_multiple = space_to_depth * 2 ** (len(channels) - 1)
         """Height and width of a slab must be multiples of this number of pixels."""
@@ -180,6 +188,8 @@ class BridgeUNet(DiffusionModelUNet):
         source: torch.Tensor | None = None,
         down_block_additional_residuals: Sequence[torch.Tensor] | None = None,
         mid_block_additional_residual: torch.Tensor | None = None,
+        presence: torch.Tensor | None = None,
+        **conditions: torch.Tensor,
     ) -> torch.Tensor:
         """One evaluation for a batch of slabs.
 
@@ -191,6 +201,8 @@ class BridgeUNet(DiffusionModelUNet):
             source: source slabs, (B, 2N+1, H, W), [-1, 1].
             down_block_additional_residuals: what a ControlNet adds to the skip connections.
             mid_block_additional_residual: what a ControlNet adds to the middle block.
+            presence: which contrasts there are, (B, contrasts); not used: an absent one is background.
+            conditions: further slabs, concatenated after the source in their order.
 
         Returns:
             The prediction, (B, 2N+1, H, W), of the scheduler's `prediction_type`.
@@ -199,7 +211,7 @@ class BridgeUNet(DiffusionModelUNet):
             ValueError: channels, style tokens or sizes that the network cannot take.
         """
         if source is not None:
-            x = torch.cat([x, source], dim=1)
+            x = torch.cat([x, source, *conditions.values()], dim=1)
         self._check_input(x)
         batch = x.shape[0]
         if timesteps is None:
@@ -221,13 +233,17 @@ class BridgeUNet(DiffusionModelUNet):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles, and with it MONAI's `ckpt_export`."""
+        if self.slice_channels != (1, 1, 0):
+            raise ValueError("Only a network of one contrast and without conditions can be exported.")
         return ScriptableBridgeUNet(self)
 
     def _check_input(self, x: torch.Tensor) -> None:
-        if x.shape[1] != 2 * self.slab_size:
+        target, source, condition = (channels * self.slab_size for channels in self.slice_channels)
+        if x.shape[1] != target + source + condition:
+            more = f", then {condition} of the conditions" if condition else ""
             raise ValueError(
-                f"The network got {x.shape[1]} channels; it takes {2 * self.slab_size}: {self.slab_size} slices of the "
-                "target, then as many of the source."
+                f"The network got {x.shape[1]} channels; it takes {target + source + condition}: {target} slices of "
+                f"the target, then {'as many' if source == target else source} of the source{more}."
             )
         height, width = x.shape[-2:]
         if height % self.size_multiple or width % self.size_multiple:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from .bridge_unet import BridgeUNet
 
 __all__ = ["ScriptableBridgeUNet"]
 
@@ -23,7 +19,7 @@ class ScriptableBridgeUNet(nn.Module):
     The result belongs to the kind of device (CPU, CUDA) that the network is on.
     """
 
-    def __init__(self, network: BridgeUNet) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.num_style_tokens, self.style_token_size = network.style_shape
         device = next(network.parameters()).device

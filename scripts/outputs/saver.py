@@ -76,6 +76,7 @@ class SaveSyntheticd(SaveImaged):
             files (`_t1`, `_flair`) and in the record.
         record: what every volume of this run was made with; goes into the JSON with `target_contrast`, and decides what
             counts as done.
+        sampling: settings of the inferer (`ISTAInferer.settings`); part of the record.
         notes: what else the JSON tells of this run; it does not decide what counts as done.
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
         keep_names: name the folder and the patient of a DICOM source in the JSON, which has its UIDs without it.
@@ -99,6 +100,7 @@ class SaveSyntheticd(SaveImaged):
         source_contrast: str = "CT",
         target_contrast: str = "T1",
         record: Mapping[str, Any] | None = None,
+        sampling: Mapping[str, Any] | None = None,
         notes: Mapping[str, Any] | None = None,
         source_root: Any = None,
         keep_names: bool = False,
@@ -120,7 +122,7 @@ class SaveSyntheticd(SaveImaged):
         self.source_contrast = source_contrast
         self.target_contrast = contrast_named(target_contrast)
         self.suffix = contrast_ending(self.target_contrast)
-        self.record = {**(record or {}), "target_contrast": self.target_contrast}
+        self.record = {**(record or {}), **(sampling or {}), "target_contrast": self.target_contrast}
         self.notes = dict(notes or {})
         root = None if source_root is None else Path(str(source_root)).expanduser()
         self.source_recorder = SourceRecorder(root, keep_names)

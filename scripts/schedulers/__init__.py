@@ -1,22 +1,19 @@
 """Noise schedules and sampling steps."""
 
-from .affine import AffineScheduler, NamedChoice
-from .brownian_bridge import BridgePredictionType, BridgeSpacing, BrownianBridgeScheduler
-from .gaussian_diffusion import DiffusionPredictionType, DiffusionSpacing, GaussianDiffusionScheduler
-from .samplers import SAMPLERS, Node, Sampler, StepCoefficients, sampler_named
+from .affine import SAMPLERS, AffineScheduler, NamedChoice, Sampler, StepCoefficients, TimestepSpacing, sampler_named
+from .brownian_bridge import BridgePredictionType, BrownianBridgeScheduler
+from .gaussian_diffusion import DiffusionPredictionType, GaussianDiffusionScheduler
 
 __all__ = [
     "SAMPLERS",
     "AffineScheduler",
     "BridgePredictionType",
-    "BridgeSpacing",
     "BrownianBridgeScheduler",
     "DiffusionPredictionType",
-    "DiffusionSpacing",
     "GaussianDiffusionScheduler",
     "NamedChoice",
-    "Node",
     "Sampler",
     "StepCoefficients",
+    "TimestepSpacing",
     "sampler_named",
 ]

@@ -8,18 +8,18 @@ Notation, used inside the formulas of this file:
     m_t       `source_weights[t]`, the weight of y at timestep t: linspace(0.001, 0.999, T)
     delta_t   `variances[t]`, 2 s (m_t - m_t^2), with s = `max_variance`
     x_t       (1 - m_t) x0 + m_t y + sqrt(delta_t) eps, eps standard normal
-    t, u, p   the timestep now, the one stepped to (u < t), and the one before now (p > t)
+    t, u      the timestep now, and the one stepped to (u < t)
     lam_t     0.5 ln((1 - m_t) / (2 s m_t)), the half log signal-to-noise ratio
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from .affine import AffineScheduler, NamedChoice
-
-__all__ = ["BridgePredictionType", "BridgeSpacing", "BrownianBridgeScheduler"]
+from .affine import AffineScheduler, NamedChoice, StepCoefficients
 
 # Keeps the unit direction finite where source and target are equal. Only such slices feel it.
 _TINY = 1e-8
@@ -38,18 +38,12 @@ class BridgePredictionType(NamedChoice):
     SAMPLE = "sample"
 
 
-class BridgeSpacing(NamedChoice):
-    """How sampling timesteps are spread: evenly in the index (CT2MRI's public code) or in lam."""
-
-    LINEAR = "linear"
-    LAMBDA = "lambda"
-
-
 class BrownianBridgeScheduler(AffineScheduler):
     """Forward process, training targets and sampling steps of the Brownian bridge from a source to a target image.
 
-    The scheduler keeps no samples. Timesteps are indices 0..num_train_timesteps - 1; index 0 is next to the target
-    (m = 0.001), the last next to the source (m = 0.999). The last two axes of every tensor are one slice (H, W).
+    An `AffineScheduler` with b = 1 - m, a = m and c^2 = delta. Timestep 0 is next to the target (m = 0.001), the last
+    next to the source (m = 0.999). The linear grid is that of CT2MRI's public code. What has a closed form here
+    overrides the general formula: the same to 3e-14, and exact where terms cancel.
 
     Args:
         num_train_timesteps: number of timesteps T, at least 2.
@@ -78,23 +72,6 @@ class BrownianBridgeScheduler(AffineScheduler):
         m = torch.linspace(0.001, 0.999, num_train_timesteps, dtype=torch.float64)
         self._set_weights(1 - m, m, 2 * max_variance * (m - m**2))
 
-    def set_timesteps(self, num_inference_steps: int, spacing: str = BridgeSpacing.LINEAR) -> None:
-        """Set `timesteps`, the descending indices at which a sampler evaluates the network.
-
-        Args:
-            num_inference_steps: number S of evaluations, 1..num_train_timesteps. Duplicates are dropped, so that
-                there may be fewer.
-            spacing: "linear" is the grid of CT2MRI's public code; "lambda" has S - 1 equal intervals in lam, each node
-                at the nearest index.
-
-        Raises:
-            ValueError: when num_inference_steps is out of range or the spacing is unknown.
-        """
-        self._check_steps(num_inference_steps)
-        grid = self._lambda_grid if BridgeSpacing(spacing) == BridgeSpacing.LAMBDA else self._linear_grid
-        self.num_inference_steps = num_inference_steps
-        self.timesteps = torch.unique(grid(num_inference_steps)).flip(0)
-
     def _linear_grid(self, num_steps: int) -> Tensor:
         last = self.num_train_timesteps - 1
         if num_steps <= 2:
@@ -104,7 +81,7 @@ class BrownianBridgeScheduler(AffineScheduler):
 
     def _lambda_grid(self, num_steps: int) -> Tensor:
         m, s = self.source_weights.cpu(), self.max_variance
-        ends = [self.node(-1).log_snr, self.node(0).log_snr]
+        ends = [self.half_log_snr(len(m) - 1), self.half_log_snr(0)]
         lam = torch.linspace(*ends, num_steps, dtype=torch.float64)
         nodes = 1 / (1 + 2 * s * torch.exp(2 * lam))
         return torch.round((nodes - m[0]) / (m[-1] - m[0]) * (len(m) - 1)).long()
@@ -147,6 +124,12 @@ class BrownianBridgeScheduler(AffineScheduler):
         norm = _slice_norm(z)
         return source - z * ((norm - m).clamp(min=0) / ((1 - m) * norm.clamp(min=1e-12)))
 
+    def initial_sample(self, endpoint: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The state at the first of `timesteps`: the endpoint y, or y + sqrt(delta) z with noise."""
+        if noise is None:
+            return endpoint
+        return endpoint + float(self.variances[self.timesteps[0]]) ** 0.5 * noise
+
     def score_from_original_sample(
         self, original_sample: Tensor, timestep: int, sample: Tensor, source: Tensor
     ) -> Tensor:
@@ -155,11 +138,21 @@ class BrownianBridgeScheduler(AffineScheduler):
         # As in eq. 6, in differences of images: they stay accurate where x_t, x0_hat and y agree.
         return (m * (sample - source) + (1 - m) * (sample - original_sample)).div_(-delta)
 
-    def initial_sample(self, endpoint: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The endpoint, with noise endpoint + sqrt(delta_t) z at the first of `timesteps`."""
-        if noise is None:
-            return endpoint
-        return endpoint + float(self.variances[self.timesteps[0]]) ** 0.5 * noise
+    def half_log_snr(self, timestep: int) -> float:
+        """lam_t, in double precision."""
+        m = float(self.source_weights[timestep])
+        return 0.5 * math.log((1 - m) / (2 * self.max_variance * m))
+
+    def fresh_variance(self, timestep: int, previous_timestep: int, eta: float = 1.0) -> float:
+        """2 s eta^2 m_u (1 - m_u / m_t): variance of the noise that a step from t to u draws anew."""
+        m_t, m_u = (float(self.source_weights[i]) for i in (timestep, previous_timestep))
+        return eta**2 * 2 * self.max_variance * m_u * (1 - m_u / m_t)
+
+    def posterior(self, timestep: int, previous_timestep: int) -> StepCoefficients:
+        """Mean and variance of q(x_u | x_t, x0); y cancels (BBDM, eq. 7)."""
+        ratio = float(self.source_weights[previous_timestep]) / float(self.source_weights[timestep])
+        noise = math.sqrt(self.fresh_variance(timestep, previous_timestep))
+        return StepCoefficients(sample=ratio, original=1 - ratio, noise=noise)
 
 
 def _slice_norm(images: Tensor) -> Tensor:

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from torch import Tensor
 
 from ..conditioning.style_key import load_style_keys
 from ..errors import CaseError
-from ..inferers import ISTAInferer
+from ..inferers import SETTINGS, ISTAInferer
 
-__all__ = ["KeepRequestd", "RequestISTAInferer"]
+__all__ = ["KeepRequestd", "RequestInferer"]
 
 _META_KEY = "request"
 _WEIGHTS = "model.pt"  # what MONAI Label loads where nothing else is asked for
@@ -40,14 +41,16 @@ class KeepRequestd(MapTransform):
 
     Args:
         keys: keys of the volumes, MetaTensors.
-        names: settings, arguments of `ISTAInferer`, that are looked for in the dictionary.
+        names: arguments of the inferer that are looked for in the dictionary: its style key and its settings.
         allow_missing_keys: no error where a key is missing.
 
     Raises:
         CaseError: a device that is not there, weights of another task, or a type of result or file that holds no image.
     """
 
-    def __init__(self, keys: KeysCollection, names: Sequence[str], allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, names: Sequence[str] = ("style_key", *SETTINGS), allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.names = tuple(names)
 
@@ -105,25 +108,35 @@ def _extension(name: Any) -> str:
     return name
 
 
-class RequestISTAInferer(ISTAInferer):
-    """`ISTAInferer` with other settings for a volume that came with a request (`KeepRequestd`).
+class RequestInferer(Inferer):
+    """An inferer with other settings for a volume that came with a request (`KeepRequestd`).
 
     Args:
+        inferer: any with `settings()`, `changed(**arguments)`, `evaluations` and `style_key`, such as `ISTAInferer`.
         keys_file: where a style key is looked up by name. A request takes no paths: it would look into other files.
-        max_evaluations: of the network on each slab that a request may ask for, S + M (S - 1); meanwhile a server
-            answers nobody else. The paper's most are 100.
-        arguments: of `ISTAInferer`.
+        max_evaluations: of the network on each slab that a request may ask for; meanwhile a server answers nobody else.
+            The paper's most are 100.
     """
 
-    def __init__(self, keys_file: str | Path, max_evaluations: int = 100, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, inferer: ISTAInferer, keys_file: str | Path, max_evaluations: int = 100) -> None:
+        super().__init__()
+        self.inferer = inferer
         self.keys_file = keys_file
         self.max_evaluations = max_evaluations
+
+    @property
+    def batch_size_used(self) -> int | None:
+        """Slabs a call at the end of the latest volume without a request."""
+        return self.inferer.batch_size_used
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the inferer, which hold without a request."""
+        return self.inferer.settings()
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], style_key: np.ndarray | Tensor | None = None
     ) -> Tensor:
-        """Translate source volumes, as `ISTAInferer` does.
+        """Translate source volumes, as the inferer does.
 
         Raises:
             CaseError: a setting of the request that cannot be.
@@ -133,23 +146,26 @@ class RequestISTAInferer(ISTAInferer):
             network.to(memory_format=torch.channels_last)
         request = inputs.meta.get(_META_KEY) if isinstance(inputs, MetaTensor) else None
         if request is None:
-            return super().__call__(inputs, network, style_key)
-        try:
-            # another inferer, because two requests may be at work at once
-            inferer = self.changed(**self._arguments(request))
-        except ValueError as error:
-            raise CaseError(str(error)) from error
-        self._check_evaluations(inferer)
-        output = inferer(inputs, network, style_key)
+            return self.inferer(inputs, network, style_key)
+        output = self._requested(request)(inputs, network, style_key)
         if not torch.isfinite(output).all():
             raise CaseError(
                 "The result has voxels that are NaN, so long were its corrections; ask for a smaller step_size."
             )
         return output
 
+    def _requested(self, request: Mapping[str, Any]) -> ISTAInferer:
+        """Another inferer with the request's settings, because two requests may be at work at once."""
+        try:
+            inferer = self.inferer.changed(**self._arguments(request))
+        except ValueError as error:
+            raise CaseError(str(error)) from error
+        self._check_evaluations(inferer)
+        return inferer
+
     def _arguments(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of a request as arguments: the style key by its name, numbers that came as text as numbers."""
-        arguments = {name: _number_like(getattr(self, name), value) for name, value in request.items()}
+        arguments = {name: _number_like(getattr(self.inferer, name), value) for name, value in request.items()}
         if "style_key" in arguments:
             arguments["style_key"] = self._style_key(str(arguments["style_key"]))
         return arguments
@@ -161,11 +177,11 @@ class RequestISTAInferer(ISTAInferer):
         return keys[name]
 
     def _check_evaluations(self, inferer: ISTAInferer) -> None:
-        steps, corrections = inferer.num_inference_steps, inferer.num_corrections
-        if steps + corrections * (steps - 1) > self.max_evaluations:
+        if inferer.evaluations > self.max_evaluations:
             raise CaseError(
-                f"num_inference_steps is {steps} and num_corrections {corrections}, which is more than "
-                f"{self.max_evaluations} evaluations of the network for a request; ask for fewer, or run the main job."
+                f"num_inference_steps is {inferer.num_inference_steps} and num_corrections "
+                f"{inferer.num_corrections}, which is more than {self.max_evaluations} evaluations of the network "
+                "for a request; ask for fewer, or run the main job."
             )
 
 

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from scripts.inferers import BridgeInferer, to_image_range, to_network_range
+from scripts.codec import PixelCodec
+from scripts.inferers import BridgeInferer
 from scripts.schedulers import BrownianBridgeScheduler
 
 
 def test_ranges_are_inverse():
     images = torch.tensor([0.0, 0.25, 1.0, 1.5])
-    assert to_network_range(images).tolist() == [-1.0, -0.5, 1.0, 2.0]
-    assert torch.equal(to_image_range(to_network_range(images)), images)
+    assert PixelCodec().encode(images).tolist() == [-1.0, -0.5, 1.0, 2.0]
+    assert torch.equal(PixelCodec().decode(PixelCodec().encode(images)), images)
 
 
 @pytest.mark.parametrize("prediction_type", ["gradient", "unit_gradient", "sample"])
@@ -22,11 +23,11 @@ def test_a_network_that_hits_its_target_knows_the_image(prediction_type):
     target = inferer.target(x0, noise, timesteps, y)
 
     def network(x, timesteps, context=None, source=None):
-        assert torch.equal(source, to_network_range(y))
+        assert torch.equal(source, PixelCodec().encode(y))
         assert torch.equal(context, key)
         for i, t in enumerate(timesteps.tolist()):
             original = inferer.scheduler.predict_original_sample(target[i : i + 1], t, x[i : i + 1], source[i : i + 1])
-            torch.testing.assert_close(to_image_range(original[0]), x0[i], rtol=0, atol=1e-6)
+            torch.testing.assert_close(PixelCodec().decode(original[0]), x0[i], rtol=0, atol=1e-6)
         return target
 
     assert torch.equal(inferer(x0, network, noise, timesteps, y, context=key), target)

@@ -283,3 +283,15 @@ class TestFormats:
         plain.load_state_dict(fused.state_dict())
         batch = slabs(dtype=torch.float64)
         torch.testing.assert_close(fused(**batch), plain(**batch))
+
+
+def test_contrasts_and_conditions_widen_the_first_layer_and_the_last():
+    network = BridgeUNet(
+        **{"slab_size": 3, "channels": (8, 8), "norm_num_groups": 4, "num_head_channels": 8, "num_res_blocks": 1},
+        **{"target_channels": 2, "source_channels": 4, "condition_channels": 1},
+    ).eval()
+    x, source, tissue = torch.rand(2, 6, 8, 8), torch.rand(2, 12, 8, 8), torch.rand(2, 3, 8, 8)
+    prediction = network(x, torch.tensor([1, 2]), source=source, presence=torch.ones(2, 2), tissue=tissue)
+    assert prediction.shape == (2, 6, 8, 8)
+    with pytest.raises(ValueError, match="Only a network of one contrast"):
+        torch.jit.script(network)

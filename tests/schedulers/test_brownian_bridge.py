@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from scripts.schedulers import BridgePredictionType, BridgeSpacing, BrownianBridgeScheduler
+from scripts.schedulers import BridgePredictionType, BrownianBridgeScheduler, TimestepSpacing, sampler_named
 
 SAMPLERS = ("ancestral", "implicit", "mean_path", "implicit_2", "mean_path_2")
 PREDICTION_TYPES = ("gradient", "unit_gradient", "sample")
@@ -252,7 +252,7 @@ def test_gaussian_target_in_five_steps(fine, sampler, expected):
     The maps are affine in x, with noise of known variance, so that nothing is drawn.
     """
     target = GaussianMixture([1.0], [0.7], [0.3])
-    fine.set_timesteps(6, spacing="lambda")
+    fine.set_timesteps(6, timestep_spacing="lambda")
     timesteps = fine.timesteps.tolist()
     assert len(timesteps) == 6
 
@@ -286,7 +286,7 @@ def ancestral_variance(scheduler, timesteps, target) -> float:
 def test_mean_path_is_exact_for_a_gaussian_at_any_step_count(fine, sampler, num_steps):
     target = GaussianMixture([1.0], [0.7], [0.3])
     x = torch.tensor([-1.0, -0.5, 0.4], dtype=torch.float64)
-    fine.set_timesteps(num_steps, spacing="lambda")
+    fine.set_timesteps(num_steps, timestep_spacing="lambda")
     coarse = run(fine, sampler, fine.timesteps.tolist(), x, target.posterior_mean)
     fine.set_timesteps(2)
     at_once = run(fine, sampler, fine.timesteps.tolist(), x, target.posterior_mean)
@@ -365,7 +365,7 @@ def test_linear_grid_is_that_of_the_authors():
 def test_lambda_grid_is_uniform_in_lam():
     scheduler = BrownianBridgeScheduler(max_variance=0.5)
     for num_steps in (2, 5, 20):
-        scheduler.set_timesteps(num_steps, spacing="lambda")
+        scheduler.set_timesteps(num_steps, timestep_spacing="lambda")
         timesteps = scheduler.timesteps
         assert timesteps[0] == 999
         assert timesteps[-1] == 0
@@ -377,9 +377,9 @@ def test_lambda_grid_is_uniform_in_lam():
         wanted = 1 / (1 + torch.exp(2 * nodes))
         nearest = (m[None] - wanted[:, None]).abs().argmin(1).unique().flip(0)
         assert timesteps.tolist() == nearest.tolist()
-    scheduler.set_timesteps(1, spacing="lambda")
+    scheduler.set_timesteps(1, timestep_spacing="lambda")
     assert scheduler.timesteps.tolist() == [999]
-    scheduler.set_timesteps(500, spacing="lambda")
+    scheduler.set_timesteps(500, timestep_spacing="lambda")
     assert len(scheduler.timesteps) < 500
 
 
@@ -428,10 +428,17 @@ def test_tensors_keep_their_floating_type():
 
 
 @pytest.mark.parametrize(
-    ("choice", "names"), [(BridgeSpacing, "linear, lambda"), (BridgePredictionType, "gradient, unit_gradient, sample")]
+    ("choice", "names"),
+    [
+        (sampler_named, "ancestral, implicit, mean_path, implicit_2, mean_path_2"),
+        (TimestepSpacing, "linear, lambda, quadratic"),
+        (BridgePredictionType, "gradient, unit_gradient, sample"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_those_there_are(choice, names):
-    with pytest.raises(ValueError, match=f"'mean_pth' is not a valid {choice.__name__}; use one of {names}\\."):
+    with pytest.raises(
+        ValueError, match=f"'mean_pth' is not a valid {choice.__name__.removesuffix('_named')}; use one of {names}\\."
+    ):
         choice("mean_pth")
 
 

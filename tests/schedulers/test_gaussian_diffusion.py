@@ -13,13 +13,13 @@ MEAN, STD = 0.7, 0.3
 
 def exact_original(scheduler, t: int, x: torch.Tensor) -> torch.Tensor:
     """E[x0 | x_t] of x0 ~ N(0.7, 0.3^2)."""
-    b, _, variance = scheduler.node(t)
+    b, variance = float(scheduler.target_weights[t]), float(scheduler.variances[t])
     return MEAN + b * STD**2 / (b**2 * STD**2 + variance) * (x - b * MEAN)
 
 
 def exact_noise(scheduler, t: int, x: torch.Tensor) -> torch.Tensor:
     """E[eps | x_t] of the same."""
-    b, _, variance = scheduler.node(t)
+    b, variance = float(scheduler.target_weights[t]), float(scheduler.variances[t])
     return (x - b * exact_original(scheduler, t, x)) / variance**0.5
 
 
@@ -117,17 +117,17 @@ def test_grids_are_those_of_fastdpm():
     scheduler.set_timesteps(100, "quadratic")
     assert len(scheduler.timesteps) == 96
     scheduler.set_timesteps(3, "lambda")
-    first, middle, last = (scheduler.node(t).log_snr for t in scheduler.timesteps.tolist())
+    first, middle, last = (scheduler.half_log_snr(t) for t in scheduler.timesteps.tolist())
     assert middle == pytest.approx((first + last) / 2, abs=0.01)
 
 
 def test_what_needs_a_source_or_noise_is_refused_in_a_sentence():
     scheduler = GaussianDiffusionScheduler()
-    with pytest.raises(ValueError, match="mean_path_2 is for bridges alone; use implicit_2"):
+    with pytest.raises(ValueError, match="mean_path_2 steps in the weight of the source"):
         scheduler.step_coefficients(9, 3, "mean_path_2")
-    with pytest.raises(ValueError, match="Diffusion starts from noise; give it"):
+    with pytest.raises(ValueError, match="noise"):
         scheduler.initial_sample(torch.zeros(1))
     with pytest.raises(ValueError, match="num_inference_steps is 0; it must be from 1 to 1000"):
         scheduler.set_timesteps(0)
-    with pytest.raises(ValueError, match="'cosine' is not a valid DiffusionSpacing; use one of linear, lambda"):
+    with pytest.raises(ValueError, match="'cosine' is not a valid timestep_spacing; use one of linear"):
         scheduler.set_timesteps(5, "cosine")

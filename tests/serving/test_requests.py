@@ -8,10 +8,9 @@ from monai.data import MetaTensor
 
 from scripts.conditioning.style_key import compute_style_key, resolve_style_key, save_style_keys
 from scripts.errors import CaseError
+from scripts.inferers import ISTAInferer
 from scripts.schedulers import BrownianBridgeScheduler
-from scripts.serving.requests import KeepRequestd, RequestISTAInferer
-
-NAMES = ("style_key", "num_inference_steps", "num_corrections", "step_size", "sampler")
+from scripts.serving.requests import KeepRequestd, RequestInferer
 
 
 @pytest.fixture
@@ -24,9 +23,8 @@ def keys_file(tmp_path):
 @pytest.fixture
 def inferer(keys_file):
     key = np.zeros((3, 128), np.float32)
-    return RequestISTAInferer(
-        keys_file, scheduler=BrownianBridgeScheduler(), style_key=key, num_inference_steps=4, sampler="implicit"
-    )
+    inferer = ISTAInferer(BrownianBridgeScheduler(), key, num_inference_steps=4, sampler="implicit")
+    return RequestInferer(inferer, keys_file)
 
 
 class Spy(torch.nn.Module):
@@ -43,7 +41,7 @@ class Spy(torch.nn.Module):
 
 def volume(**request):
     image = MetaTensor(torch.rand(1, 6, 6, 4, generator=torch.Generator().manual_seed(0)))
-    return KeepRequestd("image", NAMES)({"image": image, **request})["image"][None]
+    return KeepRequestd("image")({"image": image, **request})["image"][None]
 
 
 def styles(inferer, inputs):
@@ -61,7 +59,7 @@ def test_a_request_holds_for_its_volume_alone(inferer, keys_file):
     torch.testing.assert_close(asked[0], torch.from_numpy(wanted))
     assert (before[0] == 0).all()
     assert len(styles(inferer, volume())) == 4
-    assert inferer.scheduler.timesteps.numel() == 4
+    assert inferer.inferer.scheduler.timesteps.numel() == 4
 
 
 def test_a_choice_that_nobody_made_is_its_first(inferer):
@@ -111,7 +109,10 @@ def test_a_request_is_short_and_the_main_job_as_long_as_it_likes(inferer):
         inferer(volume(num_inference_steps=101), Spy())
     with pytest.raises(CaseError, match="num_corrections 1000000000"):
         inferer(volume(num_corrections=10**9), Spy())
-    assert len(styles(inferer.changed(num_inference_steps=101), volume())) == 101
+    assert (
+        len(styles(RequestInferer(inferer.inferer.changed(num_inference_steps=101), inferer.keys_file), volume()))
+        == 101
+    )
 
 
 def test_a_network_in_any_layout_gets_that_of_the_main_job(inferer):
@@ -142,4 +143,4 @@ def test_a_result_is_nifti_unless_asked_otherwise():
         ({"result_extension": ""}, ".nii.gz"),
         ({"result_extension": ".nrrd"}, ".nrrd"),
     ):
-        assert KeepRequestd("image", NAMES)({"image": image, **asked})["result_extension"] == given
+        assert KeepRequestd("image")({"image": image, **asked})["result_extension"] == given

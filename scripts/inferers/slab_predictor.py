@@ -1,0 +1,176 @@
+"""A network's predictions for slabs become one prediction for every slice, in as many calls as the memory needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..devices import batch_that_fits, is_out_of_memory
+from ..schedulers import AffineScheduler
+from ..slabs import add_slabs, extract_slabs, slab_centres, slab_weights
+
+logger = logging.getLogger(__name__)
+
+
+def call_network(
+    network: Callable[..., Tensor],
+    sample: Tensor,
+    timesteps: Tensor | int,
+    source: Tensor,
+    context: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    **conditions: Tensor,
+) -> Tensor:
+    """Evaluate a network of slabs in a floating type of its own.
+
+    Args:
+        network: called as `network(x_t, timesteps, context=context, source=y, **conditions)`.
+        sample: x_t, (n, c (2N+1), H, W), in the codec's range.
+        timesteps: (n,) timesteps, or one for all.
+        source: source slabs, (n, C c (2N+1), H, W), in the codec's range.
+        context: style keys, (n or 1, 3, number of bins), or None for no style.
+        dtype: type of the slabs handed over, None for that of sample; torch.bfloat16 and torch.float16 mean autocast on
+            float32 slabs, channels last.
+        conditions: further tensors of n slabs, by name.
+
+    Returns:
+        the prediction, shape and type of sample.
+    """
+    half = dtype in (torch.bfloat16, torch.float16)
+    slab_type = torch.float32 if half else dtype or sample.dtype
+    layout = torch.channels_last if half else torch.contiguous_format
+    x, y = (slab.to(dtype=slab_type).contiguous(memory_format=layout) for slab in (sample, source))
+    times = torch.as_tensor(timesteps, device=sample.device).expand(len(sample))
+    more = {name: value.to(slab_type) for name, value in conditions.items()}
+    keys = None if context is None else context.to(slab_type).expand(len(sample), -1, -1)
+    with torch.autocast(sample.device.type, dtype=dtype if half else None, enabled=half):
+        prediction = network(x, times, context=keys, source=y, **more)
+    return prediction.to(sample.dtype)
+
+
+class SlabInputs(NamedTuple):
+    """What a network is given beside the state, for volumes of Z + 2N slices.
+
+    Attributes:
+        source: (B, Z + 2N, C c, h, w), in the codec's range.
+        endpoint: where the bridge starts, (B, Z + 2N, c, h, w).
+        context: style key, (1, 3, number of bins), or None.
+        conditions: name -> (B, Z + 2N, channels, h, w), cut into slabs as the source is.
+        presence: (B, C), 1 where a volume has the contrast, or None for a source of one.
+    """
+
+    source: Tensor
+    endpoint: Tensor
+    context: Tensor | None = None
+    conditions: Mapping[str, Tensor] = {}
+    presence: Tensor | None = None
+
+    def slabs(self, volume: int, centres: Tensor, slab_size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Slabs of a volume: of the source, of the endpoint, and of the conditions by name."""
+        cut = partial(extract_slabs, centres=centres, slab_size=slab_size)
+        conditions = {name: cut(slices[volume]) for name, slices in self.conditions.items()}
+        if self.presence is not None:
+            conditions["presence"] = self.presence[volume].expand(len(centres), -1)
+        source = cut(self.source[volume])
+        return source, source if self.endpoint is self.source else cut(self.endpoint[volume]), conditions
+
+
+class SlabPredictor:
+    """x0_hat of every slice of the state: the average over the slabs that hold it (CT2MRI's co-prediction, eq. 4).
+
+    Args:
+        network: called as in `call_network`.
+        scheduler: knows what the network's prediction stands for.
+        inputs: what the network is given beside the state.
+        slab_size: 2N+1.
+        slab_stride: see `ISTAInferer`; the slabs move on by one slice from call to call.
+        batch_size: slabs in one call of the network, or "auto".
+        dtype: floating type of the network's call.
+        co_prediction: whether a slice is averaged over all slabs that hold it.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        scheduler: AffineScheduler,
+        inputs: SlabInputs,
+        slab_size: int,
+        slab_stride: int = 1,
+        batch_size: int | str = "auto",
+        dtype: torch.dtype | None = None,
+        co_prediction: bool = True,
+    ) -> None:
+        self.network = network
+        self.scheduler = scheduler
+        self.inputs = inputs
+        self.slab_size = slab_size
+        self.slab_stride = slab_stride
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.co_prediction = co_prediction
+        self.turn = 0
+        self.batch_size_used: int | None = None
+        """Slabs a call, after the first one."""
+
+    def __call__(self, sample: Tensor, timestep: int, all_slabs: bool = False) -> Tensor:
+        """x0_hat of every slice, (B, Z + 2N, c, h, w) as the state; `all_slabs` leaves none out, whatever the stride.
+
+        Where a call finds too little memory, it is made again with half as many slabs.
+        """
+        average = torch.zeros_like(sample)
+        num_slices = sample.shape[1] - self.slab_size + 1
+        centres = slab_centres(num_slices, 1 if all_slabs else self.slab_stride, self.turn)
+        self.turn += 1
+        weights = slab_weights(centres, num_slices, self.slab_size, self.co_prediction).to(sample)
+        for volume, total in enumerate(average):
+            start = 0
+            while start < len(centres):
+                now = slice(start, start + self._batch_size(sample, volume, num_slices))
+                original = self._original(sample[volume], volume, timestep, centres[now])
+                if original is None:
+                    continue
+                add_slabs(total, original, weights[now], centres[now])
+                start += len(original)
+        return average
+
+    def _original(self, sample: Tensor, volume: int, timestep: int, centres: Tensor) -> Tensor | None:
+        """x0_hat of some slabs of a volume, or None where the memory ran out."""
+        slabs = extract_slabs(sample, centres, self.slab_size)
+        source, endpoint, conditions = self.inputs.slabs(volume, centres, self.slab_size)
+        prediction = self._call_or_halve(slabs, timestep, source, conditions)
+        if prediction is None:
+            return None
+        return self.scheduler.predict_original_sample(prediction, timestep, slabs, endpoint)
+
+    def _batch_size(self, sample: Tensor, volume: int, most: int) -> int:
+        """Slabs a call, chosen at the first one."""
+        size = self.batch_size_used or self.batch_size
+        if size == "auto":
+            first = torch.zeros(1).long()
+            slab = extract_slabs(sample[volume], first, self.slab_size)
+            source, _, conditions = self.inputs.slabs(volume, first, self.slab_size)
+            call = partial(call_network, self.network, slab, 0, source, self.inputs.context, self.dtype, **conditions)
+            size = batch_that_fits(call, sample.device, most)
+        self.batch_size_used = size
+        return size
+
+    def _call_or_halve(
+        self, slabs: Tensor, timestep: int, source: Tensor, conditions: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """The network's prediction, or None where the memory ran out: then the next call takes half as many slabs."""
+        try:
+            return call_network(self.network, slabs, timestep, source, self.inputs.context, self.dtype, **conditions)
+        except Exception as error:  # other runtimes have classes of their own
+            if len(slabs) == 1 or not is_out_of_memory(error):
+                raise
+        # after the except clause, so that what the failed call holds is free
+        if slabs.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.batch_size_used = len(slabs) // 2
+        logger.warning(f"The memory ran out with {len(slabs)} slabs a call; going on with {self.batch_size_used}.")
+        return None

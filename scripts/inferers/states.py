@@ -1,0 +1,91 @@
+"""Source volumes and slabs as what the network is given: channels by name, through the codec, with an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..codec import PixelCodec
+from ..schedulers import NamedChoice
+from ..slabs import end_fills, pad_slices, volume_to_slices
+from .slab_predictor import SlabInputs
+
+
+class Endpoint(NamedChoice):
+    """What of a source of several contrasts a bridge starts from: the first, or the mean of those that are there."""
+
+    FIRST = "first"
+    MEAN_PRESENT = "mean_present"
+
+
+def check_channels(channels: Mapping[str, int], encoded: Sequence[str]) -> None:
+    """Raises ValueError: no source among the channels, or an encoded name that is not."""
+    missing = {"source", *encoded} - set(channels)
+    if missing or "source" not in encoded:
+        raise ValueError(
+            f"channels are {', '.join(channels)} and encoded {', '.join(encoded)}; both need source, and every encoded "
+            "name its channels."
+        )
+
+
+def presence_of(volumes: Tensor) -> Tensor:
+    """(B, C), 1 where a contrast of (B, C, H, W, Z) volumes has a voxel above 0: an absent one is all zeros."""
+    return (volumes.amax(dim=(-3, -2, -1)) > 0).to(volumes.dtype)
+
+
+def endpoint_of(states: Tensor, size: int, endpoint: str, presence: Tensor | None) -> Tensor:
+    """Where a bridge starts: `size` channels out of the C x size channels of states (B, ..., C size, h, w)."""
+    if states.shape[-3] == size:
+        return states
+    contrasts = states.unflatten(-3, (-1, size))
+    if endpoint == Endpoint.FIRST or presence is None:
+        return contrasts[..., 0, :, :, :] if endpoint == Endpoint.FIRST else contrasts.mean(dim=-4)
+    weights = presence / presence.sum(dim=1, keepdim=True).clamp(min=1)
+    shape = (len(weights), *(1,) * (contrasts.ndim - 5), -1, 1, 1, 1)
+    return (contrasts * weights.reshape(shape)).sum(dim=-4)
+
+
+def slab_inputs(
+    volumes: Tensor,
+    slab_size: int,
+    codec: PixelCodec,
+    channels: Mapping[str, int],
+    encoded: Sequence[str],
+    endpoint: str,
+    context: Tensor | None,
+) -> SlabInputs:
+    """Volumes (B, sum of channels, H, W, Z), [0, 1], as padded slices by name; names not encoded are mean-pooled."""
+    parts = dict(zip(channels, volumes.split(list(channels.values()), dim=1), strict=True))
+    source_images = volume_to_slices(parts["source"])
+    padded = {}
+    for name, part in parts.items():
+        images = volume_to_slices(part)
+        states = _coded(images, codec) if name in encoded else _pooled(images, codec.factor)
+        zeros = torch.zeros_like(images[:1, :1])
+        background = _coded(zeros, codec) if name in encoded else torch.zeros_like(states[:1, :1])
+        padded[name] = pad_slices(states, slab_size, end_fills(source_images, states, background))
+    source = padded.pop("source")
+    presence = presence_of(parts["source"]) if channels["source"] > 1 else None
+    return SlabInputs(source, endpoint_of(source, codec.channels, endpoint, presence), context, padded, presence)
+
+
+def encode_slabs(slabs: Tensor, channels: int, codec: PixelCodec) -> Tensor:
+    """Slabs of images (n, C K, H, W), [0, 1], to slabs of states (n, C c K, H/f, W/f), both channel by channel."""
+    images = slabs.unflatten(1, (channels, -1)).movedim(2, 1)
+    return _coded(images, codec).movedim(1, 2).flatten(1, 2)
+
+
+def decode_slices(states: Tensor, codec: PixelCodec) -> Tensor:
+    """Slices of states (B, Z, c, h, w) to slices of images (B, Z, 1, H, W)."""
+    return codec.decode(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+
+
+def _coded(images: Tensor, codec: PixelCodec) -> Tensor:
+    return codec.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+
+def _pooled(images: Tensor, factor: int) -> Tensor:
+    return functional.avg_pool2d(images.flatten(0, 1), factor).unflatten(0, images.shape[:2])

@@ -1,0 +1,112 @@
+"""Codecs: ranges, inverses, and the state of a latent run that is the pixels' own."""
+
+import pytest
+import torch
+
+from scripts.codec import OrthonormalCodec, PixelCodec
+from scripts.inferers import ISTAInferer
+from scripts.schedulers import SAMPLERS, BrownianBridgeScheduler, GaussianDiffusionScheduler, Sampler
+
+
+@pytest.mark.parametrize("codec", [PixelCodec(), OrthonormalCodec(2)])
+def test_codecs_are_exact_inverses(codec):
+    images = torch.rand(3, 1, 4, 6, dtype=torch.float64)
+    states = codec.encode(images)
+    assert states.shape == (3, codec.channels, 4 // codec.factor, 6 // codec.factor)
+    torch.testing.assert_close(codec.decode(states), images, rtol=0, atol=1e-15)
+    torch.testing.assert_close(states.square().sum(), (2 * images - 1).square().sum())
+
+
+@pytest.mark.parametrize("sampler", ["implicit", "mean_path"])
+def test_a_latent_run_of_the_conjugated_network_is_the_pixel_run(sampler):
+    def network(x, timesteps, context=None, source=None):
+        return torch.tanh(x.roll(1, 1) - 0.5 * source)
+
+    def pixels(slabs):
+        return torch.nn.functional.pixel_shuffle(slabs.unflatten(1, (4, 3)).movedim(1, 2).flatten(1, 2), 2)
+
+    def latent(x, timesteps, context=None, source=None):
+        predicted = torch.nn.functional.pixel_unshuffle(network(pixels(x), timesteps, source=pixels(source)), 2)
+        return predicted.unflatten(1, (3, 4)).movedim(1, 2).flatten(1, 2)
+
+    volume = torch.rand(2, 1, 6, 8, 5, dtype=torch.float64)
+    options = {"num_inference_steps": 5, "sampler": sampler, "num_corrections": 1, "correction_norm": "reference_code"}
+    scheduler = BrownianBridgeScheduler(prediction_type="sample")
+    expected = ISTAInferer(scheduler, **options)(volume, network)
+    found = ISTAInferer(scheduler, codec=OrthonormalCodec(2), **options)(volume, latent)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+
+
+def test_a_gaussian_comes_out_of_diffusion_whatever_the_steps():
+    """x0 ~ N(0.4, 0.1^2) in the network's range, with its exact noise."""
+    scheduler = GaussianDiffusionScheduler()
+
+    def network(x, timesteps, context=None, source=None):
+        b, d = float(scheduler.target_weights[timesteps[0]]), float(scheduler.variances[timesteps[0]])
+        return d**0.5 * (x - b * 0.4) / (b**2 * 0.01 + d)
+
+    inferer = ISTAInferer(scheduler, num_inference_steps=200, sampler="implicit", slab_size=1)
+    states = 2 * inferer(torch.rand(1, 1, 32, 32, 8, dtype=torch.float64), network) - 1
+    assert float(states.mean()) == pytest.approx(0.4, abs=0.005)
+    assert float(states.std()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_monai_s_ddim_leaves_its_own_grid_and_ours_does_not():
+    """The mean of x0 ~ N(0.7, 0.3^2) under exact noise, from the exact mean at the last timestep."""
+    from monai.networks.schedulers import DDIMScheduler
+
+    theirs, ours = DDIMScheduler(num_train_timesteps=1000, clip_sample=False), GaussianDiffusionScheduler()
+    theirs.set_timesteps(5)
+    ours.set_timesteps(5)
+
+    def noise(x, t):
+        b, d = float(ours.target_weights[t]), float(ours.variances[t])
+        return d**0.5 * (x - b * 0.7) / (b**2 * 0.09 + d)
+
+    x = torch.full((1, 1, 1, 1), 0.7 * float(ours.target_weights[-1]), dtype=torch.float64)
+    y = x.clone()
+    for t in theirs.timesteps.tolist():
+        x = theirs.step(noise(x, t), t, x)[0]
+    steps = ours.timesteps.tolist()
+    for t, u in zip(steps, [*steps[1:], None], strict=True):
+        y = ours.step(noise(y, t), t, u, y, y, "implicit")[0]
+    assert float(y) == pytest.approx(0.7, abs=1e-6)
+    assert float(x) == pytest.approx(0.650, abs=0.002)
+
+
+def test_a_new_sampler_is_a_function_and_an_entry(monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "mine", Sampler(lambda s, t, u, eta, p: s.implicit_step(t, u), second_order=True))
+    with pytest.raises(ValueError, match="lambda grid only"):
+        ISTAInferer(BrownianBridgeScheduler(), sampler="mine")
+    options = {"timestep_spacing": "lambda", "num_inference_steps": 4}
+    volume = torch.rand(1, 1, 4, 4, 3)
+    mine, known = (
+        ISTAInferer(BrownianBridgeScheduler(), sampler=name, **options)(volume, lambda x, *_, **__: x.sin())
+        for name in ("mine", "implicit")
+    )
+    assert torch.equal(mine, known)
+    monkeypatch.setitem(SAMPLERS, "heun", SAMPLERS["mine"]._replace(evaluations=2))
+    with pytest.raises(ValueError, match="2 times a step"):
+        ISTAInferer(BrownianBridgeScheduler(), sampler="heun", **options)
+
+
+def test_noise_is_correlated_along_z():
+    inferer = ISTAInferer(BrownianBridgeScheduler(), noise_correlation=0.8)
+    noise = inferer._noise(torch.zeros(1, 6, 1, 200, 200), torch.Generator().manual_seed(0))[0].flatten(1)
+    expected = 0.8 ** (torch.arange(6)[:, None] - torch.arange(6)).abs()
+    torch.testing.assert_close(torch.corrcoef(noise), expected, rtol=0, atol=0.03)
+
+
+def test_several_contrasts_tell_the_network_which_are_there():
+    seen = {}
+
+    def network(x, timesteps, context=None, source=None, presence=None, tissue=None):
+        seen.update(source=source.shape, presence=presence[0].tolist(), tissue=tissue.shape)
+        return x
+
+    volume = torch.rand(1, 4, 6, 6, 4)
+    volume[:, 1] = 0
+    channels = {"source": 2, "tissue": 2}
+    inferer = ISTAInferer(BrownianBridgeScheduler(), num_inference_steps=2, channels=channels, endpoint="mean_present")
+    assert inferer(volume, network).shape == (1, 1, 6, 6, 4)
+    assert seen == {"source": (4, 6, 6, 6), "presence": [1, 0], "tissue": (4, 6, 6, 6)}
