@@ -38,7 +38,7 @@ def start_and_linger(folder):
 
 
 def test_processes_end_with_a_killed_parent(tmp_path, bundle_root):
-    code = f"from test_isolated import *; list(run_isolated(start_and_linger, [{str(tmp_path)!r}], 1))"
+    code = f"from test_processes import *; list(run_isolated(start_and_linger, [{str(tmp_path)!r}], 1))"
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{bundle_root}"}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     while not (tmp_path / "started").exists():

@@ -151,7 +151,7 @@ def _case(bundle: Bundle, way: Way, item: dict[str, Any]) -> dict[str, Any]:
 
     def apply(name: str) -> None:
         nonlocal item
-        for transform in bundle.part(name).transforms:
+        for transform in bundle.part(name).flatten().transforms:
             kind = type(transform).__name__
             item = steps.timed(kind, PHASES.get(kind, name), partial(transform, item))
 
