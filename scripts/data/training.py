@@ -74,7 +74,7 @@ def _read_datalist(dataset_dir: str) -> tuple[Path, Mapping]:
     path = Path(dataset_dir) / DATALIST
     if not path.is_file():
         raise CaseError(
-            f"There is no {path}; training reads its subjects from there (docs/README.md, Training, shows its form)."
+            f"There is no {path}; training reads its subjects from there (docs/training.md shows its form)."
         )
     try:
         listed = json.loads(path.read_text())
