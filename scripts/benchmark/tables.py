@@ -48,7 +48,7 @@ def _network(network: Mapping[str, Any]) -> str:
     height, width = network["slab_shape"]
     text = (
         f"One evaluation of the network ({network['parameters']:,} parameters) on slabs of {height} x {width}, "
-        f"{network['batch_size']} at once. Some ways take fewer FLOP than the network as it is defined."
+        f"{network['batch_size']} at once. Some implementations take fewer FLOP than the network as it is defined."
     )
     return f"{text} {_how_sampled(network)}\n\n{markdown_table(header, rows)}"
 
@@ -77,7 +77,7 @@ def _volume(volumes: Sequence[Mapping[str, Any]]) -> str:
     spent = [[v["name"], *(f"{v['phases'].get(name, 0):.2f}" for name in names)] for v in volumes]
     return (
         f"The main job, from the command to the prompt:\n\n{markdown_table(header, rows)}\n\n"
-        "What it is spent on, s (the steps one by one in another run; the rest is the wall time beyond them):\n\n"
+        "Where the time goes, s (the steps one by one in another run; the rest is the wall time beyond them):\n\n"
         + markdown_table(["", *names], spent)
     )
 

@@ -20,6 +20,8 @@ from .pairs import Pair
 from .prepared_set import PreparedSet
 
 MRI_CONFIGS = ("configs/train.json", "configs/flair_to_t1.json")
+# Source contrast -> what trains on it; None is a set of targets alone.
+_CONFIGS = {"CT": ("configs/train.json",), None: ("configs/train.json", "configs/simulated_ct.json")}
 
 
 def prepare(
@@ -244,8 +246,10 @@ def _tell_end(
     )
     print(f"Look at {folder / 'quality.html'} before you train. Then type:")
     contrast = pairs[0].source_contrast
-    configs = ["configs/train.json"] if contrast in ("CT", None) else [*MRI_CONFIGS]
-    options = {"CT": "", "FLAIR": "", None: " --pairs simulated"}.get(contrast, f" --source_contrast {contrast}")
+    configs = _CONFIGS.get(contrast, MRI_CONFIGS)
+    options = "" if contrast in (None, "CT", "FLAIR") else f" --source_contrast {contrast}"
+    if (target := pairs[0].target_contrast) != "T1":
+        options += f" --target_contrast {target}"
     print(_bundle_command(configs, folder) + options)
     trained = f"{options} --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
     print(_bundle_command([*configs, "configs/evaluate.json"], folder) + trained)

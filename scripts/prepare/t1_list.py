@@ -1,4 +1,4 @@
-"""The layout `t1`: a JSON list of T1 volumes, whose sources the training simulates (`pairs=simulated`)."""
+"""The layout `t1`: a JSON list of T1 volumes, whose sources the training simulates (`configs/simulated_ct.json`)."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_whoever_fails_is_named_and_the_page_shows_the_others(listed, tmp_path, 
     assert failures["s3"].startswith("scan3.nii.gz cannot be read")
     assert 'src="quality/s1.png"' in (tmp_path / "set" / "quality.html").read_text()
     assert (tmp_path / "set" / "quality" / "s1.png").is_file()
-    assert "--pairs simulated" in capsys.readouterr().out
+    assert "['configs/train.json','configs/simulated_ct.json']" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
