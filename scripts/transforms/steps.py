@@ -6,7 +6,7 @@ another of these, or by a `Compose` of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from monai.config import KeysCollection
@@ -28,7 +28,21 @@ from .hounsfield import CheckHounsfieldd, WindowToHUd
 from .intensity import FlattenHUTrendd
 from .spatial import BackgroundOutsided, SmoothForSpacingd, VolumeSpacingd
 
-__all__ = ["ct_intensity", "mri_intensity", "pair_geometry", "volume_checks", "volume_geometry"]
+__all__ = ["Steps", "ct_intensity", "mri_intensity", "pair_geometry", "volume_checks", "volume_geometry"]
+
+
+class Steps(Compose):
+    """MONAI's `Compose` of steps, each a transform or a `Compose`, as one flat list of transforms.
+
+    Servers such as MONAI Label call the transforms of the list one by one and answer with what one of them raises; a
+    nested `Compose` would wrap the sentence in an error of its own.
+
+    Args:
+        transforms: the steps in their order.
+    """
+
+    def __init__(self, transforms: Sequence[Callable]) -> None:
+        super().__init__(Compose(transforms).flatten().transforms)
 
 
 def volume_checks(
