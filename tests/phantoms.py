@@ -55,6 +55,17 @@ def write_head_ct(path: Path, axes: np.ndarray | None = None, shape: tuple[int, 
     return path
 
 
+def ball_brain() -> tuple[np.ndarray, np.ndarray]:
+    """A ball of white matter with a rim of grey matter, 0 outside, and its mask, (40, 48, 44); for voxels of 3 mm."""
+    shape = (40, 48, 44)
+    grid = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
+    radius = np.sqrt((grid**2).sum(axis=0))
+    noise = np.random.default_rng(0).normal(0, 8, shape)
+    volume = np.where(radius < 12, 900.0, 600.0) + noise
+    mask = radius < 17
+    return (volume * mask).astype(np.float32), mask
+
+
 class EchoNetwork(torch.nn.Module):
     """Predicts the source itself: what comes out of a run is what its geometry and windows made of the CT."""
 

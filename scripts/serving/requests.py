@@ -61,10 +61,10 @@ class KeepRequestd(MapTransform):
         _check_weights(_chosen(d.get("model_filename")))
         _check_result_type(_chosen(d.get("result_dtype")))
         d["result_extension"] = _extension(_chosen(d.get("result_extension")))
-        asked = {name: _chosen(d[name]) for name in self.names if name in d}
+        requested = {name: _chosen(d[name]) for name in self.names if name in d}
         for key in self.key_iterator(d):
-            if asked:
-                d[key].meta[_META_KEY] = {name: value for name, value in asked.items() if value not in (None, "")}
+            if requested:
+                d[key].meta[_META_KEY] = {name: value for name, value in requested.items() if value not in (None, "")}
         return d
 
 

@@ -12,6 +12,7 @@ from scripts.prepare.command import prepare
 from scripts.prepare.conform import Recipe, prepare_target
 from scripts.prepare.pairs import Pair
 from scripts.prepare.volumes import convert_npz, load_volume
+from tests.phantoms import ball_brain
 
 SPACING = 3.0
 
@@ -19,13 +20,7 @@ SPACING = 3.0
 @pytest.fixture(scope="module")
 def brain():
     """A ball of white matter with a rim of grey matter, 0 outside, and its mask; voxels of 3 mm."""
-    shape = (40, 48, 44)
-    grid = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
-    radius = np.sqrt((grid**2).sum(axis=0))
-    noise = np.random.default_rng(0).normal(0, 8, shape)
-    volume = np.where(radius < 12, 900.0, 600.0) + noise
-    mask = radius < 17
-    return (volume * mask).astype(np.float32), mask
+    return ball_brain()
 
 
 @pytest.fixture

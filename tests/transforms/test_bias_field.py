@@ -6,6 +6,7 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.transforms.bias_field import BiasFieldCorrectd, correct_bias
+from tests.phantoms import ball_brain
 
 SPACING = 3.0
 SHRINK = 2 * SPACING  # N4 on every second voxel of so small a brain
@@ -14,13 +15,7 @@ SHRINK = 2 * SPACING  # N4 on every second voxel of so small a brain
 @pytest.fixture(scope="module")
 def brain():
     """A ball of white matter with a rim of grey matter, 0 outside, and its mask; voxels of 3 mm."""
-    shape = (40, 48, 44)
-    grid = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
-    radius = np.sqrt((grid**2).sum(axis=0))
-    noise = np.random.default_rng(0).normal(0, 8, shape)
-    volume = np.where(radius < 12, 900.0, 600.0) + noise
-    mask = radius < 17
-    return (volume * mask).astype(np.float32), mask
+    return ball_brain()
 
 
 @pytest.fixture(scope="module")
