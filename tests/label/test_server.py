@@ -5,6 +5,7 @@ import importlib.util
 import runpy
 import shutil
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -83,7 +84,11 @@ def test_an_uploaded_image_leaves_no_file_behind(server, studies, expected, tmp_
     before = sorted(server.temporary.iterdir())
     made = image_of(server.infer(TINY, file=path))
     assert_same_image(made, expected["oblique"], nib.load(path))
-    assert sorted(server.temporary.iterdir()) == before
+    # the server removes them after it has answered
+    end = time.monotonic() + 20
+    while (left := sorted(server.temporary.iterdir())) != before and time.monotonic() < end:
+        time.sleep(0.1)
+    assert left == before
 
 
 @pytest.mark.parametrize(
