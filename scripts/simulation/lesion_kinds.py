@@ -87,7 +87,7 @@ def _blob(
     softness_mm: tuple[float, float] = (1.0, 2.5),
 ) -> tuple[Box, np.ndarray]:
     """A rounded lesion of the volume of a ball, within ``allowed`` (of the whole volume; default: tissue and fluid)."""
-    box = brain.box(centre, 1.1 * diameter_mm + 2)
+    box = brain.box(centre, 1.4 * diameter_mm + 2)
     score = ellipsoid_score(rng, brain.offsets(box, centre), brain.spacing_mm, diameter_mm / 2, raggedness)
     allowed = (brain.mask if allowed is None else allowed)[box] * brain.compartment(box, centre)
     softness = _softness(rng, brain, *softness_mm)
@@ -105,11 +105,11 @@ def _territory(rng: np.random.Generator, brain: Brain, diameter_mm: float) -> tu
     u = brain.coordinates[0]
     if diameter_mm < 45 and rng.uniform() < 0.25:
         centre = brain.pick(rng, (brain.tissue[DEEP_GREY] > 0.5) | ((brain.tissue[WHITE] > 0.9) & (brain.depth > 8)))
-        box = brain.box(centre, 1.1 * diameter_mm)
+        box = brain.box(centre, 1.5 * diameter_mm)
         score = ellipsoid_score(rng, brain.offsets(box, centre), brain.spacing_mm, diameter_mm / 2, 0.35)
     else:
         centre = brain.pick(rng, (brain.tissue[GREY] > 0.5) & (brain.depth < 8) & (np.abs(u) > 0.05))
-        box = brain.box(centre, 1.3 * diameter_mm)
+        box = brain.box(centre, 2 * diameter_mm)
         offsets = brain.offsets(box, centre)
         inward = (brain.middle - np.asarray(centre)) * brain.spacing_mm * np.array([1, 0.5, 0.8])
         score = wedge_score(rng, offsets, brain.spacing_mm, inward, diameter_mm / 2, 0.25)
@@ -145,8 +145,9 @@ def old_infarct(brain: Brain, rng: np.random.Generator) -> Parts:
         yield Part(box, reach * wider, _watery(rng, rng.uniform(0.7, 1.0), (0.9, 1.1)))
     if rng.uniform() < 0.85:
         share = rng.uniform(0.25, 0.85)
-        core = cut_at_volume(score, allowed, share * volume, brain.voxel_mm3, softness)
-        yield Part(box, core, _watery(rng, rng.uniform(0.75, 1.0), (0.9, 1.1)))
+        core = cut_at_volume(score, allowed, share * volume, brain.voxel_mm3, _softness(rng, brain, 1.5, 6))
+        core = _uneven(rng, brain, core, rng.uniform(0.05, 0.35), 4.0)
+        yield Part(box, core, _watery(rng, rng.uniform(0.55, 1.0), (0.9, 1.1)))
 
 
 def lacunes(brain: Brain, rng: np.random.Generator) -> Parts:
@@ -287,13 +288,10 @@ def subdural(brain: Brain, rng: np.random.Generator) -> Parts:
     thickness = log_uniform(rng, 3, 8)
     weight = np.clip((thickness * profile - brain.depth) / 1.5 + 0.5, 0, 1) * (profile > 0)
     weight = (weight * brain.mask * brain.compartment((slice(None),) * 3, centre)).astype(np.float32)
-    age = rng.choice(["acute", "subacute", "chronic"])
-    looks = {
-        "acute": Look.solid(rng.uniform(50, 75), rng.uniform(0.3, 0.65)),
-        "subacute": Look.solid(rng.uniform(25, 40), rng.uniform(0.7, 1.3)),
-        "chronic": Look.solid(rng.uniform(7, 20), rng.uniform(0.0, 0.4)),
-    }
-    yield Part((slice(None),) * 3, weight, looks[age])
+    look = Look.solid(rng.uniform(45, 75), rng.uniform(0.3, 1.1))
+    if rng.uniform() < 0.5:  # chronic: fluid
+        look = Look.solid(rng.uniform(7, 20), rng.uniform(0.0, 0.4))
+    yield Part((slice(None),) * 3, weight, look)
 
 
 class Kind(NamedTuple):

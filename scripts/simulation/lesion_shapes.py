@@ -137,6 +137,13 @@ class Brain:
         return deep * self.tissue[WHITE]
 
     @cached_property
+    def noise(self) -> float:
+        """Standard deviation of the T1's fine texture in white matter."""
+        white = (self.deep_white > 0.9) & self.mask
+        fine = self.t1 - smoothed(self.t1, self.spacing_mm, 1.5)
+        return float(fine[white].std()) if white.sum() > 100 else 0.0
+
+    @cached_property
     def ventricle_distance(self) -> np.ndarray:
         """mm to the lateral ventricles, negative within; found as wide fluid in the middle of the brain."""
         u, v, w = self.coordinates

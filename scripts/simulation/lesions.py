@@ -23,11 +23,13 @@ class LesionedBrain:
 
     Attributes:
         t1: (H, W, Z) float32, [0, 1].
+        t1_replaced: (H, W, Z) float32, the share of the T1's signal that lesions have replaced.
         ct: (2, H, W, Z) float32, see `RandLesionsd`.
         levels: T1 signal of fluid and of white matter.
     """
 
     t1: np.ndarray
+    t1_replaced: np.ndarray
     ct: np.ndarray
     levels: tuple[float, float]
 
@@ -35,7 +37,9 @@ class LesionedBrain:
     def healthy(cls, brain: Brain) -> LesionedBrain:
         """No lesions yet."""
         fluid, _, white = brain.levels
-        return cls(brain.t1.copy(), np.zeros((2, *brain.t1.shape), np.float32), (fluid, max(white, fluid)))
+        shape = brain.t1.shape
+        unchanged, ct = np.zeros(shape, np.float32), np.zeros((2, *shape), np.float32)
+        return cls(brain.t1.copy(), unchanged, ct, (fluid, max(white, fluid)))
 
     def add(self, part: Part) -> None:
         """One part of a lesion over what is there: tissue, fluid or an earlier lesion."""
@@ -46,8 +50,13 @@ class LesionedBrain:
         # (s, d) then (f, a): hu + s (csf - hu) + d becomes (1 - f) of that + f csf + a
         added[...] = (1 - replaced) * added + weight * look.ct_hu
         share[...] = share + replaced * (1 - share)
-        t1 = self.t1[box]
-        t1[...] = t1 + weight * look.t1_share * (fluid + look.t1_level * (white - fluid) - t1)
+        t1, t1_replaced, replaced = self.t1[box], self.t1_replaced[box], weight * look.t1_share
+        t1[...] = t1 + replaced * (fluid + look.t1_level * (white - fluid) - t1)
+        t1_replaced[...] = t1_replaced + replaced * (1 - t1_replaced)
+
+    def add_noise(self, rng: np.random.Generator, deviation: float) -> None:
+        """Noise of the T1 where lesions have smoothed it."""
+        self.t1 += deviation * self.t1_replaced * rng.standard_normal(self.t1.shape, dtype=np.float32)
 
 
 def visible(before: Brain, after: LesionedBrain, min_hu: float = 3.0, min_t1: float = 0.1) -> np.ndarray:
@@ -94,9 +103,11 @@ def add_lesions(
     for kind in kinds:
         for part in KINDS[kind].draw(brain, rng):
             lesioned.add(part)
+    seen = visible(brain, lesioned)
+    lesioned.add_noise(rng, brain.noise)
     np.clip(lesioned.t1, 0, max(1.0, float(t1.max())), out=lesioned.t1)
     lesioned.t1 *= brain.mask
-    return lesioned.t1, lesioned.ct, visible(brain, lesioned)
+    return lesioned.t1, lesioned.ct, seen
 
 
 class RandLesionsd(Randomizable, MapTransform):
