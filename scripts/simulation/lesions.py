@@ -140,7 +140,7 @@ class RandLesionsd(Randomizable, MapTransform):
         output_key: str = "ct_lesions",
         output_mask_key: str = "lesion_mask",
         spacing_mm: Sequence[float] | None = None,
-        healthy_share: float = 0.2,
+        healthy_share: float = 0.25,
         probabilities: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(keys)
