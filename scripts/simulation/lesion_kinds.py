@@ -235,8 +235,8 @@ def haemorrhage(brain: Brain, rng: np.random.Generator) -> Parts:
         yield Part(box, _uneven(rng, brain, weight, 0.06, 4.0), Look.solid(rng.uniform(50, 80), rng.uniform(0.3, 0.65)))
     else:
         inner, core = _blob(rng, brain, centre, 0.7 * diameter, raggedness=0.3, softness_mm=(3, 6))
-        yield Part(box, weight, Look.solid(rng.uniform(24, 45), rng.uniform(0.9, 1.35)))
-        centre_look = Look.solid(rng.uniform(40, 65), rng.uniform(0.4, 1.2))
+        yield Part(box, weight, Look.solid(rng.uniform(38, 50), rng.uniform(0.9, 1.35)))
+        centre_look = Look.solid(rng.uniform(45, 70), rng.uniform(0.4, 1.2))
         yield Part(inner, core * weight_within(inner, box, weight), centre_look)
 
 
