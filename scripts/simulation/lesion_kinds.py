@@ -60,6 +60,7 @@ class Part(NamedTuple):
 
 
 Parts = Iterator[Part]
+EVERYWHERE: Box = (slice(None), slice(None), slice(None))
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -126,9 +127,9 @@ def fresh_infarct(brain: Brain, rng: np.random.Generator) -> Parts:
     if age < 0.15:
         yield Part(box, weight, _watery(rng, rng.uniform(0.02, 0.12), (0.0, 0.2)))
     elif age < 0.4:
-        yield Part(box, weight, _watery(rng, rng.uniform(0.12, 0.35), (0.25, 0.8)))
+        yield Part(box, weight, _watery(rng, rng.uniform(0.12, 0.35), (0.3, 0.9)))
     else:
-        yield Part(box, weight, _watery(rng, rng.uniform(0.25, 0.65), (0.5, 1.05)))
+        yield Part(box, weight, _watery(rng, rng.uniform(0.25, 0.65), (0.6, 1.15)))
 
 
 def old_infarct(brain: Brain, rng: np.random.Generator) -> Parts:
@@ -138,7 +139,7 @@ def old_infarct(brain: Brain, rng: np.random.Generator) -> Parts:
     volume, softness = ball_volume(diameter), _softness(rng, brain, 1.5, 4)
     whole = cut_at_volume(score, allowed, volume, brain.voxel_mm3, softness)
     rim = _uneven(rng, brain, whole, rng.uniform(0.1, 0.3), 5.0)
-    yield Part(box, rim, _watery(rng, rng.uniform(0.3, 0.6), (0.8, 1.3)))
+    yield Part(box, rim, _watery(rng, rng.uniform(0.3, 0.6), (0.9, 1.4)))
     if diameter > 20:
         reach = cut_at_volume(score, allowed, 2 * volume, brain.voxel_mm3, 8.0)
         wider = np.clip(rng.uniform(1.5, 3.5) * smoothed(brain.tissue[CSF][box], brain.spacing_mm, 2.0), 0, 1)
@@ -170,8 +171,7 @@ def white_matter_disease(brain: Brain, rng: np.random.Generator) -> Parts:
     volume = 1000 * log_uniform(rng, 1.5, 70)
     weight = cut_at_volume(score, allowed, volume, brain.voxel_mm3, _softness(rng, brain, 3, 9))
     weight = _uneven(rng, brain, weight, rng.uniform(0.05, 0.25), 4.0)
-    everything = (slice(None),) * 3
-    yield Part(everything, weight, _watery(rng, rng.uniform(0.2, 0.55), (0.6, 1.25)))
+    yield Part(EVERYWHERE, weight, _watery(rng, rng.uniform(0.2, 0.55), (0.8, 1.5)))
 
 
 def _oedema(rng: np.random.Generator, brain: Brain, centre: tuple[int, ...], diameter_mm: float, look: Look) -> Part:
@@ -199,7 +199,7 @@ def _mass_look(rng: np.random.Generator) -> Look:
 def mass(brain: Brain, rng: np.random.Generator) -> Parts:
     """One tumour or abscess, sometimes up to four, each with oedema and often a necrotic or cystic centre."""
     where = (brain.solid > 0.9) & (brain.depth > 5)
-    look, oedema_look = _mass_look(rng), _watery(rng, rng.uniform(0.28, 0.6), (0.5, 0.95))
+    look, oedema_look = _mass_look(rng), _watery(rng, rng.uniform(0.28, 0.6), (0.7, 1.2))
     necrotic = rng.uniform() < 0.5
     centre_look = _watery(rng, rng.uniform(0.6, 1.0), (0.8, 1.05))
     for _ in range(int(rng.choice([1, 2, 4], p=[0.75, 0.15, 0.1]))):
@@ -210,11 +210,11 @@ def mass(brain: Brain, rng: np.random.Generator) -> Parts:
         yield Part(box, _uneven(rng, brain, weight, 0.15, 4.0), look)
         if necrotic and diameter > 10:
             inner, core = _blob(rng, brain, centre, diameter * rng.uniform(0.5, 0.85), raggedness=0.3)
-            overlap = weight_within(inner, box, weight)
+            overlap = _weight_within(inner, box, weight)
             yield Part(inner, core * overlap, centre_look)
 
 
-def weight_within(inner: Box, outer: Box, weight: np.ndarray) -> np.ndarray:
+def _weight_within(inner: Box, outer: Box, weight: np.ndarray) -> np.ndarray:
     """The part of an outer box's weight that lies in an inner box."""
     return weight[tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))]
 
@@ -227,7 +227,7 @@ def haemorrhage(brain: Brain, rng: np.random.Generator) -> Parts:
     age = rng.choice(["acute", "subacute", "chronic"], p=[0.5, 0.3, 0.2])
     if age != "chronic" and diameter > 7:
         rim = diameter + log_uniform(rng, 4, 20)
-        yield _oedema(rng, brain, centre, rim, _watery(rng, rng.uniform(0.2, 0.55), (0.5, 1.0)))
+        yield _oedema(rng, brain, centre, rim, _watery(rng, rng.uniform(0.2, 0.55), (0.7, 1.2)))
     box, weight = _blob(rng, brain, centre, diameter, raggedness=0.3)
     if age == "chronic":
         yield Part(box, weight, _watery(rng, rng.uniform(0.6, 1.0), (0.9, 1.1)))
@@ -237,7 +237,7 @@ def haemorrhage(brain: Brain, rng: np.random.Generator) -> Parts:
         inner, core = _blob(rng, brain, centre, 0.7 * diameter, raggedness=0.3, softness_mm=(3, 6))
         yield Part(box, weight, Look.solid(rng.uniform(38, 50), rng.uniform(0.9, 1.35)))
         centre_look = Look.solid(rng.uniform(45, 70), rng.uniform(0.4, 1.2))
-        yield Part(inner, core * weight_within(inner, box, weight), centre_look)
+        yield Part(inner, core * _weight_within(inner, box, weight), centre_look)
 
 
 def cavity(brain: Brain, rng: np.random.Generator) -> Parts:
@@ -275,23 +275,25 @@ def t1_holes(brain: Brain, rng: np.random.Generator) -> Parts:
         yield Part(box, weight, Look(ct_fluid=rng.uniform(0, 0.12), t1_share=rng.uniform(0.2, 0.75)))
 
 
+def _crescent(brain: Brain, centre: tuple[int, ...], thickness_mm: float, angle: float) -> np.ndarray:
+    """(H, W, Z) share of a collection below the surface, thickest at ``centre`` and gone ``angle`` (radians) away."""
+    offsets = brain.offsets(EVERYWHERE, brain.middle)
+    towards = (np.asarray(centre) - brain.middle) * brain.spacing_mm
+    along = np.tensordot((towards / np.linalg.norm(towards)).astype(np.float32), offsets, 1)
+    cosine = along / np.maximum(np.sqrt((offsets**2).sum(0)), 1)
+    profile = np.sqrt(np.clip((cosine - np.cos(angle)) / (1 - np.cos(angle)), 0, 1))
+    weight = np.clip((thickness_mm * profile - brain.depth) / 1.5 + 0.5, 0, 1) * (profile > 0)
+    return (weight * brain.mask * brain.compartment(EVERYWHERE, centre)).astype(np.float32)
+
+
 def subdural(brain: Brain, rng: np.random.Generator) -> Parts:
-    """A crescent of blood or fluid at the edge of one hemisphere, where the brain has made way for it."""
+    """A crescent of blood or, when chronic, fluid at the edge of one hemisphere; it does not push the brain aside."""
     u, _, w = brain.coordinates
     centre = brain.pick(rng, (brain.depth < 2) & brain.mask & (np.abs(u) > 0.2) & (w > -0.45))
-    direction = brain.offsets((slice(None),) * 3, brain.middle)
-    length = np.sqrt((direction**2).sum(0))
-    towards = (np.asarray(centre) - brain.middle) * brain.spacing_mm
-    cosine = np.tensordot((towards / np.linalg.norm(towards)).astype(np.float32), direction, 1) / np.maximum(length, 1)
-    extent = np.cos(rng.uniform(0.6, 1.2))
-    profile = np.sqrt(np.clip((cosine - extent) / (1 - extent), 0, 1))
-    thickness = log_uniform(rng, 3, 8)
-    weight = np.clip((thickness * profile - brain.depth) / 1.5 + 0.5, 0, 1) * (profile > 0)
-    weight = (weight * brain.mask * brain.compartment((slice(None),) * 3, centre)).astype(np.float32)
-    look = Look.solid(rng.uniform(45, 75), rng.uniform(0.3, 1.1))
-    if rng.uniform() < 0.5:  # chronic: fluid
-        look = Look.solid(rng.uniform(7, 20), rng.uniform(0.0, 0.4))
-    yield Part((slice(None),) * 3, weight, look)
+    weight = _crescent(brain, centre, log_uniform(rng, 3, 8), rng.uniform(0.6, 1.2))
+    chronic = rng.uniform() < 0.5
+    hu, t1_level = ((7, 20), (0.0, 0.4)) if chronic else ((45, 75), (0.3, 1.1))
+    yield Part(EVERYWHERE, weight, Look.solid(rng.uniform(*hu), rng.uniform(*t1_level)))
 
 
 class Kind(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from scripts.simulation.lesion_kinds import KINDS, Look, Part
+from scripts.simulation.lesion_kinds import EVERYWHERE, KINDS, Look, Part
 from scripts.simulation.lesion_shapes import Brain, ball_volume, cut_at_volume, ellipsoid_score, fractal_field
 from scripts.simulation.lesions import LesionedBrain, RandLesionsd
 from scripts.simulation.tissue import CSF, DEEP_GREY, GREY, WHITE
@@ -38,7 +38,7 @@ def coarse() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def fine() -> dict[str, torch.Tensor]:
-    return pair(2.0)
+    return pair(2.5)
 
 
 def only(kind: str, seed: int, data: dict) -> dict[str, np.ndarray]:
@@ -108,9 +108,8 @@ def test_lesions_compose_as_if_each_were_applied_to_the_ct_before_it(coarse):
 def test_blood_that_fills_a_voxel_has_its_own_hu_and_t1_level_whatever_was_there(coarse):
     brain = Brain(*(coarse[k].numpy().squeeze() for k in ("target", "tissue", "mask")), (4.0,) * 3)
     lesioned = LesionedBrain.healthy(brain)
-    everywhere = (slice(None),) * 3
-    lesioned.add(Part(everywhere, np.ones_like(brain.t1), Look(0.5, -3, 0.5, 0.0)))
-    lesioned.add(Part(everywhere, np.ones_like(brain.t1), Look.solid(65, t1_level=0.5)))
+    lesioned.add(Part(EVERYWHERE, np.ones_like(brain.t1), Look(0.5, -3, 0.5, 0.0)))
+    lesioned.add(Part(EVERYWHERE, np.ones_like(brain.t1), Look.solid(65, t1_level=0.5)))
     share, added = lesioned.ct
     np.testing.assert_allclose(share, 1)
     np.testing.assert_allclose(added + USUAL_HU[CSF], 65)
@@ -155,7 +154,7 @@ def test_oedema_and_white_matter_disease_spare_the_cortex(fine):
     drawn = [only("white_matter_disease", seed, fine) for seed in range(6)]
     assert max(d["share"][cortex].max() for d in drawn) < 0.02
     assert max(d["share"][white].mean() for d in drawn) > 0.008
-    brain = Brain(*(fine[k].numpy().squeeze() for k in ("target", "tissue", "mask")), (2.0,) * 3)
+    brain = Brain(*(fine[k].numpy().squeeze() for k in ("target", "tissue", "mask")), (2.5,) * 3)
     for seed in range(4):
         first = next(p for p in KINDS["mass"].draw(brain, np.random.default_rng(seed)))
         if first.look.t1_level == 0 and first.look.ct_fluid < 0.61:  # the oedema comes before its mass
@@ -205,6 +204,7 @@ def test_lesions_are_no_balls(fine):
     assert np.mean(distance > ball) > 0.08
 
 
+@pytest.mark.slow
 def test_shares_of_two_hundred_draws():
     small = pair(6.0)
     transform = RandLesionsd().set_random_state(11)
