@@ -236,10 +236,9 @@ def test_runs_again_only_what_is_not_done_alike(tmp_path, translate):
     assert translate(path) is None
     assert times(tmp_path / "out") == first
     changed = times(tmp_path / "out")
-    for overrides in (
-        *({"overwrite": True}, {"num_inference_steps": 3}, {"detail": 0.5}, {"style_key": "other"}, {"batch_size": 3}),
-    ):
-        assert translate(path, **overrides) is None
+    changes = {"overwrite": True, "num_inference_steps": 3, "detail": 0.5, "style_key": "other", "batch_size": 3}
+    for name, value in changes.items():
+        assert translate(path, **{name: value}) is None
         last, changed = changed, times(tmp_path / "out")
         assert all(changed[name] > last[name] for name in last)
 

@@ -55,9 +55,9 @@ class CorrectionNorm(NamedChoice):
 class ISTAInferer(Inferer):
     """Sample target volumes from source volumes with a network of slabs. Deterministic.
 
-    The network is evaluated S + M (S - 1) times on each slab, less often with a `detail` below 1. Memory is a few arrays of the volume's size and one batch
-    of slabs; where a batch finds too little of it, it is halved. The state keeps the inputs' floating type; corrections
-    are ill-conditioned in float32.
+    The network is evaluated S + M (S - 1) times on each slab, less often with a `detail` below 1. Memory is a few
+    arrays of the volume's size and one batch of slabs; where a batch finds too little of it, it is halved. The state
+    keeps the inputs' floating type; corrections are ill-conditioned in float32.
 
     Args:
         scheduler: steps, score and prediction type.
@@ -259,7 +259,7 @@ class ISTAInferer(Inferer):
         return key[None]
 
     def _sample(self, source: Tensor, predict: SlabPredictor) -> Tensor:
-        """Run the sampler from the endpoint to the x0_hat that `detail` asks for; slices of states (B, Z + 2N, c, h, w)."""
+        """Run the sampler from the endpoint to the x0_hat of `detail`; slices of states (B, Z + 2N, c, h, w)."""
         generator = torch.Generator().manual_seed(self.seed)
         timesteps = self._timesteps()
         position = self._position(len(timesteps))
