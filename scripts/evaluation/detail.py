@@ -25,13 +25,15 @@ def detail_variants(
 
     Args:
         samplers: of `sampler_variants`, at least one.
-        details: positions of the dial for each of them; 0 is one row for all, `MEAN`.
+        details: positions of the dial for each of them; 0 is one row for all, `MEAN`, with a row for its average with
+            the mirror image's.
         amounts: of `unsharp_mask` on the mean, a row each.
     """
     mean = {**next(iter(samplers.values())), "detail": 0.0}
+    mirrored = {f"{MEAN}, mirrored": {**mean, "mirrored": True}}
     sharpened = {f"unsharp mask of the mean, {a:g}": {**mean, "unsharp_amount": a} for a in amounts}
     dial = {f"{name}, detail {d:g}": {**settings, "detail": d} for name, settings in samplers.items() for d in details}
-    return {MEAN: mean, **sharpened, **dial}
+    return {MEAN: mean, **mirrored, **sharpened, **dial}
 
 
 class UnsharpMask(Inferer):

@@ -13,15 +13,16 @@ def test_the_mean_is_one_row_and_every_sampler_has_the_dial():
     variants = detail_variants(sampler_variants([["implicit", "lambda"]], [3, 5]), [0.5, 1], [0.5])
     assert list(variants) == [
         MEAN,
+        f"{MEAN}, mirrored",
         "unsharp mask of the mean, 0.5",
         *(f"F2 implicit, lambda, {steps}, detail {d}" for steps in (3, 5) for d in (0.5, 1)),
     ]
-    assert [variant.get("unsharp_amount") for variant in variants.values()] == [None, 0.5, None, None, None, None]
+    assert [variant.get("unsharp_amount") for variant in variants.values()] == [None, None, 0.5, None, None, None, None]
     evaluations = []
     for variant in variants.values():
         settings = {k: v for k, v in variant.items() if k not in ("style_key", "unsharp_amount")}
         evaluations.append(ISTAInferer(BrownianBridgeScheduler(), **settings).evaluations)
-    assert evaluations == [1, 1, 2, 3, 3, 5]
+    assert evaluations == [1, 2, 1, 2, 3, 3, 5]
 
 
 def image_of(source, network, style_key=None):
