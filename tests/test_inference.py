@@ -236,20 +236,27 @@ def test_runs_again_only_what_is_not_done_alike(tmp_path, translate):
     assert translate(path) is None
     assert times(tmp_path / "out") == first
     changed = times(tmp_path / "out")
-    for overrides in ({"overwrite": True}, {"num_inference_steps": 3}, {"style_key": "other"}, {"batch_size": 3}):
-        assert translate(path, **overrides) is None
+    changes = {"overwrite": True, "num_inference_steps": 3, "detail": 0.5, "style_key": "other", "batch_size": 3}
+    for name, value in changes.items():
+        assert translate(path, **{name: value}) is None
         last, changed = changed, times(tmp_path / "out")
         assert all(changed[name] > last[name] for name in last)
 
 
 def test_two_runs_are_bit_identical_and_settings_matter(tmp_path, translate):
     path = write_head_ct(tmp_path / "ct.nii.gz")
-    runs = {"one": {}, "two": {}, "style": {"style_key": "other"}, "steps": {"num_inference_steps": 3}}
+    runs = {
+        "one": {},
+        "two": {},
+        "style": {"style_key": "other"},
+        "steps": {"num_inference_steps": 3},
+        "mean": {"detail": 0},
+    }
     for name, overrides in runs.items():
         assert translate(path, tmp_path / name, **overrides) is None
     names = output_names("ct")
     assert filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", names, shallow=False) == (names, [], [])
-    for other in ("style", "steps"):
+    for other in ("style", "steps", "mean"):
         assert filecmp.cmpfiles(tmp_path / "one", tmp_path / other, names, shallow=False)[1] == names
 
 

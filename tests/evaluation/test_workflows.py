@@ -144,3 +144,16 @@ def test_the_sampler_study_writes_table_points_and_picture(run):
     }
     assert "- slices: the 9 in the middle of the brain" in (out / "samplers.md").read_text()
     assert (out / "samplers.png").is_file()
+
+
+def test_the_study_of_the_dial_has_bands_dice_and_a_filtered_mean(run):
+    out = run("ablation.json", "detail.json", steps=[3], details=[0.5, 1], unsharp_amounts=[0.5], subjects="head1")
+    rows = {name: row["head1"] for name, row in json.loads((out / "detail.json").read_text())["rows"].items()}
+    dial = ("F2 implicit, lambda, 3, detail 0.5", "F2 implicit, lambda, 3, detail 1")
+    assert list(rows) == ["real", "mean", "unsharp mask of the mean, 0.5", *dial]
+    assert [row["evaluations"] for row in rows.values()] == [0, 1, 1, 2, 3]
+    assert rows["real"]["figures"]["highpass_brain"] == pytest.approx(1)
+    assert rows["real"]["figures"]["dice_gm"] == 1
+    sharpness = {name: row["figures"]["sharpness_brain"] for name, row in rows.items()}
+    assert sharpness["unsharp mask of the mean, 0.5"] > sharpness["mean"]
+    assert "high-pass correlation, brain" in (out / "detail.md").read_text()

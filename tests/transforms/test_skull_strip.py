@@ -294,12 +294,23 @@ def test_a_method_that_cannot_work_is_an_error_before_the_first_case(method):
 
 
 @pytest.mark.shared_data
-def test_dice_with_the_t1_mask_of_the_template(shared_data):
+@pytest.mark.parametrize("window", [(-1024, 3000), (0, 80)], ids=["HU", "window"])
+def test_dice_with_the_brains_of_the_templates(shared_data, window):
+    """The brain of the CT template fills the skull; that of the T1 template, of other people, lies in it."""
     folder = shared_data / "ct_t1_templates"
-    ct, t1 = (nib.load(folder / f"{name}.nii.gz") for name in ("scct_unsmooth_96x96x96", "betsct1_unsmooth"))
-    to_t1 = np.linalg.inv(t1.affine) @ ct.affine
-    brain = ndimage.affine_transform((t1.get_fdata() > 0).astype(float), to_t1, output_shape=ct.shape, order=1) > 0.5
-    assert dice(ct_brain_mask(ct.get_fdata(dtype=np.float32), ct.affine), brain) >= 0.94
+    ct = nib.load(folder / "scct_unsmooth_96x96x96.nii.gz")
+    mask = ct_brain_mask(ct.get_fdata(dtype=np.float32).clip(*window), ct.affine)
+
+    def brain(name: str) -> np.ndarray:
+        image = nib.load(folder / name)
+        inside = ndimage.binary_fill_holes(image.get_fdata() != 0).astype(float)
+        to_image = np.linalg.inv(image.affine) @ ct.affine
+        return ndimage.affine_transform(inside, to_image, output_shape=ct.shape, order=1) > 0.5
+
+    t1 = brain("betsct1_unsmooth.nii.gz")
+    assert dice(mask, brain("scct_unsmooth_SS_0.01.nii.gz")) >= 0.97
+    assert dice(mask, t1) >= 0.92
+    assert (t1 & ~mask).sum() <= 0.01 * t1.sum()
 
 
 @pytest.mark.shared_data
