@@ -73,13 +73,14 @@ def radial_streaks(
 def interpetrous_band(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     """The dark band between the petrous bones with bright ones beside it (Hounsfield bar): float32, lowest about -1."""
     u, v, w = anatomy.coordinates
+    u, v, w = u[:, :1, 0], v[:1, :, 0], w[0, 0]
     _, v0, w0 = PETROUS_BONES[0] + rng.normal(0, (0, 0.02, 0.025))
-    distance = ((v - v0 - rng.normal(0, 0.1) * u) / rng.uniform(0.02, 0.045)) ** 2
-    heights_mm = (w[0, 0] - w0) * anatomy.length_mm
-    uneven = np.exp(-0.5 * (heights_mm / rng.uniform(5, 11)) ** 2)
-    uneven = uneven + 0.5 * _uneven_along_z(rng, heights_mm, 12.0, 1)[0]
-    across = np.exp(-0.5 * (u / 0.2) ** 4)
-    return (-(1 - distance) * np.exp(-0.5 * distance) * across * uneven).astype(np.float32)
+    squared = ((v - v0 - rng.normal(0, 0.1) * u) / rng.uniform(0.02, 0.045)) ** 2
+    in_plane = -(1 - squared) * np.exp(-0.5 * squared - 0.5 * (u / 0.2) ** 4)
+    heights_mm = (w - w0) * anatomy.length_mm
+    along_z = np.exp(-0.5 * (heights_mm / rng.uniform(5, 11)) ** 2)
+    along_z = along_z + 0.5 * _uneven_along_z(rng, heights_mm, 12.0, 1)[0]
+    return (in_plane[..., None] * along_z).astype(np.float32)
 
 
 def bone_artefacts(anatomy: Anatomy, p: SimulatedCTParameters, rng: np.random.Generator) -> np.ndarray:

@@ -109,12 +109,12 @@ def _draw_tissue(rng: np.random.RandomState) -> dict[str, float]:
         levels = rng.uniform(5, 60, 4)
         return dict(zip(("white_hu", "grey_hu", "deep_grey_hu", "csf_hu"), map(float, levels), strict=True)) | texture
     white = rng.uniform(16, 32)
-    grey = white + rng.uniform(4.5, 13)
+    grey = white + rng.uniform(5, 14)
     return {
         "white_hu": white,
         "grey_hu": grey,
         "deep_grey_hu": grey + rng.uniform(-2.5, 1.5),
-        "csf_hu": min(rng.normal(7, 4), white - 8),
+        "csf_hu": white - float(np.clip(rng.normal(20, 5), 8, 32)),
         **texture,
     }
 
@@ -124,7 +124,7 @@ def _draw_artefacts(rng: np.random.RandomState) -> dict[str, object]:
     return {
         "cupping_hu": tuple(map(float, cupping)),
         "shading_hu": rng.uniform(0, 1.5),
-        "petrous_hu": rng.uniform(2, 16) if rng.uniform() < 0.6 else 0.0,
+        "petrous_hu": rng.uniform(3, 18) if rng.uniform() < 0.6 else 0.0,
         "midline_streaks_hu": rng.uniform(0.5, 4) if rng.uniform() < 0.5 else 0.0,
     }
 
@@ -169,7 +169,7 @@ def _draw_edge(rng: np.random.RandomState, smooth: bool) -> dict[str, float]:
     return {
         "closing_mm": rng.uniform(0, 6),
         "mask_of_cavity": bool(cavity),
-        "mask_growth_mm": rng.normal(0, 1) if cavity else rng.uniform(-1.5, 3.0),
+        "mask_growth_mm": rng.normal(-0.7, 1) if cavity else rng.uniform(-1.5, 3.0),
         "mask_raggedness_mm": rng.uniform(0, 1),
         "shell_mm": rng.uniform(0.5, 5.0),
         "shell_vertex_mm": rng.uniform(0, 7) if rng.uniform() < 0.4 else 0.0,

@@ -34,7 +34,7 @@ class Skull:
         at_vertex = np.clip((w + 0.4) / 0.3, 0, 1) * np.clip((v + 0.25) / 0.4, 0, 1)
         shell = self.p.shell_mm + self.p.shell_vertex_mm * at_vertex
         if self.p.shell_raggedness_mm:
-            shell = shell + self.p.shell_raggedness_mm * self._field(_SHELL, 12.0)
+            shell = shell + self.p.shell_raggedness_mm * self._field(_SHELL, 25.0)
         return np.maximum(shell, 0.3)
 
     def add_bone(self, hu: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ def test_the_random_streams_of_the_stages_are_independent(brain, drawn):
 
 def test_drawn_parameters_keep_to_the_priors(drawn):
     white, grey, csf = (np.array([getattr(p, f"{t}_hu") for p in drawn]) for t in ("white", "grey", "csf"))
-    usual = (grey - white > 4.5) & (csf <= white - 8)
+    usual = (grey - white > 5) & (grey - white < 14) & (csf <= white - 8)
     # any grey levels at all are rare
     assert 0.92 < usual.mean() < 0.96
     assert white[usual].min() > 15
