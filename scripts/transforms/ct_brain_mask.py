@@ -20,8 +20,9 @@ __all__ = ["ct_brain_mask", "foreground", "is_stripped"]
 
 SOFT_TISSUE = -15.0  # HU; 0 with room for noise and the dark bands of the skull base
 BONE = 150.0  # HU; the mean of a coarse voxel that is a third bone
-BONE_IN_WINDOW = 0.9  # of the largest value, at which all bone lies in a volume that is cut to a window
+BONE_IN_WINDOW = 0.83  # of the largest value, at which all bone lies in a volume that is cut to a window
 AIR = -150.0  # HU; anything lighter is outside the head or in a sinus
+EDGE = 100.0  # HU; the fall at the skull within which the border is interpolated
 SMOOTHING = 0.8  # mm, the Gaussian's standard deviation
 SCALP = 5.0  # mm; no brain lies nearer to the air, also where a piece of skull is missing
 CORE_DEPTH = 10.0  # mm; wider than half a spinal canal, an orbit's apex or a fissure of the skull base
@@ -155,7 +156,7 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
 def _cavity(soft: np.ndarray, no_bone: np.ndarray, head: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """The inside of the skull, empty where there is none."""
     filled = np.stack([ndimage.binary_fill_holes(head[..., z]) for z in range(head.shape[2])], axis=2)
-    tissue = head & soft & (_depth(filled, spacing) > SCALP)
+    tissue = filled & soft & (_depth(filled, spacing) > SCALP)
     tissue |= ~_without_small(~tissue, 1000 / spacing.prod())  # calcified plexus, clips and noise are no wall
     depth = _depth(tissue, spacing)
     core = _enclosed(depth > CORE_DEPTH, depth, _depth(no_bone, spacing), spacing)
@@ -192,9 +193,13 @@ def _trim(cavity: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 def _level(cavity: np.ndarray, smooth: np.ndarray, bone: float) -> np.ndarray:
     """-1 to 1, above 0 in the cavity; at the skull it falls like HU, which puts the border between two voxels."""
-    parts, _ = ndimage.label(smooth > bone)
-    wall = np.isin(parts, np.unique(parts[~cavity])) & (parts > 0)  # calcifications and metal in the brain are no wall
-    return np.where(wall | cavity, np.where(cavity & ~wall & (smooth > bone), 1, (bone - smooth) / 100), -1).clip(-1, 1)
+    hard = smooth > bone
+    parts, _ = ndimage.label(hard)
+    islands = hard & ~np.isin(parts, np.unique(parts[~cavity]))  # calcifications and metal in the brain are no wall
+    level = ((bone - smooth) / EDGE).clip(-1, 1)
+    level[islands] = 1
+    level[~cavity & ~hard] = -1
+    return level
 
 
 def _depth(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
