@@ -55,6 +55,7 @@ ARROWS = {
     # tables and pages
     "evaluation": {
         "schedulers",
+        "calibration",
         "errors",
         "files",
         "contrasts",
