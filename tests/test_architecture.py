@@ -18,6 +18,7 @@ ARROWS = {
     "processes": set(),
     "workflow": {"errors", "options", "devices"},  # how a workflow starts
     "weights": {"errors", "files"},
+    "calibration": set(),
     "packaging": {"errors", "files", "workflow"},
     # the method
     "schedulers": set(),
@@ -58,6 +59,7 @@ ARROWS = {
         "slabs",
         "weights",
         "schedulers",
+        "calibration",
         "errors",
         "files",
         "contrasts",

@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 _TITLE_HEIGHT = 24
 _NOTE = "not for diagnosis"
+UNCERTAINTY_WINDOW = (0.0, 0.3)
+"""Standard deviations that are black and white: the same for all cases, which can then be compared."""
 # plane, the RAS axis it cuts, the marks at its left and right edge; radiological: the patient's right is on the left
 PLANES = (("axial", 2, ("R", "L")), ("coronal", 1, ("R", "L")), ("sagittal", 0, ("A", "P")))
 
@@ -21,6 +23,7 @@ def three_planes(
     source_window: tuple[float, float] | None = None,
     panel_width: int = 320,
     real: torch.Tensor | None = None,
+    uncertainty: torch.Tensor | None = None,
 ) -> Image.Image:
     """Axial, coronal and sagittal plane through the middle of the synthetic image's foreground, the source beside it.
 
@@ -36,22 +39,25 @@ def three_planes(
         source_window: what is black and what is white in the source's unit (HU of a CT); for images without a unit
             None, which is from 0 to the 99.5 percentile of what is above it.
         panel_width: width of a panel in pixels; the field of view's longest edge fills it.
-        real: (H, W, Z), [0, 1], for a third column with its title.
+        real: (H, W, Z), [0, 1], for a further column with its title.
+        uncertainty: (H, W, Z), standard deviation, for a further column with its title.
 
     Returns:
         a grey picture, one row a plane.
     """
     orientation = nib.io_orientation(np.asarray(affine))
     spacing = nib.affines.voxel_sizes(np.asarray(affine))[np.argsort(orientation[:, 0])]
-    windows = [source_window or _window(np.asarray(source)), (0, 1), (0, 1)]
+    windows = [source_window or _window(np.asarray(source)), (0, 1), (0, 1), UNCERTAINTY_WINDOW]
+    columns = [(v, w) for v, w in zip((source, synthetic, real, uncertainty), windows, strict=True) if v is not None]
     # views: only the planes shown are computed with
-    volumes = [nib.apply_orientation(np.asarray(v), orientation) for v in (source, synthetic, real) if v is not None]
+    volumes = [nib.apply_orientation(np.asarray(v), orientation) for v, _ in columns]
     centre = _centre(volumes[1])
     scale = panel_width / max(spacing * volumes[1].shape)
 
     rows = []
     for plane, axis, marks in PLANES:
-        cuts = [_windowed(np.take(v, centre[axis], axis), window) for v, window in zip(volumes, windows, strict=False)]
+        planes = [np.take(volume, centre[axis], axis) for volume in volumes]
+        cuts = [_windowed(plane, window) for plane, (_, window) in zip(planes, columns, strict=True)]
         panels = [panel(cut, np.delete(spacing, axis) * scale, marks) for cut in cuts]
         rows.append((plane, panels))
     return _page(rows, titles, panel_width)
