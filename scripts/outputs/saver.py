@@ -32,6 +32,8 @@ __all__ = ["SaveSyntheticd"]
 
 logger = logging.getLogger(__name__)
 
+WATCH_ENDING = "_watch.nii.gz"
+
 
 @dataclass(frozen=True, eq=False)
 class _CaseOutputs:
@@ -43,6 +45,7 @@ class _CaseOutputs:
         image: the synthetic volume.
         picture: both side by side.
         record: of the JSON.
+        watch: marks of the lesion watch, where there are any.
     """
 
     stem: str
@@ -50,6 +53,7 @@ class _CaseOutputs:
     image: nib.Nifti1Image
     picture: Image.Image
     record: dict[str, Any]
+    watch: nib.Nifti1Image | None = None
 
 
 class SaveSyntheticd(SaveImaged):
@@ -61,6 +65,10 @@ class SaveSyntheticd(SaveImaged):
 
     The volume is float32 on the source's own grid: a NIfTI source gives its sform, qform and both codes, any other its
     affine with the code "scanner". No text of the source's header is copied.
+
+    Where the lesion watch found something (items `watch` and `lesion_watch` of `LesionWatchd`), its marks are written
+    as `CASE_t1_watch.nii.gz`, uint8, and outlined in the picture, which then shows the largest finding. The findings
+    go into the JSON.
 
     With `dicom`, a folder `CASE_t1_dicom` is written beside them, whole or not at all, with whatever patient's names
     the source's headers hold; the JSON counts its files.
@@ -145,13 +153,15 @@ class SaveSyntheticd(SaveImaged):
                 "use dtype float32 or bfloat16, and check the weights."
             )
         source_file = Path(source.meta["filename_or_obj"])
-        image = nifti_like(synthetic[0], source_file, np.asarray(source.meta["original_affine"], dtype=np.float64))
+        affine = np.asarray(source.meta["original_affine"], dtype=np.float64)
+        image = nifti_like(synthetic[0], source_file, affine)
+        marks = data["watch"][0] if "watch" in data else None
         titles = (f"source {self.source_contrast}", f"synthetic {self.target_contrast}")
         return _CaseOutputs(
             stem=(data.get("case") or source_file.name.split(".")[0]) + self.suffix,
             source=source,
             image=image,
-            picture=three_planes(source[0], synthetic[0], source.affine, titles, self.source_window),
+            picture=three_planes(source[0], synthetic[0], source.affine, titles, self.source_window, marks=marks),
             record=case_record(
                 {**self.record, **self.notes},
                 self.source_recorder.record(source.meta.get("dicom_files") or source_file),
@@ -160,7 +170,9 @@ class SaveSyntheticd(SaveImaged):
                 mask=data.get(self.mask_key),
                 measured=None if self.measures is None else self.measures({**data, "synthetic": synthetic}),
                 batch_size_used=data.get("batch_size_used"),
+                lesion_watch=data.get("lesion_watch"),
             ),
+            watch=None if marks is None else nifti_like(marks, source_file, affine, np.uint8, largest=2),
         )
 
     def _save(self, outputs: _CaseOutputs) -> None:
@@ -179,6 +191,8 @@ class SaveSyntheticd(SaveImaged):
         start, record = working / outputs.stem, dict(outputs.record)
         write_nifti(outputs.image, Path(f"{start}.nii.gz"))
         outputs.picture.save(f"{start}.png")
+        if outputs.watch is not None:
+            write_nifti(outputs.watch, Path(f"{start}{WATCH_ENDING}"))
         if self.dicom is not None:
             record["dicom"] = self.dicom(outputs.image, outputs.source, self.record, Path(f"{start}_dicom"))
         for warning in case_warnings(record):
@@ -195,6 +209,9 @@ class SaveSyntheticd(SaveImaged):
         (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
         for ending in (".nii.gz", ".png"):
             os.replace(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
+        (self.output_dir / f"{stem}{WATCH_ENDING}").unlink(missing_ok=True)
+        if (working / f"{stem}{WATCH_ENDING}").exists():
+            os.replace(working / f"{stem}{WATCH_ENDING}", self.output_dir / f"{stem}{WATCH_ENDING}")
         if replaced:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.output_dir / f"{stem}_dicom", working / "replaced")
