@@ -37,6 +37,7 @@ ARROWS = {
     "transforms": {"errors", "slabs", "volumes", "dicom"},
     "simulation": {"errors", "volumes"},
     "data": {"errors", "files", "contrasts", "processes", "slabs", "conditioning", "volumes", "transforms", "dicom"},
+    "watch": set(),
     "outputs": {"errors", "files", "contrasts", "conditioning", "volumes", "transforms", "dicom"},
     # work
     "prepare": {

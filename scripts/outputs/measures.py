@@ -124,7 +124,7 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     """What is odd about a case, one sentence each, from the JSON record that the main job writes."""
     measured = record.get("measured") or {}
     grid = record.get("grid") or {}
-    warnings = [*_range_warnings(measured)]
+    warnings = [*_watch_warnings(record), *_range_warnings(measured)]
     median = measured.get("source_median")
     low, high = PLAUSIBLE_MEDIAN_HU
     if median is not None and record.get("hu_window") and not low <= median <= high:
@@ -146,6 +146,23 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     if str(grid.get("orientation", "")).startswith("unknown"):
         warnings.append(f"Orientation {grid['orientation']}.")
     return warnings
+
+
+def _watch_warnings(record: Mapping[str, Any]) -> list[str]:
+    """What the lesion watch found, in one sentence."""
+    findings = record.get("lesion_watch") or []
+    if not findings:
+        return []
+    told = [
+        f"{finding['ml']:.1f} mL {finding['kind']} at ({', '.join(f'{x:.0f}' for x in finding['place_mm'])}) mm"
+        for finding in findings[:3]
+    ]
+    more = f" and {len(findings) - 3} more" if len(findings) > 3 else ""
+    source, target = record.get("source_contrast", "CT"), record.get("target_contrast", "T1")
+    return [
+        f"Lesion watch: the {source} shows what is missing in the synthetic {target}: {', '.join(told)}{more} (RAS); "
+        f"look at the {source} there."
+    ]
 
 
 def _range_warnings(measured: Mapping[str, float]) -> list[str]:

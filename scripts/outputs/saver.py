@@ -32,7 +32,8 @@ __all__ = ["SaveSyntheticd"]
 
 logger = logging.getLogger(__name__)
 
-_UNCERTAINTY = "_uncertainty.nii.gz"
+UNCERTAINTY_ENDING = "_uncertainty.nii.gz"
+WATCH_ENDING = "_watch.nii.gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ class _CaseOutputs:
         image: the synthetic volume.
         picture: both side by side.
         record: of the JSON.
-        uncertainty: the standard deviation of the synthetic volume, where there is one.
+        beside: further volumes by the ending of their files: the standard deviation of the synthetic one, where there
+            is one, and the marks of the lesion watch, where there are any.
     """
 
     stem: str
@@ -53,7 +55,7 @@ class _CaseOutputs:
     image: nib.Nifti1Image
     picture: Image.Image
     record: dict[str, Any]
-    uncertainty: nib.Nifti1Image | None = None
+    beside: Mapping[str, nib.Nifti1Image]
 
 
 class SaveSyntheticd(SaveImaged):
@@ -68,6 +70,10 @@ class SaveSyntheticd(SaveImaged):
 
     A second channel of the volume is its uncertainty and becomes `CASE_t1_uncertainty.nii.gz`, on the same grid, and a
     further column of the picture.
+
+    Where the lesion watch found something (items `watch` and `lesion_watch` of `LesionWatchd`), its marks are written
+    as `CASE_t1_watch.nii.gz`, uint8, and outlined in the picture, which then shows the largest finding. The findings
+    go into the JSON.
 
     With `dicom`, a folder `CASE_t1_dicom` is written beside them, whole or not at all, with whatever patient's names
     the source's headers hold; the JSON counts its files.
@@ -156,15 +162,18 @@ class SaveSyntheticd(SaveImaged):
         source_file = Path(source.meta["filename_or_obj"])
         affine = np.asarray(source.meta["original_affine"], dtype=np.float64)
         image, *others = (nifti_like(channel, source_file, affine) for channel in synthetic)
+        measured = {**data, "synthetic": synthetic[:1], **({"uncertainty": synthetic[1:]} if others else {})}
+        beside = {}
         for other in others:
             other.header["cal_max"] = UNCERTAINTY_WINDOW[1]
-        measured = {**data, "synthetic": synthetic[:1], **({"uncertainty": synthetic[1:]} if others else {})}
+            beside[UNCERTAINTY_ENDING] = other
+        if "watch" in data:
+            beside[WATCH_ENDING] = nifti_like(data["watch"][0], source_file, affine, np.uint8, largest=2)
         return _CaseOutputs(
             stem=(data.get("case") or source_file.name.split(".")[0]) + self.suffix,
             source=source,
             image=image,
-            uncertainty=others[0] if others else None,
-            picture=self._picture(source, synthetic),
+            picture=self._picture(source, synthetic, data["watch"][0] if "watch" in data else None),
             record=case_record(
                 {**self.record, **self.notes},
                 self.source_recorder.record(source.meta.get("dicom_files") or source_file),
@@ -173,17 +182,19 @@ class SaveSyntheticd(SaveImaged):
                 mask=data.get(self.mask_key),
                 measured=None if self.measures is None else self.measures(measured),
                 batch_size_used=data.get("batch_size_used"),
+                lesion_watch=data.get("lesion_watch"),
             ),
+            beside=beside,
         )
 
-    def _picture(self, source: MetaTensor, synthetic: MetaTensor) -> Image.Image:
-        """Source, synthetic image and, where there is one, its uncertainty."""
+    def _picture(self, source: MetaTensor, synthetic: MetaTensor, marks: MetaTensor | None) -> Image.Image:
+        """Source, synthetic image and, where there is one, its uncertainty; marks are outlined in each."""
         titles = (f"source {self.source_contrast}", f"synthetic {self.target_contrast}")
         more = {}
         if len(synthetic) > 1:
             low, high = UNCERTAINTY_WINDOW
             titles, more = (*titles, f"uncertainty, {low:g} to {high:g}"), {"uncertainty": synthetic[1]}
-        return three_planes(source[0], synthetic[0], source.affine, titles, self.source_window, **more)
+        return three_planes(source[0], synthetic[0], source.affine, titles, self.source_window, marks=marks, **more)
 
     def _save(self, outputs: _CaseOutputs) -> None:
         """Write the files of a case, all of them or none."""
@@ -200,8 +211,8 @@ class SaveSyntheticd(SaveImaged):
         """Write the files into a folder of their own."""
         start, record = working / outputs.stem, dict(outputs.record)
         write_nifti(outputs.image, Path(f"{start}.nii.gz"))
-        if outputs.uncertainty is not None:
-            write_nifti(outputs.uncertainty, Path(f"{start}{_UNCERTAINTY}"))
+        for ending, volume in outputs.beside.items():
+            write_nifti(volume, Path(f"{start}{ending}"))
         outputs.picture.save(f"{start}.png")
         if self.dicom is not None:
             record["dicom"] = self.dicom(outputs.image, outputs.source, self.record, Path(f"{start}_dicom"))
@@ -217,8 +228,9 @@ class SaveSyntheticd(SaveImaged):
         """
         replaced = self.dicom is not None or "dicom" in self._made(stem)
         (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
-        (self.output_dir / f"{stem}{_UNCERTAINTY}").unlink(missing_ok=True)
-        for ending in (".nii.gz", ".png", _UNCERTAINTY):
+        for ending in (UNCERTAINTY_ENDING, WATCH_ENDING):
+            (self.output_dir / f"{stem}{ending}").unlink(missing_ok=True)
+        for ending in (".nii.gz", ".png", UNCERTAINTY_ENDING, WATCH_ENDING):
             if (working / f"{stem}{ending}").is_file():
                 os.replace(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
         if replaced:
@@ -235,7 +247,7 @@ class SaveSyntheticd(SaveImaged):
         made = {"target_contrast": "T1", **self._made(stem)}
         wanted = {"uncertainty": None, **json.loads(json.dumps(self.record))}
         alike = all(made.get(key) == value for key, value in wanted.items())
-        endings = (".nii.gz", ".png", *([_UNCERTAINTY] if wanted["uncertainty"] else []))
+        endings = (".nii.gz", ".png", *([UNCERTAINTY_ENDING] if wanted["uncertainty"] else []))
         whole = all((self.output_dir / f"{stem}{ending}").is_file() for ending in endings)
         if self.dicom is not None:
             written = sum(1 for _ in (self.output_dir / f"{stem}_dicom").glob("*.dcm"))

@@ -188,7 +188,9 @@ def test_outputs_of_another_contrast_are_left_alone(tmp_path):
 
 def test_the_titles_name_both_contrasts(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr(saver_module, "three_planes", lambda *args: titles.append(args[3]) or three_planes(*args))
+    monkeypatch.setattr(
+        saver_module, "three_planes", lambda *args, **kwargs: titles.append(args[3]) or three_planes(*args, **kwargs)
+    )
     saver = SaveSyntheticd(output_dir=tmp_path, source_window=None, source_contrast="T2", target_contrast="FLAIR")
     saver(item_of(write_source(tmp_path / "ct.nii.gz")))
     assert titles == [("source T2", "synthetic FLAIR")]
