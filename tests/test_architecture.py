@@ -24,6 +24,7 @@ ARROWS = {
     "codec": set(),
     "slabs": set(),
     "losses": set(),
+    "tissue_loss": {"codec"},
     "conditioning": set(),
     "networks": {"schedulers", "slabs", "losses"},
     "inferers": {"schedulers", "codec", "slabs", "devices"},  # devices: how many slabs a call takes
@@ -53,6 +54,9 @@ ARROWS = {
     },  # it runs the main job as a user types it
     # tables and pages
     "evaluation": {
+        "networks",  # the tissue segmenter, with its weights
+        "slabs",
+        "weights",
         "schedulers",
         "errors",
         "files",
@@ -83,7 +87,7 @@ ARROWS = {
     },
 }
 # Rooms of plain mathematics: nothing but these.
-PLAIN_ROOMS = ("schedulers", "codec", "slabs", "losses", "conditioning", "networks")
+PLAIN_ROOMS = ("schedulers", "codec", "slabs", "losses", "tissue_loss", "conditioning", "networks")
 PLAIN_PACKAGES = {"torch", "numpy", "monai"}
 STANDARD_LIBRARY = {
     "__future__",
