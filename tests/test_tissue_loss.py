@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch import Tensor
 
 from scripts.networks.tissue_segmenter import TissueSegmenter
@@ -93,3 +94,18 @@ def test_background_has_no_say_and_an_empty_slab_no_loss():
 def test_an_unknown_error_is_refused(segmenter):
     with pytest.raises(ValueError, match="l1 or dice"):
         TissueConsistencyLoss(segmenter, error="l2")
+
+
+def test_the_overlay_adds_it_to_whatever_loss_the_training_has(bundle_root):
+    """With the shipped weights, whose segmenter is small enough to come along."""
+    parser = ConfigParser()
+    parser.read_config([str(bundle_root / "configs" / name) for name in ("train.json", "loss_tissue.json")])
+    parser["bundle_root"], parser["device"] = str(bundle_root), "cpu"
+    loss, tissue_loss = (parser.get_parsed_content(key) for key in ("loss", "tissue_loss"))
+    parser.get_parsed_content("initialize#3")  # loads the weights
+    prediction, target = slabs(0), slabs(1)
+    both = parser.get_parsed_content("train#trainer#loss_function")(prediction, target)
+    torch.testing.assert_close(both, loss(prediction, target) + tissue_loss(prediction, target))
+    assert tissue_loss(prediction, target) > 0
+    assert not any(parameter.requires_grad for parameter in tissue_loss.parameters())
+    assert (bundle_root / "models" / "tissue_segmenter.pt").stat().st_size < 2e6

@@ -15,7 +15,7 @@ from .study import Result
 FIGURES = (
     *("nrmse", "psnr", "ssim", "i_ssim"),
     *("nrmse_brain", "psnr_brain", "ssim_brain", "i_ssim_brain"),
-    *("pearson_brain", "sharpness_brain", "adjacent_difference_brain"),
+    *("pearson_brain", "sharpness_brain", "highpass_brain", "adjacent_difference_brain"),
 )
 TESTED = ("nrmse", "psnr", "ssim", "psnr_brain", "ssim_brain")
 

@@ -19,7 +19,7 @@ from .figures import finite, volume_figures
 
 Figures = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
 """(image, reference, mask), (H, W, Z) each -> figures by name."""
-_FORMAT = 1  # of a result on disk; raise it when the figures change, and earlier results are computed again
+_FORMAT = 2  # of a result on disk; raise it when the figures change, and earlier results are computed again
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class TissueSegmenter(nn.Module):
     """
 
     classes = ("background", "csf", "gm", "wm")
-    """Channels of the output; grey matter is cortex, cerebellar cortex and deep nuclei, white has the brainstem in it."""
+    """Channels of the output; grey matter has the deep nuclei in it, white matter the brainstem."""
 
     def __init__(
         self, slab_size: int = 3, features: Sequence[int] = (24, 24, 48, 64, 64, 24), space_to_depth: int = 2
