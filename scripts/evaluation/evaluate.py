@@ -26,8 +26,8 @@ from .results import (
     SubjectFigures,
     check_against,
     comparison,
+    measure_subject,
     read_subjects,
-    subject_figures,
     write_results,
 )
 
@@ -164,7 +164,7 @@ def _figures_or_reason(
         compared = load_pair(pair, erode_mm)
         volumes = compared.synthetic, compared.real, compared.mask, compared.spacing_mm
         is_ct = (source_contrast or recorded_contrast(pair.synthetic, "source_contrast")) == "CT"
-        measured = subject_figures(*volumes, pair.target_contrast, compared.source, is_ct)
+        measured = measure_subject(*volumes, pair.target_contrast, compared.source, is_ct)
         return PairFigures(measured, case_rows(*volumes, compared.source) if alone else {}, compared.notes)
     except ValueError as error:  # CaseError, and volumes that have no figures
         return str(error)

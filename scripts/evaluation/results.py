@@ -77,7 +77,7 @@ class SubjectFigures:
     """What is measured of a subject.
 
     Attributes:
-        figures: `volume_figures` and those of the synthetic image's tissues.
+        figures: `subject_figures`.
         baselines: `POINTWISE` (with a source), `UNSHARP` -> figures.
         tissues: `tissue_rows`.
     """
@@ -88,6 +88,14 @@ class SubjectFigures:
 
 
 def subject_figures(
+    image: np.ndarray, reference: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float], target_contrast: str = "T1"
+) -> dict[str, float]:
+    """`volume_figures` and those of the tissues of one synthetic image, (H, W, Z) in [0, 1] and bool."""
+    tissues = tissue_rows(image, reference, mask, spacing_mm, target_contrast)
+    return {**volume_figures(image, reference, mask, spacing_mm), **tissues.get(SYNTHETIC, {})}
+
+
+def measure_subject(
     image: np.ndarray,
     reference: np.ndarray,
     mask: np.ndarray,
@@ -96,7 +104,7 @@ def subject_figures(
     source: np.ndarray | None = None,
     source_is_ct: bool = False,
 ) -> SubjectFigures:
-    """All figures of one subject.
+    """All figures of one subject: `subject_figures`, and beside them what the image has to beat.
 
     Args:
         image, reference: (H, W, Z), [0, 1].
@@ -340,7 +348,7 @@ class SubjectResults:
             }
             where = mask > 0, self.spacing_mm
             source = self._in_own_unit(volumes["source"]), self.hu_window is not None
-            self.evaluation.add(subject, subject_figures(image, reference, *where, self.target_contrast, *source))
+            self.evaluation.add(subject, measure_subject(image, reference, *where, self.target_contrast, *source))
             if self.save_volumes:
                 affine = np.asarray(getattr(item["target"], "affine", np.diag([*self.spacing_mm, 1.0])), dtype=float)
                 self.evaluation.cases[subject] = {k: self._save(subject, k, v, affine) for k, v in volumes.items()}

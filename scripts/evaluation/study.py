@@ -17,6 +17,8 @@ from ..errors import CaseError
 from ..files import write_whole
 from .figures import finite, volume_figures
 
+Figures = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
+"""(image, reference, mask), (H, W, Z) each -> figures by name."""
 _FORMAT = 2  # of a result on disk; raise it when the figures change, and earlier results are computed again
 
 
@@ -52,7 +54,7 @@ class VariantSampler:
         style_key: (name or None, pair) -> (name of the key used, key (3, B) or None).
         device: where the network is.
         common: what all results depend on beside settings and volumes, such as the weights' checksum; JSON values.
-        spacing_mm: voxel size of the volumes; without it there are no `band_correlations`.
+        figures: of an image and its reference in the mask, as `volume_figures`.
     """
 
     def __init__(
@@ -62,14 +64,14 @@ class VariantSampler:
         style_key: Callable[[str | None, Mapping], tuple[str | None, np.ndarray | None]],
         device: torch.device | str = "cpu",
         common: Mapping[str, Any] | None = None,
-        spacing_mm: Sequence[float] | None = None,
+        figures: Figures = volume_figures,
     ) -> None:
         self.network = network
         self.inferer = inferer
         self.style_key = style_key
         self.device = device
         self.common = dict(common or {})
-        self.spacing_mm = spacing_mm
+        self.figures = figures
 
     def settings(self, pair: Mapping, variant: Mapping[str, Any]) -> dict[str, Any]:
         """What a result depends on: settings, style key, volumes and `common`; JSON values."""
@@ -102,7 +104,7 @@ class VariantSampler:
         return Result(
             row=row,
             subject=str(pair["subject"]),
-            figures=volume_figures(image, np.asarray(pair["target"])[0], mask, self.spacing_mm),
+            figures=self.figures(image, np.asarray(pair["target"])[0], mask),
             style_key=name,
             evaluations=round(slabs / source.shape[-1], 3),
             seconds=round(time.perf_counter() - start, 3),
@@ -168,12 +170,12 @@ def _kept_or_made(row: str, pair: Mapping, variant: Mapping[str, Any], sampler: 
     return result
 
 
-def real_results(pairs: Iterable[Mapping], spacing_mm: Sequence[float] | None = None) -> list[Result]:
+def real_results(pairs: Iterable[Mapping], figures: Figures = volume_figures) -> list[Result]:
     """The row "real": each target against itself."""
     results = []
     for pair in pairs:
         target, mask = np.asarray(pair["target"])[0], np.asarray(pair["mask"])[0] > 0
-        results.append(Result("real", str(pair["subject"]), volume_figures(target, target, mask, spacing_mm)))
+        results.append(Result("real", str(pair["subject"]), figures(target, target, mask)))
     return results
 
 
