@@ -22,6 +22,7 @@ SOFT_TISSUE = -15.0  # HU; 0 with room for noise and the dark bands of the skull
 BONE = 150.0  # HU; the mean of a coarse voxel that is a third bone
 BONE_IN_WINDOW = 0.83  # of the largest value, at which all bone lies in a volume that is cut to a window
 AIR = -150.0  # HU; anything lighter is outside the head or in a sinus
+LEAST_BONE = 55.0  # HU; a window that ends at less shows brain and bone alike, and noise is no bone
 EDGE = 100.0  # HU; the fall at the skull within which the border is interpolated
 SMOOTHING = 0.8  # mm, the Gaussian's standard deviation
 SCALP = 5.0  # mm; no brain lies nearer to the air, also where a piece of skull is missing
@@ -127,7 +128,7 @@ def _area_means(hu: np.ndarray, size: list[int]) -> torch.Tensor:
 
 def _brain(hu: np.ndarray, spacing: np.ndarray, name: str) -> np.ndarray:
     """(H, W, Z) HU in RAS order -> float, -1 to 1: above 0 in the brain, at the skull with the slope of HU."""
-    bone = min(BONE, BONE_IN_WINDOW * hu.max())
+    bone = min(BONE, max(LEAST_BONE, BONE_IN_WINDOW * hu.max()))
     head = _largest(ndimage.binary_opening(hu > max(AIR, hu.min() + 5)))
     level = np.full(hu.shape, -1, dtype=np.float32)
     if head.any():
