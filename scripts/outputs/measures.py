@@ -13,6 +13,7 @@ from monai.utils import convert_to_numpy
 
 from ..conditioning.style_key import compute_style_key, load_style_keys
 from ..conditioning.training_range import TrainingRange, key_contrast
+from .ct_oddities import ct_measures, ct_warnings
 
 __all__ = ["UNKNOWN_ORIENTATION", "CaseMeasures", "border_area", "case_warnings"]
 
@@ -38,6 +39,7 @@ class CaseMeasures:
         input_key: key of what the network was given, [0, 1], background 0.
         source_key: key of the source as loaded, in its unit.
         mask_key: key of the brain mask on the source's grid.
+        hounsfield: measure what only a CT has (`ct_measures`), too.
 
     A file that is missing, or has keys of fewer than three people, leaves its measures out; the log says so.
     """
@@ -49,7 +51,9 @@ class CaseMeasures:
         input_key: str = "image",
         source_key: str = "source",
         mask_key: str = "mask",
+        hounsfield: bool = False,
     ) -> None:
+        self.hounsfield = hounsfield
         self.input_key = input_key
         self.source_key = source_key
         self.mask_key = mask_key
@@ -61,7 +65,8 @@ class CaseMeasures:
         `source_distance`, `source_contrast`, `synthetic_distance` and their `_limit` (`TrainingRange`);
         `source_median` in the source's unit; `brain_ml`; `brain_at_border_cm2` (`border_area`); where there is an item
         `uncertainty`, its mean in the brain `uncertainty_mean` and the share of the brain that is above
-        `HIGH_UNCERTAINTY`, `uncertainty_high_share`.
+        `HIGH_UNCERTAINTY`, `uncertainty_high_share`; of a CT those of `ct_measures` and, where the lesion watch looked,
+        `asymmetric_ml`.
         """
         mask = np.asarray(torch.as_tensor(data[self.mask_key])[0].cpu()) > 0.5
         source = np.asarray(torch.as_tensor(data[self.source_key])[0].cpu())
@@ -79,6 +84,11 @@ class CaseMeasures:
             training = self.ranges[name]
             if training is not None:
                 measured |= _compared(name, data[key], training)
+        if self.hounsfield:
+            image = data[self.input_key]
+            measured |= ct_measures(convert_to_numpy(image[0]), convert_to_numpy(image.pixdim), source)
+        if "asymmetric_ml" in data:
+            measured["asymmetric_ml"] = data["asymmetric_ml"]
         return {name: round(value, 4) for name, value in measured.items()}
 
 
@@ -124,7 +134,7 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     """What is odd about a case, one sentence each, from the JSON record that the main job writes."""
     measured = record.get("measured") or {}
     grid = record.get("grid") or {}
-    warnings = [*_watch_warnings(record), *_range_warnings(measured)]
+    warnings = [*_watch_warnings(record), *_range_warnings(measured), *ct_warnings(measured)]
     median = measured.get("source_median")
     low, high = PLAUSIBLE_MEDIAN_HU
     if median is not None and record.get("hu_window") and not low <= median <= high:

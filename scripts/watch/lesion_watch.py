@@ -9,6 +9,7 @@ of HU or a multiple of the volume's own scatter, whichever is larger. A region c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -76,9 +77,13 @@ CRITERIA = (
     Criterion(DARK, 3.0, 3.0, 3.0),
     Criterion(DARK, 4.5, 3.0, 3.0),
     Criterion(DARK, 6.0, 3.5, 3.0),
-    Criterion(BRIGHT, 3.0, 4.0, 6.0, 0.3),
+    Criterion(BRIGHT, 3.0, 5.0, 8.0, 0.3, inside=0.95),
     Criterion(DARK, 4.5, 5.0, 9.0, 2.0, mirror=False, inside=0.97),
 )
+
+
+# for asymmetries of any kind
+LARGE = (Criterion(DARK, 6.0, 3.5, 3.0, 2.0), Criterion(BRIGHT, 3.0, 5.0, 8.0, 0.3, inside=0.95))
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class LesionWatch:
         working_mm: float = 3.0,
         least_darkening: float = 0.1,
         share_of_darkening: float = 0.5,
-        least_change: float = 0.1,
+        least_change: float = 0.2,
     ) -> None:
         self.criteria = tuple(criteria)
         self.window = tuple(window)
@@ -342,7 +347,8 @@ def _upsampled(region: np.ndarray, block: np.ndarray, shape: Sequence[int]) -> n
 class LesionWatchd(MapTransform):
     """`LesionWatch` for the dictionary of a translated case, on the network's grid.
 
-    It adds `lesion_watch`, the findings as dictionaries, and where there are any `watch`, the marks (1, H, W, Z) uint8.
+    It adds `lesion_watch`, the findings as dictionaries, and where there are any `watch`, the marks (1, H, W, Z) uint8;
+    and `asymmetric_ml`, what is unlike its mirror side whether the T1 shows it or not.
 
     Args:
         keys: key of the synthetic volume, (1, H, W, Z), [0, 1].
@@ -361,6 +367,10 @@ class LesionWatchd(MapTransform):
         super().__init__(keys)
         self.source_key = source_key
         self.watch = LesionWatch(window=window) if enabled and window else None
+        # nothing counts as shown by the T1
+        self.asymmetry = LesionWatch(
+            LARGE, window or (0.0, 80.0), least_darkening=math.inf, share_of_darkening=0.0, least_change=math.inf
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -368,7 +378,9 @@ class LesionWatchd(MapTransform):
             return d
         source = d[self.source_key]
         affine = convert_to_numpy(source.affine).astype(np.float64)
-        marks, findings = self.watch(convert_to_numpy(source[0]), convert_to_numpy(d[self.keys[0]][0]), affine)
+        volumes = convert_to_numpy(source[0]), convert_to_numpy(d[self.keys[0]][0])
+        marks, findings = self.watch(*volumes, affine)
+        d["asymmetric_ml"] = float(sum(finding.ml for finding in self.asymmetry(*volumes, affine)[1]))
         d["lesion_watch"] = [asdict(finding) for finding in findings]
         if findings:
             d["watch"] = MetaTensor(marks[None], meta=source.meta, applied_operations=source.applied_operations)
