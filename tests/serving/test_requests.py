@@ -131,10 +131,15 @@ def test_a_request_s_style_key_is_a_name_and_opens_no_file(inferer, tmp_path):
     brain = np.zeros((20, 20, 20), np.float32)
     brain[5:15, 5:15, 5:15] = np.random.default_rng(0).beta(3, 2, (10, 10, 10))
     nib.save(nib.Nifti1Image(brain, np.eye(4)), tmp_path / "brain.nii.gz")
-    assert not np.any(styles(inferer, volume(style_key="none"))[0])
     resolve_style_key(tmp_path / "brain.nii.gz", inferer.keys_file)  # the main job takes it
     with pytest.raises(CaseError, match=r"There is no style key .*brain\.nii\.gz; use one of average, other"):
         inferer(volume(style_key=str(tmp_path / "brain.nii.gz")), Spy())
+
+
+def test_a_request_may_ask_for_no_style(inferer):
+    styled = RequestInferer(inferer.inferer.changed(style_key=np.ones((3, 128), np.float32)), inferer.keys_file)
+    assert styles(styled, volume())[0].all()
+    assert not styles(styled, volume(style_key="none"))[0].any()
 
 
 def test_a_result_is_nifti_unless_asked_otherwise():
