@@ -18,12 +18,14 @@ ARROWS = {
     "processes": set(),
     "workflow": {"errors", "options", "devices"},  # how a workflow starts
     "weights": {"errors", "files"},
+    "calibration": set(),
     "packaging": {"errors", "files", "workflow"},
     # the method
     "schedulers": set(),
     "codec": set(),
     "slabs": set(),
     "losses": set(),
+    "tissue_loss": {"codec"},
     "conditioning": set(),
     "networks": {"schedulers", "slabs", "losses"},
     "inferers": {"schedulers", "codec", "slabs", "devices"},  # devices: how many slabs a call takes
@@ -35,6 +37,7 @@ ARROWS = {
     "transforms": {"errors", "slabs", "volumes", "dicom"},
     "simulation": {"errors", "volumes"},
     "data": {"errors", "files", "contrasts", "processes", "slabs", "conditioning", "volumes", "transforms", "dicom"},
+    "watch": set(),
     "outputs": {"errors", "files", "contrasts", "conditioning", "volumes", "transforms", "dicom"},
     # work
     "prepare": {
@@ -53,7 +56,11 @@ ARROWS = {
     },  # it runs the main job as a user types it
     # tables and pages
     "evaluation": {
+        "networks",  # the tissue segmenter, with its weights
+        "slabs",
+        "weights",
         "schedulers",
+        "calibration",
         "errors",
         "files",
         "contrasts",
@@ -83,7 +90,7 @@ ARROWS = {
     },
 }
 # Rooms of plain mathematics: nothing but these.
-PLAIN_ROOMS = ("schedulers", "codec", "slabs", "losses", "conditioning", "networks")
+PLAIN_ROOMS = ("schedulers", "codec", "slabs", "losses", "tissue_loss", "conditioning", "networks")
 PLAIN_PACKAGES = {"torch", "numpy", "monai"}
 STANDARD_LIBRARY = {
     "__future__",

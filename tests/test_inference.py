@@ -236,20 +236,27 @@ def test_runs_again_only_what_is_not_done_alike(tmp_path, translate):
     assert translate(path) is None
     assert times(tmp_path / "out") == first
     changed = times(tmp_path / "out")
-    for overrides in ({"overwrite": True}, {"num_inference_steps": 3}, {"style_key": "other"}, {"batch_size": 3}):
-        assert translate(path, **overrides) is None
+    changes = {"overwrite": True, "num_inference_steps": 3, "detail": 0.5, "style_key": "other", "batch_size": 3}
+    for name, value in changes.items():
+        assert translate(path, **{name: value}) is None
         last, changed = changed, times(tmp_path / "out")
         assert all(changed[name] > last[name] for name in last)
 
 
 def test_two_runs_are_bit_identical_and_settings_matter(tmp_path, translate):
     path = write_head_ct(tmp_path / "ct.nii.gz")
-    runs = {"one": {}, "two": {}, "style": {"style_key": "other"}, "steps": {"num_inference_steps": 3}}
+    runs = {
+        "one": {},
+        "two": {},
+        "style": {"style_key": "other"},
+        "steps": {"num_inference_steps": 3},
+        "mean": {"detail": 0},
+    }
     for name, overrides in runs.items():
         assert translate(path, tmp_path / name, **overrides) is None
     names = output_names("ct")
     assert filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", names, shallow=False) == (names, [], [])
-    for other in ("style", "steps"):
+    for other in ("style", "steps", "mean"):
         assert filecmp.cmpfiles(tmp_path / "one", tmp_path / other, names, shallow=False)[1] == names
 
 
@@ -453,3 +460,35 @@ def test_typed_with_an_unknown_style_key(tmp_path, typed):
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("The style key nobody is neither")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_uncertainty_is_a_further_file_and_leaves_the_image_as_it_is(tmp_path, translate):
+    """On a grid of another orientation it lies where the image lies; it is done once, and again for other samples."""
+    write_head_ct(tmp_path / "in" / "a.nii.gz", np.diag([6.0, 6.0, 6.0])[[1, 0, 2]] * [1, -1, 1], (40, 34, 32))
+    calibration = tmp_path / "uncertainty.json"
+    calibration.write_text(json.dumps({"factor": 2.0, "floor": 0.05, "weights_sha256": "of others"}))
+    options = {"num_inference_steps": 2, "uncertainty_file": str(calibration)}
+    assert translate(tmp_path / "in", tmp_path / "plain", **options) is None
+    assert translate(tmp_path / "in", uncertainty=3, **options) is None
+    folder = tmp_path / "out"
+    assert outputs(folder) == sorted([*output_names("a"), "a_t1_uncertainty.nii.gz"])
+    assert filecmp.cmp(folder / "a_t1.nii.gz", tmp_path / "plain" / "a_t1.nii.gz", shallow=False)
+    image, spread = (nib.load(folder / f"a_t1{end}.nii.gz") for end in ("", "_uncertainty"))
+    np.testing.assert_array_equal(spread.affine, image.affine)
+    inside = image.get_fdata() > 0
+    assert spread.shape == image.shape
+    assert spread.get_fdata()[inside].min() > 0.04  # the floor, but for interpolation at the edge
+    record, plain = (json.loads((f / "a_t1.json").read_text()) for f in (folder, tmp_path / "plain"))
+    styles = "of the training"
+    expected = {"samples": 3, "seed": 0, "styles": styles, "factor": 2.0, "floor": 0.05, "calibrated": False}
+    assert record["uncertainty"] == expected
+    assert record["measured"]["uncertainty_mean"] > 0.05
+    assert "uncertainty" not in plain
+    before = times(folder)
+    assert translate(tmp_path / "in", uncertainty=3, **options) is None
+    assert times(folder) == before
+    assert translate(tmp_path / "in", uncertainty=2, style_key="other", **options) is None
+    assert json.loads((folder / "a_t1.json").read_text())["uncertainty"]["styles"] == "as chosen"
+    with pytest.raises(RuntimeError) as caught:
+        translate(tmp_path / "in", uncertainty=1, **options)
+    assert "at least 2" in reason(caught.value)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.losses import BridgeL1Loss, BridgeL2Loss, elbo_weights
+from scripts.losses import BridgeL1Loss, BridgeL2Loss, GradientL1Loss, elbo_weights
 
 
 @pytest.fixture
@@ -67,3 +67,25 @@ def test_best_constants_are_median_and_mean() -> None:
     for loss, best in ((BridgeL1Loss(), 0.0), (BridgeL2Loss(), 1.0)):
         errors = torch.stack([loss(guess.expand_as(targets), targets) for guess in guesses])
         assert guesses[errors.argmin()].item() == pytest.approx(best, abs=1e-6)
+
+
+def test_the_gradient_loss_of_an_offset_is_the_offset_and_of_a_ramp_its_slope_too() -> None:
+    _, target = batch()
+    offset = GradientL1Loss(5.0)(target + 0.25, target)
+    assert offset.item() == pytest.approx(0.25)
+    ramp = torch.arange(6, dtype=torch.float64).expand_as(target)
+    assert GradientL1Loss(3.0)(target + 0.1 * ramp, target).item() == pytest.approx(0.1 * 2.5 + 3 * 0.1)
+    tilted = ramp + 2 * torch.arange(5, dtype=torch.float64)[:, None]
+    assert GradientL1Loss(1.0)(target - tilted, target).item() == pytest.approx(2.5 + 4 + 1 + 2)
+
+
+def test_without_weight_the_gradient_loss_is_l1() -> None:
+    prediction, target = batch()
+    torch.testing.assert_close(GradientL1Loss(0.0)(prediction, target), torch.nn.L1Loss()(prediction, target))
+
+
+def test_the_gradient_loss_tells_a_blurred_edge_from_a_sharp_one_of_the_same_error() -> None:
+    """Two errors of the same mean absolute size, one smooth and one rough."""
+    target = torch.zeros(1, 3, 8, 8)
+    smooth, rough = target + 0.5, target + 0.5 * (-1.0) ** torch.arange(8)
+    assert GradientL1Loss()(rough, target) > 2 * GradientL1Loss()(smooth, target)

@@ -165,7 +165,9 @@ def test_training_is_the_plain_loop_it_stands_for(workflow, dtype, tolerance):
         target, label, _, bridge = trainer.prepare_batch(batch)
         x0, y = 2 * target - 1, 2 * bridge["source"] - 1
         noisy = made.parser.get_parsed_content("scheduler").add_noise(x0, bridge["noise"], bridge["timesteps"], y)
-        loss = (network(noisy, bridge["timesteps"], bridge["context"], y) - label).abs().mean()
+        difference = network(noisy, bridge["timesteps"], bridge["context"], y) - label
+        steps = difference[..., 1:, :] - difference[..., :-1, :], difference[..., 1:] - difference[..., :-1]
+        loss = sum(one.abs().mean() for one in (difference, *steps))
         optimizer.param_groups[0]["lr"] = 4e-4 * rate(step)
         optimizer.zero_grad()
         loss.backward()
@@ -191,13 +193,13 @@ def test_a_second_start_finds_its_volumes_prepared(workflow, tmp_path, capsys):
     assert "1 of 1 subjects come prepared" in log
     for old, new in zip(before[:2], after[:2], strict=True):
         assert (old.subject, old.weight) == (new.subject, new.weight)
-        np.testing.assert_array_equal(old.target, new.target)
+        np.testing.assert_array_equal(old.targets, new.targets)
         np.testing.assert_array_equal(old.sources, new.sources)
         np.testing.assert_array_equal(old.style_key(), new.style_key())
     for key in ("source", "target", "mask"):
         torch.testing.assert_close(before[2][key].as_tensor(), after[2][key].as_tensor(), rtol=0, atol=0)
         torch.testing.assert_close(before[2][key].affine, after[2][key].affine, rtol=0, atol=0)
-    assert workflow(packed_bits=16).train_dataset_data[0].target.dtype == np.uint16
+    assert workflow(packed_bits=16).train_dataset_data[0].targets.dtype == np.uint16
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "multi_gpu_train"),
         ("train", "mlflow"),
         ("train", "ablation", "samplers"),
+        ("train", "simulated_ct", "ablation", "detail"),
         ("train", "loss_paper"),
         ("train", "network_paper"),
     ],

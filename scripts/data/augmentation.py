@@ -62,7 +62,10 @@ class ContrastCurve:
 
 
 def affine_slab(slab: torch.Tensor, angle: float, zoom: float, shift: Sequence[float], flip: bool) -> torch.Tensor:
-    """Rotate (radians), zoom, shift (pixels) and mirror (C, H, W) about its centre, bilinear, zeros outside."""
+    """Rotate (radians), zoom, shift (pixels) and mirror (C, H, W) in [0, 1] about its centre, zeros outside.
+
+    Bicubic, as a network that learns from bilinearly moved images learns to blur.
+    """
     height, width = slab.shape[-2:]
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     # affine_grid works in coordinates where both sides are 2 long, x (columns) first
@@ -72,7 +75,7 @@ def affine_slab(slab: torch.Tensor, angle: float, zoom: float, shift: Sequence[f
     if flip:
         theta[1] = -theta[1]  # rows of a slab run left to right
     grid = functional.affine_grid(theta[None].float(), [1, *slab.shape], align_corners=False)
-    return functional.grid_sample(slab[None], grid, align_corners=False)[0]
+    return functional.grid_sample(slab[None], grid, mode="bicubic", align_corners=False)[0].clamp_(0, 1)
 
 
 def smooth_field(rng: np.random.Generator, shape: Sequence[int], num_knots: int) -> torch.Tensor:

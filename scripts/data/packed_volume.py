@@ -23,31 +23,40 @@ class PackedVolume:
 
     Attributes:
         subject: its name.
-        target: (Z, H, W) uint8 or uint16, whose largest value is 1.0.
+        targets: (R, Z, H, W) uint8 or uint16, whose largest value is 1.0: one for all renderings of the source, or
+            one for each (R = K), where a rendering changes the target as well: another shape of the head, a lesion.
         sources: (K, C, Z, H, W) of the same type: K renderings of the source (one for a real pair) in C contrasts, of
             which an absent one is 0 everywhere.
-        histogram: (4096,) counts of the target's voxels in the brain over [0, 1], before they were rounded.
-        slices: indices of the slices that hold brain.
+        histograms: (R, 4096) counts of each target's voxels in the brain over [0, 1], before they were rounded.
+        in_brain: (R, Z) bool: the slices that hold brain.
         weight: how often the subject is drawn, relative to the others.
         extras: (E, Z, H, W) uint8, whose 255 is 1.0: further volumes on the same grid, such as tissue fractions; None
             for none.
     """
 
     subject: str
-    target: np.ndarray
+    targets: np.ndarray
     sources: np.ndarray
-    histogram: np.ndarray
-    slices: np.ndarray
+    histograms: np.ndarray
+    in_brain: np.ndarray
     weight: float = 1.0
     extras: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.sources.ndim != 5:
             raise ValueError(f"sources of shape {self.sources.shape}; they are (K, C, Z, H, W)")
+        if len(self.targets) not in (1, len(self.sources)):
+            raise ValueError(
+                f"{len(self.targets)} targets of {len(self.sources)} sources; there is one, or one for each"
+            )
+
+    def target_of(self, rendering: int) -> int:
+        """Which of the targets belongs to a rendering of the source."""
+        return rendering if len(self.targets) > 1 else 0
 
     def style_key(self, num_bins: int = 128) -> np.ndarray:
-        """(3, num_bins) float32: the key of the target as it is."""
-        return ContrastCurve.identity().style_key(self.histogram, num_bins)
+        """(3, num_bins) float32: the key of the target as it is, of several the key of all their voxels together."""
+        return ContrastCurve.identity().style_key(self.histograms.sum(axis=0), num_bins)
 
     def source_keys(self, num_bins: int = 128) -> dict[str, np.ndarray]:
         """Key of each source, (3, num_bins) float32, by name: the subject's, with "#0", "#1", ... for several.
@@ -120,22 +129,25 @@ def pack_volume(
         item: an entry of the datalist.
         load: transform that gives "target" and "mask" (1, H, W, Z), the target in [0, 1], and either "source" (C, H, W,
             Z) in [0, 1] or what ``render`` needs; also "extras" (E, H, W, Z) in [0, 1], if there are any.
-        render: random transform that adds "source" in [0, 1], such as a simulated CT; None where ``load`` gives it.
+        render: random transform that adds "source" in [0, 1], such as a simulated CT, and may change "target" and
+            "mask" (then there are no extras, which would stay behind), all renderings on one grid; None where ``load``
+            gives the source.
         num_sources: renderings drawn from it.
         size: (H, W) of the slabs.
         seed: of this subject's draws.
         bits: of a packed voxel, 8 or 16.
     """
     data = load(dict(item))
-    mask = torch.as_tensor(data["mask"])[0] > 0
-    target = torch.as_tensor(data["target"])
-    fit = functools.partial(_fit, centre=_centre(mask), size=size)
+    renderings = _renderings(data, render, num_sources, seed)
+    changed = renderings if any(r["target"] is not data["target"] for r in renderings) else [data]
+    masks = [torch.as_tensor(r["mask"])[0] > 0 for r in changed]
+    fit = functools.partial(_fit, centre=_centre(torch.stack(masks).any(dim=0)), size=size)
     return PackedVolume(
         subject=str(item.get("subject", "")),
-        target=fit(_pack(target, _TYPES[bits]))[0],
-        sources=np.stack([fit(_pack(s, _TYPES[bits])) for s in _sources(data, render, num_sources, seed)]),
-        histogram=np.histogram(target[0][mask].float().numpy(), bins=_FINE_BINS, range=(0, 1))[0],
-        slices=torch.nonzero(mask.flatten(0, 1).any(dim=0)).flatten().numpy(),
+        targets=np.concatenate([fit(_pack(r["target"], _TYPES[bits])) for r in changed]),
+        sources=np.stack([fit(_pack(r["source"], _TYPES[bits])) for r in renderings]),
+        histograms=np.stack([_histogram(r["target"], m) for r, m in zip(changed, masks, strict=True)]),
+        in_brain=torch.stack([m.flatten(0, 1).any(dim=0) for m in masks]).numpy(),
         weight=float(item.get("weight", 1.0)),
         extras=fit(_pack(data["extras"], np.uint8)) if "extras" in data else None,
     )
@@ -148,12 +160,16 @@ def _packed_arrays(item: Mapping, seed: int, **settings: object) -> Arrays:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _sources(data: Mapping, render: Callable | None, num_sources: int, seed: int) -> list[torch.Tensor]:
-    """The subject's own source, or that many renderings."""
+def _renderings(data: Mapping, render: Callable | None, num_sources: int, seed: int) -> list[Mapping]:
+    """The subject as it is, or that many renderings of it."""
     if render is None:
-        return [data["source"]]
+        return [data]
     render.set_random_state(seed=seed)
-    return [render(data)["source"] for _ in range(num_sources)]
+    return [render(data) for _ in range(num_sources)]
+
+
+def _histogram(target: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    return np.histogram(torch.as_tensor(target)[0][mask].float().numpy(), bins=_FINE_BINS, range=(0, 1))[0]
 
 
 def _centre(mask: torch.Tensor) -> list[int]:

@@ -82,7 +82,7 @@ class SlabDataset(Dataset):
         self.epoch = 0
         self.num_contrasts = data[0].sources.shape[1]
         self._presence = [volume.presence() for volume in data]
-        weights = np.array([v.weight * len(v.slices) for v in data], dtype=float)
+        weights = np.array([v.weight * v.in_brain.mean(axis=0).sum() for v in data], dtype=float)
         self._cumulative = np.cumsum(weights / weights.sum())
 
     def set_epoch(self, epoch: int) -> None:
@@ -100,15 +100,17 @@ class SlabDataset(Dataset):
         source_rng = np.random.default_rng([self.seed, self.epoch, index, 1])
         number = int(np.searchsorted(self._cumulative, rng.random()).clip(0, len(self.volumes) - 1))
         volume = self.volumes[number]
-        places = int(rng.choice(volume.slices)) + np.arange(self.slab_size) - self.slab_size // 2
-        rendering = rng.integers(len(volume.sources))
+        rendering = int(rng.integers(len(volume.sources)))
+        which = volume.target_of(rendering)
+        centre = int(rng.choice(np.flatnonzero(volume.in_brain[which])))
+        places = centre + np.arange(self.slab_size) - self.slab_size // 2
         sources = volume.sources[rendering]
         present = self._kept(self._presence[number][rendering], index)
         repeated = _repeated(sources, places, present)
         curve = ContrastCurve.draw(rng, self.contrast_spread if self.augment else 0.0)
         item = {
             "source": self._source(_slab(sources, places, repeated), present, source_rng),
-            "target": torch.from_numpy(curve(_slab(volume.target, places, repeated))),
+            "target": torch.from_numpy(curve(_slab(volume.targets[which], places, repeated))),
         }
         if volume.extras is not None:
             extras = _slab(volume.extras, places, repeated)
@@ -117,7 +119,7 @@ class SlabDataset(Dataset):
             item = self._transform(item, rng)
             item = self._with_lesion(item, index)
             item["source"] = self._degrade(item["source"], source_rng)
-        item["style_key"] = torch.from_numpy(curve.style_key(volume.histogram, self.num_bins)).float()
+        item["style_key"] = torch.from_numpy(curve.style_key(volume.histograms[which], self.num_bins)).float()
         if self.num_contrasts > 1:
             item["presence"] = torch.from_numpy(present).float()
         return item

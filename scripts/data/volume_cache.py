@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 
 IMAGES = ("source", "target", "mask", "labels")
 CONTRAST_PREFIX = "contrast_"
-FORMAT = 2
+FORMAT = 3
 """Of the cached files; raised when the arrays in them change their meaning or shape."""
 
 _SUFFIX = f".v{FORMAT}.npz"

@@ -15,6 +15,7 @@ from .state import (
     latest_checkpoint,
     save_weights,
 )
+from .tissue_batches import TissuePrepareBatch
 
 __all__ = [
     "AverageWeights",
@@ -26,6 +27,7 @@ __all__ = [
     "SameTraining",
     "SeedEpochs",
     "Throughput",
+    "TissuePrepareBatch",
     "TrainingLogs",
     "ValidationLogs",
     "ValidationPicture",

@@ -15,7 +15,7 @@ from .study import Result
 FIGURES = (
     *("nrmse", "psnr", "ssim", "i_ssim"),
     *("nrmse_brain", "psnr_brain", "ssim_brain", "i_ssim_brain"),
-    *("pearson_brain", "sharpness_brain", "adjacent_difference_brain"),
+    *("pearson_brain", "sharpness_brain", "highpass_brain", "adjacent_difference_brain"),
 )
 TESTED = ("nrmse", "psnr", "ssim", "psnr_brain", "ssim_brain")
 
@@ -70,7 +70,11 @@ def tests_table(tests: Mapping[str, Mapping[str, PairedTest]]) -> str:
 
 
 def write_ablation(
-    results: Sequence[Result], path: str | os.PathLike, notes: Mapping[str, object], baseline: str = "Pure BBDM"
+    results: Sequence[Result],
+    path: str | os.PathLike,
+    notes: Mapping[str, object],
+    baseline: str = "Pure BBDM",
+    figures: Sequence[str] = FIGURES,
 ) -> None:
     """Write the table as Markdown and every subject's figures as JSON beside it; print the table.
 
@@ -79,6 +83,7 @@ def write_ablation(
         path: of the Markdown file.
         notes: what was done, told below the table by name.
         baseline: row that the others are tested against.
+        figures: columns of the table.
     """
     tests = paired_tests(results, baseline)
     subjects = list(dict.fromkeys(r.subject for r in results))
@@ -86,7 +91,7 @@ def write_ablation(
     notes = {"subjects": ", ".join(subjects), **notes}
     if chosen:
         notes["best key"] = ", ".join(f"{key} for {subject}" for subject, key in chosen.items())
-    text = [quality_table(results), ""]
+    text = [quality_table(results, figures), ""]
     if tests:
         text += [f"Mean difference to {baseline} (p of the paired t-test over subjects):", "", tests_table(tests), ""]
     text += ["Mean ± standard deviation over subjects. Evaluations: of the network on each slab."]

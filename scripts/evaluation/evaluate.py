@@ -14,14 +14,23 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 from tqdm import tqdm
 
+from ..contrasts import contrast_named
 from ..errors import CaseError
 from ..files import write_whole
 from ..transforms.checks import CheckVolumed
 from ..volumes.load import read_volume
 from ..volumes.scaling import check_not_negative
-from .figures import case_rows, pearson, pointwise_figures
-from .pairs import ResultPair, pairs_of_folders, pairs_of_table
-from .results import Evaluation, check_against, comparison, read_subjects, subject_figures, write_results
+from .figures import case_rows, pearson
+from .pairs import ResultPair, pairs_of_folders, pairs_of_table, recorded_contrast
+from .results import (
+    Evaluation,
+    SubjectFigures,
+    check_against,
+    comparison,
+    read_subjects,
+    subject_figures,
+    write_results,
+)
 
 _PERCENTILE = 99.9  # of the brain becomes 1, as in training
 _LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3
@@ -40,6 +49,7 @@ def evaluate(
     against: str | None = None,
     workers: int = 1,
     target_contrast: str | None = None,
+    source_contrast: str | None = None,
     erode_mm: float = 0.0,
 ) -> None:
     """Measure synthetic MRI, also of other methods, against the real ones: a table by subject and a summary.
@@ -49,11 +59,13 @@ def evaluate(
         real: folder of the real ones with the same names, but for endings such as _t1, _target, _synthetic.
         pairs: instead of both, a CSV with the columns subject, synthetic, real, and as you like mask, source.
         masks: folder of brain masks; without, the brain is where the real volume is above 0.
-        source: folder of the sources, or one file; adds what the best map of their single grey levels could reach.
+        source: folder of the sources, or one file; adds what the best map of their single grey levels could reach, and
+            of CTs in HU the tissues that their own values give.
         output_dir: receives subjects.csv, summary.md, cases.csv. Alone with --against: the evaluation to compare.
         against: another evaluation's folder; adds a paired t-test for each figure.
         workers: processes.
         target_contrast: what the volumes are of, where no JSON beside the synthetic ones tells it; T1 without.
+        source_contrast: what the sources are, where no JSON beside the synthetic ones tells it.
         erode_mm: how far inside the brain's edge to compare.
     """
     check_against(against, output_dir)
@@ -64,7 +76,7 @@ def evaluate(
         print(text)
         return
     listed, left_out = _listed(synthetic, real, pairs, masks, source, target_contrast)
-    evaluation = evaluate_pairs(listed, workers, erode_mm)
+    evaluation = evaluate_pairs(listed, workers, erode_mm, source_contrast)
     evaluation.failures = {**left_out, **evaluation.failures}
     if not evaluation.figures:
         raise CaseError(f"No pair could be evaluated; the first: {next(iter(evaluation.failures.items()))}.")
@@ -92,26 +104,26 @@ class PairFigures:
     """What is measured of a pair.
 
     Attributes:
-        figures: of the synthetic image.
-        pointwise: `pointwise_figures`; empty without a source.
+        measured: its figures, baselines and tissues.
         rows: `case_rows`; empty where the pair is one of several.
         notes: what was done to the volumes.
     """
 
-    figures: dict[str, float]
-    pointwise: dict[str, float]
+    measured: SubjectFigures
     rows: dict[str, dict[str, float]]
     notes: list[str]
 
 
-def evaluate_pairs(pairs: list[ResultPair], workers: int = 1, erode_mm: float = 0.0) -> Evaluation:
+def evaluate_pairs(
+    pairs: list[ResultPair], workers: int = 1, erode_mm: float = 0.0, source_contrast: str | None = None
+) -> Evaluation:
     """Figures of all pairs; one that cannot be compared is noted among the failures, and the rest go on."""
     about = {"pairs": f"{len(pairs)} files of each kind"}
     if erode_mm:
         about["inside the brain"] = f"at least {erode_mm:g} mm from its edge"
     evaluation = Evaluation(about=about, target_contrast=pairs[0].target_contrast)
     with tqdm(total=len(pairs), desc="evaluate", unit="subject", disable=None) as bar:
-        for pair, outcome in zip(pairs, _outcomes(pairs, workers, erode_mm), strict=True):
+        for pair, outcome in zip(pairs, _outcomes(pairs, workers, erode_mm, source_contrast), strict=True):
             if isinstance(outcome, str):
                 evaluation.failures[pair.subject] = outcome
                 tqdm.write(f"{pair.subject} is left out: {outcome}")
@@ -122,17 +134,19 @@ def evaluate_pairs(pairs: list[ResultPair], workers: int = 1, erode_mm: float = 
 
 
 def _add(evaluation: Evaluation, pair: ResultPair, outcome: PairFigures) -> None:
-    evaluation.figures[pair.subject], evaluation.notes[pair.subject] = outcome.figures, outcome.notes
-    if outcome.pointwise:
-        evaluation.pointwise[pair.subject] = outcome.pointwise
+    evaluation.add(pair.subject, outcome.measured)
+    evaluation.notes[pair.subject] = outcome.notes
     evaluation.rows = outcome.rows
     files = {kind: getattr(pair, kind) for kind in ("synthetic", "real", "source", "mask")}
     evaluation.cases[pair.subject] = {kind: path for kind, path in files.items() if path is not None}
 
 
-def _outcomes(pairs: list[ResultPair], workers: int, erode_mm: float) -> Iterator[PairFigures | str]:
+def _outcomes(
+    pairs: list[ResultPair], workers: int, erode_mm: float, source_contrast: str | None
+) -> Iterator[PairFigures | str]:
     """What `_figures_or_reason` gives for each pair, in order."""
-    measure = partial(_figures_or_reason, erode_mm=erode_mm, alone=len(pairs) == 1)
+    chosen = source_contrast and contrast_named(source_contrast)
+    measure = partial(_figures_or_reason, erode_mm=erode_mm, alone=len(pairs) == 1, source_contrast=chosen)
     if workers <= 1 or len(pairs) == 1:
         yield from map(measure, pairs)
         return
@@ -143,13 +157,15 @@ def _outcomes(pairs: list[ResultPair], workers: int, erode_mm: float) -> Iterato
         yield from pool.map(measure, pairs)
 
 
-def _figures_or_reason(pair: ResultPair, erode_mm: float, alone: bool) -> PairFigures | str:
+def _figures_or_reason(
+    pair: ResultPair, erode_mm: float, alone: bool, source_contrast: str | None
+) -> PairFigures | str:
     try:
         compared = load_pair(pair, erode_mm)
         volumes = compared.synthetic, compared.real, compared.mask, compared.spacing_mm
-        figures = subject_figures(*volumes, pair.target_contrast)
-        pointwise = {} if compared.source is None else pointwise_figures(compared.source, *volumes[1:])
-        return PairFigures(figures, pointwise, case_rows(*volumes, compared.source) if alone else {}, compared.notes)
+        is_ct = (source_contrast or recorded_contrast(pair.synthetic, "source_contrast")) == "CT"
+        measured = subject_figures(*volumes, pair.target_contrast, compared.source, is_ct)
+        return PairFigures(measured, case_rows(*volumes, compared.source) if alone else {}, compared.notes)
     except ValueError as error:  # CaseError, and volumes that have no figures
         return str(error)
 

@@ -25,13 +25,15 @@ from .figures import (
     markdown_table,
     mean_and_deviation,
     pointwise_figures,
+    unsharp_figures,
     volume_figures,
 )
 from .significance import compare_runs
-from .tissue_dice import TISSUES_BY_BRIGHTNESS, tissue_dice
+from .tissue_dice import SYNTHETIC, TISSUE_FIGURES, TISSUES_BY_BRIGHTNESS, tissue_rows, tissue_table
 
 CASE_COLUMNS = ("subject", "synthetic", "real", "source", "mask", "target_contrast")
 _SUMMARIES = ("mean", "std")  # names of the last rows of subjects.csv, which are no subjects
+POINTWISE, UNSHARP = "pointwise map of the source", "unsharp mask"
 _PACKAGES = ("torch", "monai", "numpy", "scipy", "dipy", "nibabel")
 
 
@@ -46,7 +48,8 @@ class Evaluation:
         failures: subject -> why it was left out.
         about: what was done to all, by name.
         target_contrast: what the volumes are of.
-        pointwise: subject -> `pointwise_figures`, of those with a source.
+        baselines: `POINTWISE`, `UNSHARP` -> subject -> figures; the first of those with a source.
+        tissues: subject -> `tissue_rows`.
         rows: of a single case, `case_rows`.
     """
 
@@ -56,18 +59,59 @@ class Evaluation:
     failures: dict[str, str] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
     target_contrast: str = "T1"
-    pointwise: dict[str, dict[str, float]] = field(default_factory=dict)
+    baselines: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    tissues: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def add(self, subject: str, measured: "SubjectFigures") -> None:
+        """Enter what was measured of a subject."""
+        self.figures[subject] = measured.figures
+        for name, figures in measured.baselines.items():
+            self.baselines.setdefault(name, {})[subject] = figures
+        if measured.tissues:
+            self.tissues[subject] = measured.tissues
+
+
+@dataclass(frozen=True)
+class SubjectFigures:
+    """What is measured of a subject.
+
+    Attributes:
+        figures: `volume_figures` and those of the synthetic image's tissues.
+        baselines: `POINTWISE` (with a source), `UNSHARP` -> figures.
+        tissues: `tissue_rows`.
+    """
+
+    figures: dict[str, float]
+    baselines: dict[str, dict[str, float]]
+    tissues: dict[str, dict[str, float]]
 
 
 def subject_figures(
-    image: np.ndarray, reference: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float], target_contrast: str = "T1"
-) -> dict[str, float]:
-    """`volume_figures` and the tissue Dice of one subject, (H, W, Z) in [0, 1] and bool."""
-    return {
-        **volume_figures(image, reference, mask, spacing_mm),
-        **tissue_dice(image, reference, mask, spacing_mm, target_contrast),
-    }
+    image: np.ndarray,
+    reference: np.ndarray,
+    mask: np.ndarray,
+    spacing_mm: Sequence[float],
+    target_contrast: str = "T1",
+    source: np.ndarray | None = None,
+    source_is_ct: bool = False,
+) -> SubjectFigures:
+    """All figures of one subject.
+
+    Args:
+        image, reference: (H, W, Z), [0, 1].
+        mask: (H, W, Z) bool, the brain.
+        spacing_mm: voxel size.
+        target_contrast: of both.
+        source: (H, W, Z), in its own unit.
+        source_is_ct: whether it is in HU.
+    """
+    where = mask, spacing_mm
+    tissues = tissue_rows(image, reference, *where, target_contrast, source, source_is_ct)
+    baselines = {} if source is None else {POINTWISE: pointwise_figures(source, reference, *where)}
+    baselines[UNSHARP] = unsharp_figures(image, reference, *where)
+    figures = volume_figures(image, reference, *where)
+    return SubjectFigures({**figures, **tissues.get(SYNTHETIC, {})}, baselines, tissues)
 
 
 def write_results(
@@ -108,6 +152,7 @@ def summary(evaluation: Evaluation) -> str:
         "",
         _figures_table(evaluation),
         "",
+        *([tissue_table(evaluation.tissues), ""] if evaluation.tissues else []),
         *([case_table(evaluation.rows), ""] if evaluation.rows else []),
         _explanation(evaluation),
         "",
@@ -119,17 +164,14 @@ def summary(evaluation: Evaluation) -> str:
 
 
 def _figures_table(evaluation: Evaluation) -> str:
-    """A line for each figure; with sources, what their best pointwise map reaches in a column of its own."""
+    """A line for each figure, and a column for each baseline; tissues have a table of their own."""
     spreads = _spreads(evaluation.figures)
-    baselines = {f"{name}_brain": text for name, text in _spreads(evaluation.pointwise).items()}
+    baselines = {name: _spreads(figures) for name, figures in evaluation.baselines.items()}
     rows = []
-    for name in dict.fromkeys(name.removesuffix("_brain") for name in spreads):
-        # tissues are only looked for inside the brain
-        whole = "" if name.startswith("dice") else spreads.get(name, "")
-        inside = spreads.get(f"{name}_brain", spreads.get(name, ""))
-        rows.append([label(name), whole, inside, *([baselines.get(f"{name}_brain", "")] if baselines else [])])
-    header = ["", "whole volume", "inside the brain", *(["there, pointwise map of the source"] if baselines else [])]
-    return markdown_table(header, rows)
+    for name in dict.fromkeys(name.removesuffix("_brain") for name in spreads if name not in TISSUE_FIGURES):
+        columns = spreads.get(name, ""), spreads.get(f"{name}_brain", "")
+        rows.append([label(name), *columns, *(texts.get(name, "") for texts in baselines.values())])
+    return markdown_table(["", "whole volume", "inside the brain", *(f"there, {name}" for name in baselines)], rows)
 
 
 def _spreads(figures: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
@@ -140,20 +182,22 @@ def _spreads(figures: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 def _explanation(evaluation: Evaluation) -> str:
     contrast = evaluation.target_contrast
-    tissues = "Dice: both images divided alike by a hidden Markov random field."
+    divided = "the bundle's segmenter" if contrast == "T1" else "a hidden Markov random field"
+    tissues = f"Tissues: all images divided alike by {divided}, a CT's own classes by HU; bias: of the volume."
     if contrast not in TISSUES_BY_BRIGHTNESS:
         tissues = f"No Dice: the tissues of {contrast} have no fixed order of brightness."
     pointwise = (
-        f" Pointwise map ({len(evaluation.pointwise)} with a source): each grey level of the source replaced by the "
-        "mean of the real image there, which is the best that any such map could do."
+        f" Pointwise map ({len(evaluation.baselines.get(POINTWISE, {}))} with a source): each grey level of the source "
+        "replaced by the mean of the real image there, which is the best that any such map could do."
     )
     return (
         f"Mean ± standard deviation, n = {len(evaluation.figures)} where no other is told: of the subjects that have "
         "the figure (too small a brain has no Dice). Data range 1, images clipped to [0, 1]. NRMSE: over the range of "
         "the real image. SSIM: uniform window of 7 voxels, 3D. I-SSIM: of adjacent axial slices; nearer to the real "
         "image's is better. Sharpness: gradient energy as a share of the real image's. High-pass and low-pass "
-        f"correlation: Pearson, of what is finer and what is coarser than a Gaussian of {LOWPASS_MM:g} mm. "
-        f"{tissues}{pointwise if evaluation.pointwise else ''}"
+        f"correlation: Pearson, of what is finer and what is coarser than a Gaussian of {LOWPASS_MM:g} mm. Unsharp "
+        "mask: the synthetic image made as sharp as the real one without new detail; a gain in sharpness counts where "
+        f"high-pass correlation is above its. {tissues}{pointwise if POINTWISE in evaluation.baselines else ''}"
     )
 
 
@@ -252,6 +296,7 @@ class SubjectResults:
         against: see `write_results`.
         about: what was done, told in the summary by name.
         target_contrast: what the volumes are of.
+        hu_window: HU that 0 and 1 stand for in the sources; None where they are no CTs.
     """
 
     def __init__(
@@ -262,6 +307,7 @@ class SubjectResults:
         against: str | os.PathLike | None = None,
         about: Mapping[str, str] | None = None,
         target_contrast: str = "T1",
+        hu_window: Sequence[float] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.spacing_mm = tuple(spacing_mm)
@@ -269,6 +315,7 @@ class SubjectResults:
         self.against = against
         self.about = dict(about or {})
         self.target_contrast = target_contrast
+        self.hu_window = hu_window
         self.evaluation = Evaluation()
 
     def attach(self, engine: Engine) -> None:
@@ -292,11 +339,15 @@ class SubjectResults:
                 "source": np.asarray(item["source"].cpu())[0],
             }
             where = mask > 0, self.spacing_mm
-            self.evaluation.figures[subject] = subject_figures(image, reference, *where, self.target_contrast)
-            self.evaluation.pointwise[subject] = pointwise_figures(volumes["source"], reference, *where)
+            source = self._in_own_unit(volumes["source"]), self.hu_window is not None
+            self.evaluation.add(subject, subject_figures(image, reference, *where, self.target_contrast, *source))
             if self.save_volumes:
                 affine = np.asarray(getattr(item["target"], "affine", np.diag([*self.spacing_mm, 1.0])), dtype=float)
                 self.evaluation.cases[subject] = {k: self._save(subject, k, v, affine) for k, v in volumes.items()}
+
+    def _in_own_unit(self, source: np.ndarray) -> np.ndarray:
+        low, high = self.hu_window or (0.0, 1.0)
+        return low + (high - low) * source
 
     def _save(self, subject: str, kind: str, volume: np.ndarray, affine: np.ndarray) -> Path:
         self.output_dir.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,10 @@ from ..schedulers import sampler_named
 from .ablation import by_row, quality_table, write_pair
 from .study import Result
 
-FIGURES = ("psnr_brain", "ssim_brain", "nrmse_brain", "pearson_brain", "sharpness_brain", "i_ssim_brain")
+FIGURES = (
+    *("psnr_brain", "ssim_brain", "nrmse_brain", "pearson_brain"),
+    *("sharpness_brain", "highpass_brain", "i_ssim_brain"),
+)
 PLOTTED = {
     "psnr_brain": "PSNR in the brain (dB)",
     "ssim_brain": "SSIM in the brain",

@@ -17,7 +17,7 @@ from ..errors import CaseError
 from ..files import write_whole
 from .figures import finite, volume_figures
 
-_FORMAT = 1  # of a result on disk; raise it when the figures change, and earlier results are computed again
+_FORMAT = 2  # of a result on disk; raise it when the figures change, and earlier results are computed again
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class VariantSampler:
         style_key: (name or None, pair) -> (name of the key used, key (3, B) or None).
         device: where the network is.
         common: what all results depend on beside settings and volumes, such as the weights' checksum; JSON values.
+        spacing_mm: voxel size of the volumes; without it there are no `band_correlations`.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class VariantSampler:
         style_key: Callable[[str | None, Mapping], tuple[str | None, np.ndarray | None]],
         device: torch.device | str = "cpu",
         common: Mapping[str, Any] | None = None,
+        spacing_mm: Sequence[float] | None = None,
     ) -> None:
         self.network = network
         self.inferer = inferer
         self.style_key = style_key
         self.device = device
         self.common = dict(common or {})
+        self.spacing_mm = spacing_mm
 
     def settings(self, pair: Mapping, variant: Mapping[str, Any]) -> dict[str, Any]:
         """What a result depends on: settings, style key, volumes and `common`; JSON values."""
@@ -99,7 +102,7 @@ class VariantSampler:
         return Result(
             row=row,
             subject=str(pair["subject"]),
-            figures=volume_figures(image, np.asarray(pair["target"])[0], mask),
+            figures=volume_figures(image, np.asarray(pair["target"])[0], mask, self.spacing_mm),
             style_key=name,
             evaluations=round(slabs / source.shape[-1], 3),
             seconds=round(time.perf_counter() - start, 3),
@@ -165,12 +168,12 @@ def _kept_or_made(row: str, pair: Mapping, variant: Mapping[str, Any], sampler: 
     return result
 
 
-def real_results(pairs: Iterable[Mapping]) -> list[Result]:
+def real_results(pairs: Iterable[Mapping], spacing_mm: Sequence[float] | None = None) -> list[Result]:
     """The row "real": each target against itself."""
     results = []
     for pair in pairs:
         target, mask = np.asarray(pair["target"])[0], np.asarray(pair["mask"])[0] > 0
-        results.append(Result("real", str(pair["subject"]), volume_figures(target, target, mask)))
+        results.append(Result("real", str(pair["subject"]), volume_figures(target, target, mask, spacing_mm)))
     return results
 
 

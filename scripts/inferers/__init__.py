@@ -4,6 +4,7 @@ from .bridge import BridgeInferer
 from .ista import SETTINGS, CorrectionNorm, ISTAInferer
 from .slab_predictor import SlabInputs, SlabPredictor, call_network
 from .states import Endpoint
+from .uncertainty import UncertaintyInferer
 
 __all__ = [
     "SETTINGS",
@@ -13,5 +14,6 @@ __all__ = [
     "ISTAInferer",
     "SlabInputs",
     "SlabPredictor",
+    "UncertaintyInferer",
     "call_network",
 ]

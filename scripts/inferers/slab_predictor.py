@@ -92,6 +92,7 @@ class SlabPredictor:
         batch_size: slabs in one call of the network, or "auto".
         dtype: floating type of the network's call.
         co_prediction: whether a slice is averaged over all slabs that hold it.
+        mirrored: whether each prediction is averaged with that of the slab mirrored left to right.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class SlabPredictor:
         batch_size: int | str = "auto",
         dtype: torch.dtype | None = None,
         co_prediction: bool = True,
+        mirrored: bool = False,
     ) -> None:
         self.network = network
         self.scheduler = scheduler
@@ -113,6 +115,7 @@ class SlabPredictor:
         self.batch_size = batch_size
         self.dtype = dtype
         self.co_prediction = co_prediction
+        self.mirrored = mirrored
         self.turn = 0
         self.batch_size_used: int | None = None
         """Slabs a call, after the first one."""
@@ -163,8 +166,13 @@ class SlabPredictor:
         self, slabs: Tensor, timestep: int, source: Tensor, conditions: Mapping[str, Tensor]
     ) -> Tensor | None:
         """The network's prediction, or None where the memory ran out: then the next call takes half as many slabs."""
+        call = partial(call_network, self.network, timesteps=timestep, context=self.inputs.context, dtype=self.dtype)
         try:
-            return call_network(self.network, slabs, timestep, source, self.inputs.context, self.dtype, **conditions)
+            prediction = call(slabs, source=source, **conditions)
+            if not self.mirrored:
+                return prediction
+            conditions = {name: c.flip(-2) if c.ndim == slabs.ndim else c for name, c in conditions.items()}
+            return (prediction + call(slabs.flip(-2), source=source.flip(-2), **conditions).flip(-2)) / 2
         except Exception as error:  # other runtimes have classes of their own
             if len(slabs) == 1 or not is_out_of_memory(error):
                 raise

@@ -24,6 +24,9 @@ PLAUSIBLE_MEDIAN_HU = (12.0, 50.0)
 # Largest cut through the brain by a face of the volume that is still harmless: brainstem and cerebellum at its foot.
 LARGEST_BORDER_AREA = 20.0
 THICKEST_SLICE = 3.0
+# Standard deviation from which a voxel says little: grey and white matter differ by about twice as much.
+HIGH_UNCERTAINTY = 0.15
+LARGEST_UNCERTAIN_SHARE = 0.3
 
 
 class CaseMeasures:
@@ -56,7 +59,9 @@ class CaseMeasures:
         """Numbers by name.
 
         `source_distance`, `source_contrast`, `synthetic_distance` and their `_limit` (`TrainingRange`);
-        `source_median` in the source's unit; `brain_ml`; `brain_at_border_cm2` (`border_area`).
+        `source_median` in the source's unit; `brain_ml`; `brain_at_border_cm2` (`border_area`); where there is an item
+        `uncertainty`, its mean in the brain `uncertainty_mean` and the share of the brain that is above
+        `HIGH_UNCERTAINTY`, `uncertainty_high_share`.
         """
         mask = np.asarray(torch.as_tensor(data[self.mask_key])[0].cpu()) > 0.5
         source = np.asarray(torch.as_tensor(data[self.source_key])[0].cpu())
@@ -66,6 +71,10 @@ class CaseMeasures:
             "brain_ml": float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000),
             "brain_at_border_cm2": border_area(mask, affine),
         }
+        if "uncertainty" in data:
+            spread = np.asarray(torch.as_tensor(data["uncertainty"])[0].cpu())[mask]
+            measured["uncertainty_mean"] = float(spread.mean())
+            measured["uncertainty_high_share"] = float((spread > HIGH_UNCERTAINTY).mean())
         for name, key in (("source", self.input_key), ("synthetic", "synthetic")):
             training = self.ranges[name]
             if training is not None:
@@ -115,7 +124,7 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     """What is odd about a case, one sentence each, from the JSON record that the main job writes."""
     measured = record.get("measured") or {}
     grid = record.get("grid") or {}
-    warnings = [*_range_warnings(measured)]
+    warnings = [*_watch_warnings(record), *_range_warnings(measured)]
     median = measured.get("source_median")
     low, high = PLAUSIBLE_MEDIAN_HU
     if median is not None and record.get("hu_window") and not low <= median <= high:
@@ -125,12 +134,35 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     border = measured.get("brain_at_border_cm2", 0.0)
     if border > LARGEST_BORDER_AREA:
         warnings.append(f"The brain is cut off: {border:.0f} cm² of it lie at the edge of the field of view.")
+    uncertain = measured.get("uncertainty_high_share", 0.0)
+    if uncertain > LARGEST_UNCERTAIN_SHARE:
+        warnings.append(
+            f"Uncertain: the standard deviation is above {HIGH_UNCERTAINTY:g} in {uncertain:.0%} of the brain; see the "
+            "uncertainty map."
+        )
     thickest = max(grid.get("spacing_mm") or [0.0])
     if thickest > THICKEST_SLICE:
         warnings.append(f"Thick slices: {thickest:.1f} mm from one to the next; what lies between them is guessed.")
     if str(grid.get("orientation", "")).startswith("unknown"):
         warnings.append(f"Orientation {grid['orientation']}.")
     return warnings
+
+
+def _watch_warnings(record: Mapping[str, Any]) -> list[str]:
+    """What the lesion watch found, in one sentence."""
+    findings = record.get("lesion_watch") or []
+    if not findings:
+        return []
+    told = [
+        f"{finding['ml']:.1f} mL {finding['kind']} at ({', '.join(f'{x:.0f}' for x in finding['place_mm'])}) mm"
+        for finding in findings[:3]
+    ]
+    more = f" and {len(findings) - 3} more" if len(findings) > 3 else ""
+    source, target = record.get("source_contrast", "CT"), record.get("target_contrast", "T1")
+    return [
+        f"Lesion watch: the {source} shows what is missing in the synthetic {target}: {', '.join(told)}{more} (RAS); "
+        f"look at the {source} there."
+    ]
 
 
 def _range_warnings(measured: Mapping[str, float]) -> list[str]:

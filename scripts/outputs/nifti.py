@@ -58,15 +58,19 @@ def write_nifti(image: nib.Nifti1Image, path: Path) -> None:
         image.to_stream(packed)
 
 
-def nifti_like(volume: torch.Tensor, source_file: Path, affine: np.ndarray) -> nib.Nifti1Image:
-    """A float32 NIfTI of (H, W, Z) voxels that lies exactly where the source lies.
+def nifti_like(
+    volume: torch.Tensor, source_file: Path, affine: np.ndarray, dtype: type = np.float32, largest: float = 1.0
+) -> nib.Nifti1Image:
+    """A NIfTI of (H, W, Z) voxels that lies exactly where the source lies.
 
     Args:
         volume: the voxels, in the order of the source's.
         source_file: where a NIfTI source's sform, qform and codes are taken from.
         affine: voxel to RAS+ mm, for a source of another format; written as sform and qform with code 1.
+        dtype: of the voxels.
+        largest: what a viewer shows as white.
     """
-    array = np.asarray(torch.as_tensor(volume).detach().cpu(), dtype=np.float32)
+    array = np.asarray(torch.as_tensor(volume).detach().cpu(), dtype=dtype)
     image = nib.Nifti1Image(array, affine)
     if source_file.name.lower().endswith((".nii", ".nii.gz")):
         header = nib.load(source_file).header
@@ -78,5 +82,5 @@ def nifti_like(volume: torch.Tensor, source_file: Path, affine: np.ndarray) -> n
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
         image.header.set_xyzt_units("mm")
-    image.header["cal_max"] = 1.0
+    image.header["cal_max"] = largest
     return image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def case_record(
     mask: Any = None,
     measured: Mapping[str, float] | None = None,
     batch_size_used: int | None = None,
+    lesion_watch: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The record of one case.
 
@@ -72,6 +73,7 @@ def case_record(
         mask: the brain mask; a MetaTensor says where it came from (`skull_strip` of its meta).
         measured: see `CaseMeasures`.
         batch_size_used: slabs the network was given at a time.
+        lesion_watch: findings of `LesionWatchd`, where it looked.
     """
     record = {**settings, "source": dict(source), "grid": _grid_record(image)}
     if corrected:
@@ -82,6 +84,8 @@ def case_record(
         record["measured"] = dict(measured)
     if batch_size_used is not None:  # no setting: it does not decide what counts as done
         record["batch_size_used"] = batch_size_used
+    if lesion_watch is not None:
+        record["lesion_watch"] = [dict(finding) for finding in lesion_watch]
     return record
 
 

@@ -25,12 +25,15 @@ from ..transforms.checks import value_range
 from ..volumes.load import file_name
 from .measures import case_warnings
 from .nifti import nifti_like, write_nifti
-from .picture import three_planes
+from .picture import UNCERTAINTY_WINDOW, three_planes
 from .record import SourceRecorder, case_record
 
 __all__ = ["SaveSyntheticd"]
 
 logger = logging.getLogger(__name__)
+
+UNCERTAINTY_ENDING = "_uncertainty.nii.gz"
+WATCH_ENDING = "_watch.nii.gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,8 @@ class _CaseOutputs:
         image: the synthetic volume.
         picture: both side by side.
         record: of the JSON.
+        beside: further volumes by the ending of their files: the standard deviation of the synthetic one, where there
+            is one, and the marks of the lesion watch, where there are any.
     """
 
     stem: str
@@ -50,6 +55,7 @@ class _CaseOutputs:
     image: nib.Nifti1Image
     picture: Image.Image
     record: dict[str, Any]
+    beside: Mapping[str, nib.Nifti1Image]
 
 
 class SaveSyntheticd(SaveImaged):
@@ -62,11 +68,19 @@ class SaveSyntheticd(SaveImaged):
     The volume is float32 on the source's own grid: a NIfTI source gives its sform, qform and both codes, any other its
     affine with the code "scanner". No text of the source's header is copied.
 
+    A second channel of the volume is its uncertainty and becomes `CASE_t1_uncertainty.nii.gz`, on the same grid, and a
+    further column of the picture.
+
+    Where the lesion watch found something (items `watch` and `lesion_watch` of `LesionWatchd`), its marks are written
+    as `CASE_t1_watch.nii.gz`, uint8, and outlined in the picture, which then shows the largest finding. The findings
+    go into the JSON.
+
     With `dicom`, a folder `CASE_t1_dicom` is written beside them, whole or not at all, with whatever patient's names
     the source's headers hold; the JSON counts its files.
 
     Args:
-        keys: key of the synthetic volume, (1, H, W, Z), [0, 1], on the source's grid.
+        keys: key of the synthetic volume, (1, H, W, Z), [0, 1], on the source's grid; with a second channel, its
+            uncertainty, in the same unit.
         source_key: key of the source volume as loaded, (1, H, W, Z), shown beside it; its file is what the JSON names.
         mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` of its meta).
         output_dir: the folder, made where it is not there.
@@ -76,7 +90,8 @@ class SaveSyntheticd(SaveImaged):
             files (`_t1`, `_flair`) and in the record.
         record: what every volume of this run was made with; goes into the JSON with `target_contrast`, and decides what
             counts as done.
-        sampling: settings of the inferer (`ISTAInferer.settings`); part of the record.
+        sampling: settings of the inferer (`UncertaintyInferer.settings`); part of the record. `uncertainty` there means
+            that the volumes have a second channel.
         notes: what else the JSON tells of this run; it does not decide what counts as done.
         source_root: folder below which the JSON names the source file; without it, by the file's name alone.
         keep_names: name the folder and the patient of a DICOM source in the JSON, which has its UIDs without it.
@@ -145,23 +160,41 @@ class SaveSyntheticd(SaveImaged):
                 "use dtype float32 or bfloat16, and check the weights."
             )
         source_file = Path(source.meta["filename_or_obj"])
-        image = nifti_like(synthetic[0], source_file, np.asarray(source.meta["original_affine"], dtype=np.float64))
-        titles = (f"source {self.source_contrast}", f"synthetic {self.target_contrast}")
+        affine = np.asarray(source.meta["original_affine"], dtype=np.float64)
+        image, *others = (nifti_like(channel, source_file, affine) for channel in synthetic)
+        measured = {**data, "synthetic": synthetic[:1], **({"uncertainty": synthetic[1:]} if others else {})}
+        beside = {}
+        for other in others:
+            other.header["cal_max"] = UNCERTAINTY_WINDOW[1]
+            beside[UNCERTAINTY_ENDING] = other
+        if "watch" in data:
+            beside[WATCH_ENDING] = nifti_like(data["watch"][0], source_file, affine, np.uint8, largest=2)
         return _CaseOutputs(
             stem=(data.get("case") or source_file.name.split(".")[0]) + self.suffix,
             source=source,
             image=image,
-            picture=three_planes(source[0], synthetic[0], source.affine, titles, self.source_window),
+            picture=self._picture(source, synthetic, data["watch"][0] if "watch" in data else None),
             record=case_record(
                 {**self.record, **self.notes},
                 self.source_recorder.record(source.meta.get("dicom_files") or source_file),
                 image,
                 corrected=source.meta.get("corrected"),
                 mask=data.get(self.mask_key),
-                measured=None if self.measures is None else self.measures({**data, "synthetic": synthetic}),
+                measured=None if self.measures is None else self.measures(measured),
                 batch_size_used=data.get("batch_size_used"),
+                lesion_watch=data.get("lesion_watch"),
             ),
+            beside=beside,
         )
+
+    def _picture(self, source: MetaTensor, synthetic: MetaTensor, marks: MetaTensor | None) -> Image.Image:
+        """Source, synthetic image and, where there is one, its uncertainty; marks are outlined in each."""
+        titles = (f"source {self.source_contrast}", f"synthetic {self.target_contrast}")
+        more = {}
+        if len(synthetic) > 1:
+            low, high = UNCERTAINTY_WINDOW
+            titles, more = (*titles, f"uncertainty, {low:g} to {high:g}"), {"uncertainty": synthetic[1]}
+        return three_planes(source[0], synthetic[0], source.affine, titles, self.source_window, marks=marks, **more)
 
     def _save(self, outputs: _CaseOutputs) -> None:
         """Write the files of a case, all of them or none."""
@@ -178,6 +211,8 @@ class SaveSyntheticd(SaveImaged):
         """Write the files into a folder of their own."""
         start, record = working / outputs.stem, dict(outputs.record)
         write_nifti(outputs.image, Path(f"{start}.nii.gz"))
+        for ending, volume in outputs.beside.items():
+            write_nifti(volume, Path(f"{start}{ending}"))
         outputs.picture.save(f"{start}.png")
         if self.dicom is not None:
             record["dicom"] = self.dicom(outputs.image, outputs.source, self.record, Path(f"{start}_dicom"))
@@ -193,8 +228,11 @@ class SaveSyntheticd(SaveImaged):
         """
         replaced = self.dicom is not None or "dicom" in self._made(stem)
         (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
-        for ending in (".nii.gz", ".png"):
-            os.replace(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
+        for ending in (UNCERTAINTY_ENDING, WATCH_ENDING):
+            (self.output_dir / f"{stem}{ending}").unlink(missing_ok=True)
+        for ending in (".nii.gz", ".png", UNCERTAINTY_ENDING, WATCH_ENDING):
+            if (working / f"{stem}{ending}").is_file():
+                os.replace(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
         if replaced:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.output_dir / f"{stem}_dicom", working / "replaced")
@@ -207,8 +245,10 @@ class SaveSyntheticd(SaveImaged):
         stem = item["case"] + self.suffix
         # records from before the target was a setting do not name it; it was T1
         made = {"target_contrast": "T1", **self._made(stem)}
-        alike = all(made.get(key) == value for key, value in json.loads(json.dumps(self.record)).items())
-        whole = all((self.output_dir / f"{stem}{suffix}").is_file() for suffix in (".nii.gz", ".png"))
+        wanted = {"uncertainty": None, **json.loads(json.dumps(self.record))}
+        alike = all(made.get(key) == value for key, value in wanted.items())
+        endings = (".nii.gz", ".png", *([UNCERTAINTY_ENDING] if wanted["uncertainty"] else []))
+        whole = all((self.output_dir / f"{stem}{ending}").is_file() for ending in endings)
         if self.dicom is not None:
             written = sum(1 for _ in (self.output_dir / f"{stem}_dicom").glob("*.dcm"))
             whole = whole and written > 0 and made.get("dicom", {}).get("files") == written

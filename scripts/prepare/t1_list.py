@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import CaseError
 from .pairs import Listing, Pair, safe_name, volume_problem
 
-REQUIRED = ("id", "person", "T1", "skull_stripped")
+REQUIRED = ("id", "person", "skull_stripped")
 
 
 def list_t1(root: Path, source_contrast: str | None, target_contrast: str) -> Listing:
@@ -33,6 +33,10 @@ def list_t1(root: Path, source_contrast: str | None, target_contrast: str) -> Li
         raise CaseError("The layout t1 has no source and T1 as its target; leave the contrasts out.")
     pairs, incomplete = [], []
     for entry in _entries(file):
+        if not entry.get("T1"):
+            name = safe_name(str(entry["id"]))
+            incomplete.append({"subject": name, "reason": f"{name} has no T1; add it or leave the subject out."})
+            continue
         pair = _pair(entry, file.parent)
         problems = [volume_problem(path) for path in (pair.target, pair.labels) if path is not None]
         if reason := next(filter(None, problems), None):
@@ -49,7 +53,9 @@ def _entries(file: Path) -> list[Mapping[str, Any]]:
     except ValueError as error:
         raise CaseError(f"{file.name} is not valid JSON ({error}); repair it.") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise CaseError(f"{file.name} is no list of subjects; give a list of objects with {', '.join(REQUIRED)}.")
+        raise CaseError(
+            f"{file.name} is no list of subjects; give a list of objects with {', '.join(REQUIRED)} and T1."
+        )
     for number, entry in enumerate(entries, start=1):
         if missing := [key for key in REQUIRED if key not in entry]:
             raise CaseError(f"Entry {number} of {file.name} lacks {' and '.join(missing)}; add it.")

@@ -29,6 +29,7 @@ class Case:
         name: CASE, or the subject of an evaluation; with its contrast where the results are of several.
         synthetic: its file.
         real, source, mask: files, where there are any; the mask is the brain's, and a DICOM source is a list of files.
+        uncertainty: the file of the synthetic image's standard deviation, where there is one.
         record: the JSON that the main job wrote beside it; empty where there is none.
         figures: of the synthetic image against the real one, by name.
         notes: what the page has to say about missing files, one sentence each.
@@ -46,6 +47,7 @@ class Case:
     notes: list[str] = field(default_factory=list)
     target_contrast: str = "T1"
     subject: str = ""
+    uncertainty: Path | None = None
 
 
 def list_cases(results_dir: Path, source_dirs: Iterable[Path] = (), real: Path | None = None) -> list[Case]:
@@ -74,6 +76,9 @@ def list_cases(results_dir: Path, source_dirs: Iterable[Path] = (), real: Path |
             f"{results_dir} holds no case: neither an image CASE_CONTRAST.nii.gz with its JSON, nor a cases.csv; "
             "give the output folder of the main job or of an evaluation."
         )
+    for case in cases:
+        beside = case.synthetic.with_name(f"{stem_of(case.synthetic)}_uncertainty.nii.gz")
+        case.uncertainty = beside if beside.is_file() else None
     if real is not None:
         _find_real(cases, real)
     return cases

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from ..errors import CaseError
 from ..evaluation.figures import digits_of, label
 from ..files import write_whole
-from ..outputs.measures import case_warnings
+from ..outputs.measures import HIGH_UNCERTAINTY, case_warnings
 from .cases import Case, list_cases, list_failures
 from .charts import distribution
-from .pictures import ERROR_COLOURS, data_url, still_picture, thumbnail
+from .pictures import ERROR_COLOURS, UNCERTAINTY_COLOUR, data_url, still_picture, thumbnail
 from .volumes import ShownVolume, case_volumes
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ MEASURES = {
     "source_contrast": "source: contrast",
     "source_median": "source: median in the brain",
     "brain_ml": "brain (mL)",
+    "uncertainty_mean": "uncertainty: mean",
+    "uncertainty_high_share": f"uncertainty: share of the brain above {HIGH_UNCERTAINTY:g}",
 }
 
 
@@ -162,6 +164,7 @@ def _case_fields(page: Page) -> dict[str, Any]:
         "measured": bool(record.get("measured")),
         "images": [_image_fields(volume) for volume in page.volumes],
         "error_colours": ERROR_COLOURS,
+        "uncertainty_colour": UNCERTAINTY_COLOUR,
         "picture": data_url(still_picture(page.volumes)),
         "voxel": " x ".join(f"{edge:.3g}" for edge in page.volumes[0].spacing),
         "figures": [(label(name), _number(name, value)) for name, value in page.figures.items()],

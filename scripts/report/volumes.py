@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from ..errors import CaseError
 from ..evaluation.figures import CASE_FIGURES, brain_figures
+from ..outputs.picture import UNCERTAINTY_WINDOW
 from ..transforms.hounsfield import WindowToHUd
 from ..volumes.load import read_volume
 from .cases import Case
@@ -30,12 +31,12 @@ class ShownVolume:
     """One image of a case.
 
     Attributes:
-        key: "source", "synthetic", "real" or "error".
+        key: "source", "synthetic", "uncertainty", "real" or "error".
         title: over it.
         voxels: (H, W, Z) uint8 in RAS order; `slope * voxels + intercept` is the value.
         slope, intercept: of the values.
         affine: voxel to RAS+ mm, the same for all images of a case.
-        window: values shown black and white; for the error the colours' ends.
+        window: values shown black and white; for error and uncertainty the colours' ends.
         unit: of the values, "" where they have none.
     """
 
@@ -93,13 +94,16 @@ def _measured(synthetic: nib.Nifti1Image, brain: np.ndarray, real: np.ndarray | 
 def _shown_images(
     case: Case, synthetic: nib.Nifti1Image, brain: np.ndarray, real: np.ndarray | None
 ) -> list[ShownVolume]:
-    """Source, synthetic and real image and their difference, as far as they are there, on the page's grid."""
+    """Source, synthetic image, its uncertainty, real image and difference, as far as they are there, on one grid."""
     grid = _shown_grid(synthetic)
     inside = _data(_on_grid(nib.Nifti1Image(brain.astype(np.float32), synthetic.affine), grid)) > 0.5
     image = _data(_on_grid(synthetic, grid))
     shown = [] if case.source is None else [_shown_source(case, grid, inside)]
     title = f"synthetic {case.target_contrast}"
     shown.append(_shown("synthetic", title, image, grid.affine, (0.0, 1.0), (0.0, 1.0)))
+    if case.uncertainty is not None:
+        spread = _data(_on_grid(_read(case.uncertainty), grid))
+        shown.append(_shown("uncertainty", "uncertainty", spread, grid.affine, (0.0, 0.5), UNCERTAINTY_WINDOW))
     if real is not None:
         reference = _data(_on_grid(nib.Nifti1Image(real, synthetic.affine), grid))
         title = f"real {case.target_contrast}"

@@ -133,6 +133,10 @@ class RequestInferer(Inferer):
         """Those of the inferer, which hold without a request."""
         return self.inferer.settings()
 
+    def changed(self, **arguments: Any) -> ISTAInferer:
+        """The inferer with other arguments, without requests."""
+        return self.inferer.changed(**arguments)
+
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], style_key: np.ndarray | Tensor | None = None
     ) -> Tensor:

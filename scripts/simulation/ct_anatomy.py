@@ -22,6 +22,7 @@ CALCIFIED_PLACES = (
     (0.165, 0.083, -0.415),
     (-0.165, 0.083, -0.415),
 )
+CHOROID_PLEXUS = CALCIFIED_PLACES[1:3]
 
 
 def smooth_field(
@@ -159,3 +160,8 @@ class Anatomy:
                 place = self.voxel((sign * (0.05 + 0.2 * t), 0.13 + 0.03 * np.sin(3 * t), -0.52 + 0.03 * t))
                 stamp_ball(arteries, place, 1.4, self.spacing_mm)
         return np.maximum(np.maximum(sagittal, transverse), arteries * self.tissue[CSF])
+
+    def cortical_vessels(self, rng: np.random.Generator) -> np.ndarray:
+        """(H, W, Z) share of vessels in the sulci: random places of their fluid."""
+        field = smooth_field(rng, self.mask.shape, self.spacing_mm, 4.0)
+        return self.tissue[CSF] * np.clip(2 * (field - 1.2), 0, 1) * (self.depth < 25) * ~self.wide_fluid()

@@ -15,9 +15,18 @@ def gaussian_matrix(size: int, sigma: float) -> np.ndarray:
 
 
 def apply_along_axes(volume: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Apply one square matrix along each axis of (H, W, Z)."""
-    h, w, z = (torch.from_numpy(np.ascontiguousarray(m)) for m in matrices)
+    """Apply one square matrix along each of the first axes of (H, W, Z), two or three."""
+    h, w, *z = (torch.from_numpy(np.ascontiguousarray(m)) for m in matrices)
     result = torch.from_numpy(np.ascontiguousarray(volume))
-    result = result @ z.T
+    if z:
+        result = result @ z[0].T
     result = torch.matmul(w, result)
     return torch.tensordot(h, result, dims=1).numpy()
+
+
+def apply_along_z(volume: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Apply (Z, Z) to each line along z of (H, W, Z), or the one of (W, Z, Z) that belongs to its row."""
+    lines, response = torch.from_numpy(np.ascontiguousarray(volume)), torch.from_numpy(matrices)
+    if response.ndim == 2:
+        return (lines @ response.T).numpy()
+    return (lines.transpose(0, 1) @ response.transpose(1, 2)).transpose(0, 1).numpy()

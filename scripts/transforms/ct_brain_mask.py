@@ -1,8 +1,9 @@
 """The brain in a CT of a head, found by classical image analysis on a coarse grid.
 
 Soft tissue that lies deep inside bone is the core of the brain. Grown back to the skull it fills the cavity without
-passing through the foramina, which are narrower than the core is deep. Lengths are in mm and volumes in mL, so that
-spacing and axes of the scan have no say.
+passing through the foramina, which are narrower than the core is deep. Everything in the cavity belongs to the mask:
+outer fluid, cysts and defects at the edge, blood. Lengths are in mm and volumes in mL, so that spacing and axes of the
+scan have no say.
 """
 
 from __future__ import annotations
@@ -17,10 +18,16 @@ from ..errors import CaseError
 
 __all__ = ["ct_brain_mask", "foreground", "is_stripped"]
 
-SOFT_TISSUE = (-15.0, 100.0)  # HU; 0 to 100 with room for noise and the dark bands of the skull base
+SOFT_TISSUE = -15.0  # HU; 0 with room for noise and the dark bands of the skull base
+BONE = 150.0  # HU; the mean of a coarse voxel that is a third bone
+BONE_IN_WINDOW = 0.83  # of the largest value, at which all bone lies in a volume that is cut to a window
 AIR = -150.0  # HU; anything lighter is outside the head or in a sinus
+EDGE = 100.0  # HU; the fall at the skull within which the border is interpolated
+SMOOTHING = 0.8  # mm, the Gaussian's standard deviation
 SCALP = 5.0  # mm; no brain lies nearer to the air, also where a piece of skull is missing
 CORE_DEPTH = 10.0  # mm; wider than half a spinal canal, an orbit's apex or a fissure of the skull base
+PASSAGE = 4.0  # mm; half the width of what is cut off the cavity: nerves' and vessels' ways out, the sella
+FORAMEN = 12.0  # cm2; a foramen magnum has 6 to 10
 BRAIN_VOLUME = (500.0, 2200.0)  # mL; a child's brain, a large skull
 
 
@@ -45,8 +52,8 @@ def ct_brain_mask(
     canonical = nib.apply_orientation(hu, axes)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(axes[:, 0])]
     coarse, coarse_spacing = _resize(canonical, spacing, working_spacing)
-    mask = _brain(coarse, coarse_spacing, name)
-    fine = functional.interpolate(torch.from_numpy(mask).float()[None, None], canonical.shape, mode="trilinear") > 0.5
+    level = _brain(coarse, coarse_spacing, name)
+    fine = functional.interpolate(torch.from_numpy(level)[None, None], canonical.shape, mode="trilinear") > 0
     back = nib.orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), axes)
     return np.ascontiguousarray(nib.apply_orientation(fine[0, 0].numpy(), back))
 
@@ -119,15 +126,18 @@ def _area_means(hu: np.ndarray, size: list[int]) -> torch.Tensor:
 
 
 def _brain(hu: np.ndarray, spacing: np.ndarray, name: str) -> np.ndarray:
-    """(H, W, Z) HU in RAS order -> (H, W, Z) bool."""
-    head = _largest(ndimage.binary_opening(hu > AIR))
-    mask = np.zeros(hu.shape, dtype=bool)
+    """(H, W, Z) HU in RAS order -> float, -1 to 1: above 0 in the brain, at the skull with the slope of HU."""
+    bone = min(BONE, BONE_IN_WINDOW * hu.max())
+    head = _largest(ndimage.binary_opening(hu > max(AIR, hu.min() + 5)))
+    level = np.full(hu.shape, -1, dtype=np.float32)
     if head.any():
-        box = ndimage.find_objects(head.astype(np.int8))[0]
-        smooth = ndimage.gaussian_filter(hu[box].clip(-100, 300), 1.0 / spacing)
-        cavity = _cavity(smooth, head[box], spacing)
-        mask[box] = _trim(cavity, smooth, spacing) if cavity.any() else cavity
-    volume = mask.sum() * spacing.prod() / 1000
+        box = _box(head)
+        smooth = ndimage.gaussian_filter(hu[box], SMOOTHING / spacing)
+        soft = (smooth > SOFT_TISSUE) & (smooth < bone)
+        cavity = _cavity(soft, smooth < bone, head[box], spacing)
+        if cavity.any():
+            level[box] = _level(_trim(cavity, spacing), smooth, bone)
+    volume = (level > 0).sum() * spacing.prod() / 1000
     low, high = BRAIN_VOLUME
     if not low <= volume <= high:
         raise CaseError(
@@ -135,16 +145,21 @@ def _brain(hu: np.ndarray, spacing: np.ndarray, name: str) -> np.ndarray:
             f"{high:.0f} mL are expected; check that it is a CT of a whole head in Hounsfield units, or give a mask or "
             "a command as the skull-strip method."
         )
-    return mask
+    return level
 
 
-def _cavity(smooth: np.ndarray, head: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The mask's bounding box with a voxel of what surrounds it."""
+    return tuple(slice(max(0, side.start - 1), side.stop + 1) for side in ndimage.find_objects(mask.astype(np.int8))[0])
+
+
+def _cavity(soft: np.ndarray, no_bone: np.ndarray, head: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """The inside of the skull, empty where there is none."""
     filled = np.stack([ndimage.binary_fill_holes(head[..., z]) for z in range(head.shape[2])], axis=2)
-    tissue = head & (smooth > SOFT_TISSUE[0]) & (smooth < SOFT_TISSUE[1]) & (_depth(filled, spacing) > SCALP)
+    tissue = filled & soft & (_depth(filled, spacing) > SCALP)
     tissue |= ~_without_small(~tissue, 1000 / spacing.prod())  # calcified plexus, clips and noise are no wall
     depth = _depth(tissue, spacing)
-    core = _enclosed(depth > CORE_DEPTH, depth, _depth(smooth < SOFT_TISSUE[1], spacing), spacing)
+    core = _enclosed(depth > CORE_DEPTH, depth, _depth(no_bone, spacing), spacing)
     if not core.any():
         return core
     grown = tissue & (_depth(~core, spacing) < CORE_DEPTH + 2)
@@ -167,19 +182,24 @@ def _enclosed(core: np.ndarray, depth: np.ndarray, to_bone: np.ndarray, spacing:
     return np.zeros_like(core)
 
 
-def _trim(cavity: np.ndarray, smooth: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """From the inside of the skull to the brain as masks of T1 have it: without dura, sinuses, outer CSF and canal."""
-    depth = _depth(cavity, spacing)
-    fluid = np.median(smooth[depth > CORE_DEPTH]) - 18
-    brain = cavity & ((smooth > fluid) | (depth > 10)) & ((smooth < 80) | (depth > 6))
-    # patients lie and are old: the gap under the vertex, with the sagittal sinus, is some 2 mm wider than elsewhere
-    rise = max(1, round(2 / spacing[2]))
-    brain &= np.concatenate([brain[..., rise:], np.repeat(brain[..., -1:], rise, axis=2)], axis=2)
-    brain = ndimage.binary_fill_holes(_largest(_open(brain, 6.0, spacing)))
+def _trim(cavity: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Without the passages through the skull and the canal below the foramen magnum."""
+    brain = _largest(_open(cavity, PASSAGE, spacing))
     area = brain.sum(axis=(0, 1)) * spacing[0] * spacing[1] / 100
-    narrow = np.flatnonzero(area[: area.argmax()] < 12)  # cm2; a foramen magnum has 6 to 10
+    narrow = np.flatnonzero(area[: area.argmax()] < FORAMEN)
     brain[..., : narrow.max() + 1 if narrow.size else 0] = False
     return _largest(brain)
+
+
+def _level(cavity: np.ndarray, smooth: np.ndarray, bone: float) -> np.ndarray:
+    """-1 to 1, above 0 in the cavity; at the skull it falls like HU, which puts the border between two voxels."""
+    hard = smooth > bone
+    parts, _ = ndimage.label(hard)
+    islands = hard & ~np.isin(parts, np.unique(parts[~cavity]))  # calcifications and metal in the brain are no wall
+    level = ((bone - smooth) / EDGE).clip(-1, 1)
+    level[islands] = 1
+    level[~cavity & ~hard] = -1
+    return level
 
 
 def _depth(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:

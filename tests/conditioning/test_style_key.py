@@ -15,6 +15,7 @@ from scripts.conditioning.style_key import (
     nearest_style_key,
     resolve_style_key,
     save_style_keys,
+    unknown_style_keys,
 )
 
 
@@ -212,3 +213,12 @@ def test_best_is_the_nearest_training_subject_but_never_the_target_itself(tmp_pa
     assert choose_style_key("average", file, images["anna"])[0] == "average"
     with pytest.raises(ValueError, match="best is that of the training subject nearest to the real MRI"):
         resolve_style_key("best", file)
+
+
+def test_unknown_styles_are_those_of_the_people_part_of_the_way_from_the_average(tmp_path):
+    keys = {name: np.full((3, 4), value, np.float32) for name, value in (("anna", 1), ("bert", 3), ("average", 2))}
+    save_style_keys({**keys, "colin27": keys["anna"]}, tmp_path / "keys.json")
+    found = unknown_style_keys("average", tmp_path / "keys.json", spread=0.5)
+    assert [float(key[0, 0]) for key in found] == [1.5, 2.5]
+    assert unknown_style_keys("anna", tmp_path / "keys.json") == []
+    assert unknown_style_keys("my_t1.nii.gz", tmp_path / "keys.json") == []

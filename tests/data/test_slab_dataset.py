@@ -16,7 +16,7 @@ def ramp_volume(subject: str = "a", weight: float = 1.0, renderings: int = 2) ->
     target = np.broadcast_to(levels[:, None, None], (10, 8, 16)).copy()
     sources = np.stack([target + 100 * k for k in range(1, renderings + 1)])[:, None]
     histogram = np.bincount(np.arange(4096) % 4096, minlength=4096)
-    return PackedVolume(subject, target, sources, histogram, np.arange(10), weight)
+    return PackedVolume(subject, target[None], sources, histogram[None], np.ones((1, 10), bool), weight)
 
 
 def test_a_slab_holds_neighbouring_slices_of_one_rendering_and_repeats_where_the_brain_is_cut():
@@ -40,7 +40,7 @@ def test_beyond_an_end_in_the_background_there_is_nothing(repeated: bool):
     volume = ramp_volume(renderings=1)
     pixels = int(CUT_SHARE * volume.sources[0, 0, 0].size) + repeated
     volume.sources[:, :, 0].reshape(1, 1, -1)[..., pixels:] = 0
-    volume.target[0] = 77
+    volume.targets[0, 0] = 77
     first = next(i for i in SlabDataset([volume], 99, augment=False) if (i["target"][1] * 255).round().max() == 77)
     assert (first["target"][0].max() > 0) == (first["source"][0].max() > 0) == repeated
     assert first["target"][2].max() > 0
@@ -56,7 +56,7 @@ def test_items_depend_on_seed_epoch_and_index_alone():
 
 def test_subjects_are_drawn_by_weight():
     dark, bright = ramp_volume("dark"), ramp_volume("bright", weight=3.0)
-    bright.target[:] = 255
+    bright.targets[:] = 255
     dataset = SlabDataset([dark, bright], length=600, augment=False)
     share = np.mean([item["target"][1].max() == 1 for item in dataset])
     assert share == pytest.approx(0.75, abs=0.05)
@@ -67,11 +67,16 @@ def test_no_volume_is_an_error():
         SlabDataset([], length=1)
 
 
+def slices(count: int, first: int, stop: int) -> np.ndarray:
+    """(1, count): those from first to before stop hold brain."""
+    return ((np.arange(count) >= first) & (np.arange(count) < stop))[None]
+
+
 def brain_volume() -> PackedVolume:
     """Half of each slice is background, the other half grey; the source is the target."""
     image = np.zeros((6, 32, 40), np.uint8)
     image[:, :, 20:] = 128
-    return PackedVolume("a", image, image[None, None], np.ones(4096), np.arange(1, 5))
+    return PackedVolume("a", image[None], image[None, None], np.ones((1, 4096)), slices(6, 1, 5))
 
 
 @pytest.mark.parametrize("change", [{"source_contrast_spread": 0.09}, {"source_shading": 0.3}, {"source_noise": 0.05}])
@@ -125,7 +130,7 @@ def textured_volume(subject: str, contrasts: int, absent: int | None = None, ext
     if absent is not None:
         sources[:, absent] = 0
     beside = noise(extras) if extras else None
-    return PackedVolume(subject, noise(), sources, rng.integers(0, 9, 4096), np.arange(1, 7), extras=beside)
+    return PackedVolume(subject, noise(1), sources, rng.integers(0, 9, (1, 4096)), slices(8, 1, 7), extras=beside)
 
 
 STRONG = {"source_contrast_spread": 0.08, "source_shading": 0.12, "source_noise": 0.03}
@@ -135,7 +140,7 @@ def slow_item(volume: PackedVolume, index: int, spread: float, source_contrast_s
     """An item of a data set of one subject, slice by slice, in the order in which its parts are drawn."""
     rng, source_rng = np.random.default_rng([0, 0, index]), np.random.default_rng([0, 0, index, 1])
     rng.random()
-    centre, rendering = int(rng.choice(volume.slices)), rng.integers(len(volume.sources))
+    rendering, centre = int(rng.integers(len(volume.sources))), int(rng.choice(np.flatnonzero(volume.in_brain[0])))
     curve = ContrastCurve.draw(rng, spread)
     angle, shift = np.deg2rad(rng.uniform(-10, 10)), rng.uniform(-4, 4, size=2)
     zoom, flip = rng.uniform(0.9, 1.12), rng.random() < 0.5
@@ -144,7 +149,7 @@ def slow_item(volume: PackedVolume, index: int, spread: float, source_contrast_s
         plane = np.interp(packed / 255, contrast.knots, contrast.values).astype(np.float32)
         return affine_slab(torch.from_numpy(plane)[None], angle, zoom, shift, flip)[0]
 
-    target = torch.stack([moved(volume.target[z], curve) for z in range(centre - 1, centre + 2)])
+    target = torch.stack([moved(volume.targets[0, z], curve) for z in range(centre - 1, centre + 2)])
     contrasts = volume.sources[rendering]
     curves = [ContrastCurve.draw(source_rng, source_contrast_spread) for _ in contrasts]
     source = []
@@ -154,7 +159,7 @@ def slow_item(volume: PackedVolume, index: int, spread: float, source_contrast_s
         noise = torch.from_numpy(source_rng.standard_normal(slab.shape, dtype=np.float32))
         slab = slab + source_rng.uniform(0, source_noise) * noise * (slab > 0)
         source += list(slab.clamp(0, 1))
-    key = torch.from_numpy(curve.style_key(volume.histogram, 128)).float()
+    key = torch.from_numpy(curve.style_key(volume.histograms[0], 128)).float()
     return {"source": torch.stack(source), "target": target, "style_key": key}
 
 
@@ -171,8 +176,8 @@ def test_items_are_those_of_a_slow_reference(contrasts: int):
 
 def test_all_channels_of_an_item_are_mirrored_and_moved_alike():
     one = textured_volume("a", 1)
-    same = np.repeat(one.target[None], 3, axis=0)
-    volume = PackedVolume("a", one.target, np.stack([same, same]), one.histogram, one.slices, extras=same[:2])
+    same = np.repeat(one.targets, 3, axis=0)
+    volume = PackedVolume("a", one.targets, np.stack([same, same]), one.histograms, one.in_brain, extras=same[:2])
     for item in SlabDataset([volume], length=20, contrast_spread=0.0):
         assert item["source"].shape == (9, 24, 32)
         assert item["extras"].shape == (6, 24, 32)
@@ -185,8 +190,8 @@ def test_an_absent_contrast_is_zero_and_its_place_is_kept():
     levels = np.array([50, 0, 200], np.uint8)
     sources = np.broadcast_to(levels[None, :, None, None, None], (1, 3, 6, 16, 16)).copy()
     sources[0, 2, :3] = 0  # the third one does not reach the lower slices
-    target = np.full((6, 16, 16), 128, np.uint8)
-    volume = PackedVolume("a", target, sources, np.ones(4096), np.arange(6))
+    target = np.full((1, 6, 16, 16), 128, np.uint8)
+    volume = PackedVolume("a", target, sources, np.ones((1, 4096)), slices(6, 0, 6))
     for item in SlabDataset([volume], length=20, augment=False):
         assert item["presence"].tolist() == [1, 0, 1]
         means = (item["source"].reshape(3, 3, -1) * 255).round()
@@ -225,3 +230,28 @@ def test_a_single_contrast_is_never_dropped():
 def test_subjects_of_different_numbers_of_contrasts_are_refused():
     with pytest.raises(ValueError, match="different numbers of contrasts"):
         SlabDataset([textured_volume("a", 1), textured_volume("b", 2)], length=1)
+
+
+def test_a_rendering_comes_with_its_own_target_key_and_slices():
+    """Targets of one grey level each, bright where the source is, with brain in other slices."""
+    levels = np.array([60, 120, 180], np.uint8)
+    targets = np.broadcast_to(levels[:, None, None, None], (3, 9, 8, 16)).copy()
+    counts = np.zeros((3, 4096), int)
+    for count, level in zip(counts, levels, strict=True):
+        count[round(level / 255 * 4095)] = 100
+    in_brain = np.arange(9) // 3 == np.arange(3)[:, None]
+    volume = PackedVolume("a", targets, targets[:, None] + 50, counts, in_brain)
+    peaks = {}
+    for item in SlabDataset([volume], length=40, augment=False):
+        level = round(float(item["target"][1, 0, 0]) * 255)
+        assert round(float(item["source"][1, 0, 0]) * 255) == level + 50
+        peaks[level] = int(item["style_key"][0].argmax())
+    assert sorted(peaks) == levels.tolist()
+    for level, peak in peaks.items():
+        assert peak / 128 == pytest.approx(level / 255, abs=0.01)
+
+
+def test_targets_are_one_or_one_for_each_source():
+    targets = np.zeros((2, 4, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match="2 targets of 3 sources"):
+        PackedVolume("a", targets, np.zeros((3, 1, 4, 8, 8), np.uint8), np.ones((2, 4096)), np.ones((2, 4), bool))

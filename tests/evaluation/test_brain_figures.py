@@ -18,6 +18,7 @@ from scripts.evaluation.figures import (
     gradient_energy,
     low_pass,
     pearson,
+    unsharp_mask,
 )
 from scripts.evaluation.pairs import ResultPair
 
@@ -154,7 +155,7 @@ def test_a_table_has_the_halves_and_the_source(reference, mask, save):
     damaged[: SHAPE[0] // 2] = 0.3
     paths = [save(f"{n}.nii.gz", v) for n, v in enumerate((damaged, reference * mask, 10 + 40 * reference))]
     table = rows_of(paths)
-    assert list(table) == ["real", "synthetic", "pointwise map", "left half", "right half"]
+    assert list(table) == ["real", "synthetic", "unsharp mask", "pointwise map", "left half", "right half"]
     assert table["left half"]["psnr"] < table["synthetic"]["psnr"] < table["right half"]["psnr"]
     assert table["pointwise map"]["pearson"] > 0.999
     assert "pointwise map" not in rows_of(paths[:2])
@@ -187,3 +188,16 @@ def test_markdown_has_a_row_for_each_image():
         ["| real", "1.0000", "inf", "1.0000"],
         ["| synthetic", "0.5000", "20.123", "0.5000"],
     ]
+
+
+def test_an_unsharp_mask_is_as_sharp_as_the_real_image_and_has_no_detail_of_its_own(reference, mask):
+    real = reference * mask
+    soft = np.where(mask, ndimage.gaussian_filter(real, 1.2), 0)
+    sharp = unsharp_mask(soft, real, mask, (2, 2, 2))
+    before, after = (brain_figures(image, real, mask, (2, 2, 2)) for image in (soft, sharp))
+    assert before["sharpness"] < 0.8
+    assert after["sharpness"] == pytest.approx(1, abs=0.1)  # clipping takes some of it
+    wrong = np.where(mask, ndimage.gaussian_filter(np.random.default_rng(5).random(SHAPE), 1.2), 0)
+    made = brain_figures(unsharp_mask(wrong, real, mask, (2, 2, 2)), real, mask, (2, 2, 2))
+    assert abs(made["highpass"]) < 0.15  # sharp, and nothing of it is the real image's
+    np.testing.assert_array_equal(unsharp_mask(real, soft, mask, (2, 2, 2)), real)  # sharper already

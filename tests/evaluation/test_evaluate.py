@@ -234,9 +234,9 @@ def test_with_sources_a_pointwise_map_stands_beside_the_gain(save, tmp_path):
         save(f"sources/{name}_ct.nii.gz", 20 + 30 * brain(seed))
     evaluate(ours, real, source=str(tmp_path / "sources"), output_dir=str(tmp_path / "eval"))
     text = (tmp_path / "eval" / "summary.md").read_text()
-    assert "| inside the brain | there, pointwise map of the source |" in text
+    assert "| inside the brain | there, pointwise map of the source | there, unsharp mask |" in text
     cells = next(line for line in text.splitlines() if line.startswith("| Pearson |")).split(" | ")
-    assert float(cells[-1].split()[0]) > 0.99  # a source that tells everything
+    assert float(cells[-2].split()[0]) > 0.99  # a source that tells everything
     assert "Pointwise map (2 with a source)" in text
     assert rows_of(tmp_path / "eval" / "subjects.csv")["anna"].keys() >= {"highpass_brain", "lowpass_brain"}
 

@@ -6,6 +6,7 @@ import pytest
 
 from scripts.evaluation.figures import format_spread, mean_and_deviation
 from scripts.evaluation.results import Evaluation, read_subjects, write_results
+from scripts.evaluation.tissue_dice import TISSUE_FIGURES
 
 
 def test_a_value_that_is_missing_does_not_spoil_the_mean():
@@ -33,8 +34,9 @@ def test_how_many_values_are_finite_is_told_where_some_are_not(values, text):
 def test_the_tables_of_an_evaluation_have_the_mean_of_those_who_have_the_figure(tmp_path):
     dice = {"anna": 0.5, "bert": math.nan, "cleo": 0.7}
     figures = {subject: {"psnr": 20.0, "psnr_brain": 18.0, "dice_gm": value} for subject, value in dice.items()}
-    text = write_results(Evaluation(figures), tmp_path)
-    assert "| Dice GM |  | 0.6000 ± 0.1414 (n = 2) |" in text
+    tissues = {s: {"synthetic image": {**dict.fromkeys(TISSUE_FIGURES, 1.0), "dice_gm": v}} for s, v in dice.items()}
+    text = write_results(Evaluation(figures, tissues=tissues), tmp_path)
+    assert "| synthetic image | 1.000 ± 0.000 | 0.600 ± 0.141 (n = 2) |" in text
     assert "| PSNR (dB) | 20.000 ± 0.000 | 18.000 ± 0.000 |" in text
     assert "\nmean,20,18,0.6\n" in (tmp_path / "subjects.csv").read_text().replace("\r", "")
     assert math.isnan(read_subjects(tmp_path)["bert"]["dice_gm"])

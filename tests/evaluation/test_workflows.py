@@ -11,10 +11,12 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from scripts.calibration import Calibration, read_calibration
 from scripts.conditioning.style_key import save_style_keys, style_key_from_histogram
-from scripts.errors import reason
+from scripts.errors import CaseError, reason
 from scripts.evaluation.evaluate import evaluate
 from scripts.evaluation.results import read_subjects
+from scripts.evaluation.uncertainty import Doubt, doubt_figures, write_calibration
 
 TINY = {
     "network_def#channels": [8, 8],
@@ -144,3 +146,47 @@ def test_the_sampler_study_writes_table_points_and_picture(run):
     }
     assert "- slices: the 9 in the middle of the brain" in (out / "samplers.md").read_text()
     assert (out / "samplers.png").is_file()
+
+
+def test_the_study_of_the_dial_has_bands_dice_and_a_filtered_mean(run):
+    out = run("ablation.json", "detail.json", steps=[3], details=[0.5, 1], unsharp_amounts=[0.5], subjects="head1")
+    rows = {name: row["head1"] for name, row in json.loads((out / "detail.json").read_text())["rows"].items()}
+    dial = ("F2 implicit, lambda, 3, detail 0.5", "F2 implicit, lambda, 3, detail 1")
+    assert list(rows) == ["real", "mean", "mean, mirrored", "unsharp mask of the mean, 0.5", *dial]
+    assert [row["evaluations"] for row in rows.values()] == [0, 1, 2, 1, 2, 3]
+    assert rows["real"]["figures"]["highpass_brain"] == pytest.approx(1)
+    assert rows["real"]["figures"]["dice_gm"] == 1
+    sharpness = {name: row["figures"]["sharpness_brain"] for name, row in rows.items()}
+    assert sharpness["unsharp mask of the mean, 0.5"] > sharpness["mean"]
+    assert "high-pass correlation, brain" in (out / "detail.md").read_text()
+
+
+def test_the_uncertainty_is_calibrated_on_one_section_and_measured_on_the_other(run):
+    output = run("uncertainty.json", uncertainty=2)
+    made = json.loads((output / "uncertainty.json").read_text())
+    assert made["fitted_on"] == ["head0", "head1"]
+    assert [(row["subject"], row["section"]) for row in made["persons"]] == [
+        *(("head0", "validation"), ("head1", "validation"), ("head0", "test"), ("head1", "test"))
+    ]
+    # the same people in both sections: the figures are the same, and what was fitted covers
+    assert made["persons"][0]["coverage"] == made["persons"][2]["coverage"] > 0.8
+    assert made["coverage"] == pytest.approx(np.mean([row["coverage"] for row in made["persons"]]), abs=1e-4)
+    assert read_calibration(output / "uncertainty.json", made["weights_sha256"]).measured
+    assert "| mean | not fitted |" in (output / "uncertainty.md").read_text()
+
+
+def test_a_calibration_without_anybody_to_fit_to_is_refused():
+    doubt = Doubt("a", "test", np.ones(3), np.ones(3))
+    with pytest.raises(CaseError, match="None of the subjects is of the section validation"):
+        write_calibration([doubt], "none.json", "validation", {}, "")
+
+
+def test_a_spread_that_ranks_the_errors_has_their_rank_correlation():
+    error = np.linspace(-1, 1, 101)
+    figures = doubt_figures(Doubt("a", "test", np.abs(error), error), Calibration(1.0, 0.0))
+    assert figures["rank_correlation"] == pytest.approx(1)
+    assert figures["rmse"] == pytest.approx(np.sqrt((error**2).mean()))
+    opposite = doubt_figures(Doubt("a", "test", 1 - np.abs(error), error), Calibration(1.0, 0.0))
+    assert opposite["rank_correlation"] == pytest.approx(-1)
+    # |e| < 2 (1 - |e|) up to two thirds
+    assert opposite["coverage"] == pytest.approx(2 / 3, abs=0.01)

@@ -554,3 +554,29 @@ def test_wrong_inputs_are_refused(inputs):
 def test_a_count_that_is_no_whole_number_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} is 'ten'"):
         ISTAInferer(BrownianBridgeScheduler(), **{name: "ten"})
+
+
+def sided(x, timesteps, context=None, source=None, place=None):
+    """A network that knows left from right: it adds where it is, and what it finds to its left."""
+    rows = torch.linspace(-0.2, 0.3, x.shape[-2], dtype=x.dtype)[:, None]
+    beside = 0 if place is None else 0.1 * place
+    return 0.5 * x + 0.3 * source.roll(1, -2) + rows + beside
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_mirrored_predictions_make_the_sampler_commute_with_a_mirror(num_steps):
+    volumes = 0.3 + 0.4 * torch.rand(1, 2, 12, 10, 5, dtype=torch.float64)
+    options = {"num_inference_steps": num_steps, "channels": {"source": 1, "place": 1}}
+    plain, mirrored = (ISTAInferer(BrownianBridgeScheduler(), mirrored=m, **options) for m in (False, True))
+    assert mirrored.evaluations == 2 * plain.evaluations
+    result = mirrored(volumes, sided)
+    torch.testing.assert_close(mirrored(volumes.flip(2), sided), result.flip(2), rtol=0, atol=1e-12)
+    assert (plain(volumes.flip(2), sided) - plain(volumes, sided).flip(2)).abs().max() > 0.01
+    if num_steps == 1:
+        averaged = (plain(volumes, sided) + plain(volumes.flip(2), sided).flip(2)) / 2
+        torch.testing.assert_close(result, averaged, rtol=0, atol=1e-12)
+
+
+def test_mirrored_is_yes_or_no():
+    with pytest.raises(ValueError, match="mirrored is 'yes'; it must be True or False"):
+        ISTAInferer(BrownianBridgeScheduler(), mirrored="yes")

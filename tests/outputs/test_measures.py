@@ -75,6 +75,8 @@ def test_strange_sources_are_told(keys_file, network_input, said):
         ({"grid": {"spacing_mm": [0.5, 0.5, 5.0]}}, "Thick slices: 5.0 mm"),
         ({"grid": {"orientation": "unknown: left and right are a guess"}}, "Orientation unknown"),
         ({"measured": {"source_median": 610.0}, "hu_window": None}, None),  # an MRI has no unit
+        ({"measured": {"uncertainty_high_share": 0.42}}, "above 0.15 in 42% of the brain"),
+        ({"measured": {"uncertainty_high_share": 0.1}}, None),
         ({"measured": {"brain_at_border_cm2": 9.0}}, None),
         ({}, None),
     ],
@@ -83,6 +85,18 @@ def test_what_a_record_is_warned_about(record, said):
     warnings = case_warnings(record)
     assert len(warnings) == (said is not None)
     assert said is None or said in warnings[0]
+
+
+def test_the_uncertainty_is_measured_in_the_brain_alone(keys_file):
+    item = case(brain_in(0.3, 0.7))
+    assert "uncertainty_mean" not in CaseMeasures(keys_file, keys_file)(item)
+    spread = torch.ones(1, *SHAPE)
+    inside = item["mask"][0] > 0.5
+    spread[0][inside] = 0.1
+    spread[0, :10][inside[:10]] = 0.2  # half of the brain
+    measured = CaseMeasures(keys_file, keys_file)({**item, "uncertainty": spread})
+    assert measured["uncertainty_mean"] == pytest.approx(0.15)
+    assert measured["uncertainty_high_share"] == pytest.approx(0.5)
 
 
 def test_the_border_area_is_that_of_the_face_cut_most():

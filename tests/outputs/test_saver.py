@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, SaveImaged
+from PIL import Image
 
 from scripts.errors import CaseError
 from scripts.files import sha256_of_file
@@ -187,10 +188,67 @@ def test_outputs_of_another_contrast_are_left_alone(tmp_path):
 
 def test_the_titles_name_both_contrasts(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr(saver_module, "three_planes", lambda *args: titles.append(args[3]) or three_planes(*args))
+    monkeypatch.setattr(
+        saver_module, "three_planes", lambda *args, **kwargs: titles.append(args[3]) or three_planes(*args, **kwargs)
+    )
     saver = SaveSyntheticd(output_dir=tmp_path, source_window=None, source_contrast="T2", target_contrast="FLAIR")
     saver(item_of(write_source(tmp_path / "ct.nii.gz")))
     assert titles == [("source T2", "synthetic FLAIR")]
+
+
+UNCERTAIN = {"uncertainty": {"samples": 8, "seed": 0, "factor": 1.5, "floor": 0.05}}
+
+
+def uncertain_item(path):
+    """The synthetic image with a second channel, 0.05 in the front half, 0.2 behind."""
+    item = item_of(path)
+    spread = torch.full_like(item["pred"], 0.05)
+    spread[:, :6] = 0.2
+    return {**item, "pred": torch.cat([item["pred"], spread]).copy_meta_from(item["pred"])}
+
+
+def test_the_uncertainty_lies_where_the_image_lies_and_in_the_picture(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz", (1, 2))
+    item = uncertain_item(path)
+    SaveSyntheticd(output_dir=tmp_path / "out", sampling=UNCERTAIN)(item)
+    image, spread = (nib.load(tmp_path / "out" / f"case_t1{end}.nii.gz") for end in ("", "_uncertainty"))
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), item["pred"][0])
+    np.testing.assert_array_equal(spread.get_fdata(dtype=np.float32), item["pred"][1])
+    assert spread.get_data_dtype() == np.float32
+    assert spread.header["cal_max"] == pytest.approx(0.3)
+    for field in ("qform_code", "sform_code", "srow_x", "quatern_b", "pixdim"):
+        np.testing.assert_array_equal(spread.header[field], image.header[field])
+    SaveSyntheticd(output_dir=tmp_path / "plain")(item_of(path))
+    picture, plain = (np.asarray(Image.open(tmp_path / folder / "case_t1.png")) for folder in ("out", "plain"))
+    assert picture.shape[1] == plain.shape[1] * 3 // 2
+    np.testing.assert_array_equal(picture[:, : plain.shape[1]], plain)
+    levels = np.unique(picture[30:, plain.shape[1] :], return_counts=True)
+    common = levels[0][np.argsort(levels[1])[-3:]]
+    assert {round(255 * 0.05 / 0.3), round(255 * 0.2 / 0.3)} <= {int(level) for level in common}
+
+
+def test_a_case_with_uncertainty_is_done_only_for_the_same_samples(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    item, folder = {"image": str(path), "case": "case"}, tmp_path / "out"
+    plain = SaveSyntheticd(output_dir=folder, record=RECORD)
+    with_it = SaveSyntheticd(output_dir=folder, record=RECORD, sampling=UNCERTAIN)
+    other = {"uncertainty": {**UNCERTAIN["uncertainty"], "samples": 4}}
+    plain(item_of(path))
+    assert plain.is_done(item)
+    assert not with_it.is_done(item)
+    with_it(uncertain_item(path))
+    assert with_it.is_done(item)
+    assert not plain.is_done(item)
+    assert not SaveSyntheticd(output_dir=folder, record=RECORD, sampling=other).is_done(item)
+    (folder / "case_t1_uncertainty.nii.gz").unlink()
+    assert not with_it.is_done(item)
+
+
+def test_a_run_without_uncertainty_leaves_no_older_one(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    SaveSyntheticd(output_dir=tmp_path / "out", sampling=UNCERTAIN)(uncertain_item(path))
+    SaveSyntheticd(output_dir=tmp_path / "out")(item_of(path))
+    assert not (tmp_path / "out" / "case_t1_uncertainty.nii.gz").exists()
 
 
 def test_an_unknown_contrast_is_refused():

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 from pathlib import Path
@@ -389,3 +390,16 @@ def test_lists_of_t1_that_cannot_be_read_are_refused(tmp_path, text, sentence):
 def test_t1_has_no_source(tmp_path):
     with pytest.raises(CaseError, match="The layout t1 has no source"):
         list_pairs("t1", TREES["t1"](tmp_path), source_contrast="CT")
+
+
+def test_an_entry_without_a_t1_is_incomplete_and_the_others_go_on(tmp_path):
+    """A CT alone stands in the same list as the T1 volumes."""
+    write_cube(tmp_path / "a.nii")
+    entries = [
+        {"id": "a", "person": "a", "T1": "a.nii", "skull_stripped": True},
+        {"id": "b", "person": "b", "CT": "b.nii", "skull_stripped": False},
+    ]
+    (tmp_path / "subjects.json").write_text(json.dumps(entries))
+    [pair], incomplete = list_pairs("t1", tmp_path)
+    assert pair.subject == "a"
+    assert incomplete == [{"subject": "b", "reason": "b has no T1; add it or leave the subject out."}]

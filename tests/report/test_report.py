@@ -4,6 +4,7 @@ import base64
 import csv
 import gzip
 import json
+import shutil
 from html.parser import HTMLParser
 
 import nibabel as nib
@@ -14,7 +15,7 @@ from scripts.errors import CaseError
 from scripts.files import sha256_of_file
 from scripts.report import report
 from scripts.report.charts import distribution
-from scripts.report.pictures import still_picture
+from scripts.report.pictures import UNCERTAINTY_COLOUR, still_picture
 from scripts.report.volumes import LARGEST_GRID, ShownVolume, _shown_grid
 from tests.report.phantom import BALL, NAMES, phantom
 
@@ -103,6 +104,42 @@ def test_the_error_map_is_signed_and_zero_outside_the_brain(pages):
     # real: (0.5 - 0.1) / 0.9 in the brain's body where the synthetic image is 0.5
     assert np.median(error[synthetic > 0]) == pytest.approx(0.5 - 0.4 / 0.9, abs=0.006)
     assert np.abs(error[synthetic == 0]).max() < 1e-6
+
+
+def test_the_uncertainty_lies_over_the_image_and_is_told(results, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(results[0], out)
+    t1 = nib.load(out / "b_t1.nii.gz")
+    spread = np.where(t1.get_fdata() > 0.9, 0.3, 0.1) * (t1.get_fdata() > 0)  # high in the ball
+    nib.save(nib.Nifti1Image(spread.astype(np.float32), t1.affine), out / "b_t1_uncertainty.nii.gz")
+    record = json.loads((out / "b_t1.json").read_text())
+    record["measured"] |= {"uncertainty_mean": 0.1234, "uncertainty_high_share": 0.4}
+    (out / "b_t1.json").write_text(json.dumps(record))
+    report(str(out), str(results[1]), None, str(tmp_path / "pages"))
+    with_it, without = (Page((tmp_path / "pages" / f"case-00{n}.html").read_text()) for n in (2, 1))
+    assert list(with_it.volumes) == ["source", "synthetic", "uncertainty"]
+    assert list(without.volumes) == ["source", "synthetic"]
+    shown, image = (with_it.volumes[key] for key in ("uncertainty", "synthetic"))
+    np.testing.assert_array_equal(shown.affine, image.affine)
+    assert shown.get_fdata()[image.get_fdata() > 0.9] == pytest.approx(0.3, abs=0.002)
+    assert shown.get_fdata()[image.get_fdata() == 0].max() == 0
+    assert "0.123" in with_it.text
+    assert "Uncertain: the standard deviation is above 0.15 in 40% of the brain" in with_it.text
+
+
+def test_the_still_picture_colours_what_is_uncertain_over_the_image():
+    affine = np.eye(4)
+    image = np.full((9, 9, 9), 100, np.uint8)
+    spread = np.zeros((9, 9, 9), np.uint8)
+    spread[:4] = 255  # on the patient's left: at lower x, in the picture on the right
+    volumes = [
+        ShownVolume("synthetic", "", image, 1 / 200, 0, affine, (0, 1)),
+        ShownVolume("uncertainty", "", spread, 1 / 255, 0, affine, (0, 1)),
+    ]
+    picture = np.asarray(still_picture(volumes, panel_width=90)).astype(int)
+    panel = picture[26 + 20 : 26 + 80, 90 + 20 : 180]
+    np.testing.assert_array_equal(panel[5, 5], [128, 128, 128])
+    np.testing.assert_array_equal(panel[5, -10], UNCERTAINTY_COLOUR)
 
 
 def test_what_a_user_gave_is_text_and_no_markup(pages):

@@ -78,6 +78,7 @@ def test_a_choice_that_nobody_made_is_its_first(inferer):
         ({"step_size": "nan"}, "a positive number"),
         ({"step_size": "inf"}, "a positive number"),
         ({"sampler": "guess"}, "'guess' is not a valid"),
+        ({"detail": "full"}, "detail is 'full'; it must be a number from 0"),
         ({"device": "tpu"}, "There is no device tpu"),
         ({"model_filename": "another.pt"}, "only model.pt fits"),
         ({"device": "meta"}, "There is no device meta"),
@@ -101,6 +102,11 @@ def test_a_whole_number_may_come_as_text_or_float(inferer):
     assert len(styles(inferer, volume(num_inference_steps=2.0))) == len(
         styles(inferer, volume(num_inference_steps="2"))
     )
+
+
+def test_a_request_turns_the_dial(inferer):
+    assert [len(styles(inferer, volume(detail=detail))) for detail in (0, "0.5", 1)] == [1, 3, 4]
+    assert len(styles(inferer, volume(detail=0, num_inference_steps=1000))) == 1
 
 
 def test_a_request_is_short_and_the_main_job_as_long_as_it_likes(inferer):

@@ -13,6 +13,22 @@ function colours() {
   return { R: [64, 0, 255], G: [140, 0, 96], B: [255, 0, 48], A: [255, 255, 255], I: [0, 128, 255] };
 }
 
+function uncertaintyColours(figure) {
+  // from nothing to its colour, over the synthetic image; the same as in the still picture
+  const [red, green, blue] = figure.querySelector("[data-colour]").dataset.colour.split(",").map(Number);
+  return { R: [red, red], G: [green, green], B: [blue, blue], A: [0, 255], I: [0, 255] };
+}
+
+function loadVolume(key, colormap, low, high) {
+  return niivue.NVImage.loadFromBase64({
+    base64: document.querySelector(`.volume[data-key="${key}"]`).textContent,
+    name: `${key}.nii.gz`,
+    colormap,
+    cal_min: low,
+    cal_max: high,
+  });
+}
+
 async function makeViewer(figure) {
   const viewer = new niivue.Niivue({
     isRadiologicalConvention: true,
@@ -33,17 +49,15 @@ async function makeViewer(figure) {
   });
   const canvas = figure.querySelector("canvas");
   await viewer.attachToCanvas(canvas);
-  const isError = figure.dataset.key === "error";
-  if (isError) viewer.addColormap("error", colours());
-  const [low, high] = windowOf(figure);
-  const image = await niivue.NVImage.loadFromBase64({
-    base64: document.querySelector(`.volume[data-key="${figure.dataset.key}"]`).textContent,
-    name: `${figure.dataset.key}.nii.gz`,
-    colormap: isError ? "error" : "gray",
-    cal_min: low,
-    cal_max: high,
-  });
-  viewer.addVolume(image);
+  const key = figure.dataset.key;
+  if (key === "error") viewer.addColormap(key, colours());
+  if (key === "uncertainty") {
+    viewer.addColormap(key, uncertaintyColours(figure));
+    viewer.addVolume(await loadVolume("synthetic", "gray", 0, 1));
+  }
+  const colormap = ["error", "uncertainty"].includes(key) ? key : "gray";
+  viewer.addVolume(await loadVolume(key, colormap, ...windowOf(figure)));
+  viewer.shown = viewer.volumes.at(-1); // what the window and the value below it are of
   viewer.setSliceType(plane);
   viewer.figure = figure;
   viewer.onLocationChange = () => tell();
@@ -54,7 +68,7 @@ async function makeViewer(figure) {
 }
 
 function figureDigits(viewer) {
-  return viewer.volumes[0].cal_max > 10 ? 0 : 2; // HU, or an intensity in [0, 1]
+  return viewer.shown.cal_max > 10 ? 0 : 2; // HU, or an intensity in [0, 1]
 }
 
 function windowOf(figure) {
@@ -66,14 +80,14 @@ function windowOf(figure) {
 function applyWindow(viewer) {
   const [low, high] = windowOf(viewer.figure);
   if (!(low < high)) return;
-  viewer.volumes[0].cal_min = low;
-  viewer.volumes[0].cal_max = high;
+  viewer.shown.cal_min = low;
+  viewer.shown.cal_max = high;
   viewer.updateGLVolume();
 }
 
 function writeWindow(viewer) {
   const low = viewer.figure.querySelector("[name=low]");
-  const { cal_min: from, cal_max: to } = viewer.volumes[0];
+  const { cal_min: from, cal_max: to } = viewer.shown;
   if (low) low.value = Number(from.toPrecision(3));
   viewer.figure.querySelector("[name=high]").value = Number(to.toPrecision(3));
 }
@@ -85,7 +99,7 @@ function tell() {
   const parts = names.map(([up, down], axis) => `${mm[axis] >= 0 ? up : down} ${Math.abs(mm[axis]).toFixed(1)}`);
   document.getElementById("position").textContent = `${parts.join("  ")} mm`;
   for (const viewer of viewers) {
-    const volume = viewer.volumes[0];
+    const volume = viewer.shown;
     const value = volume.getValue(...volume.mm2vox([mm[0], mm[1], mm[2]]));
     viewer.figure.querySelector(".value").textContent = value.toFixed(figureDigits(viewer));
   }
