@@ -37,13 +37,15 @@ def test_a_stripped_flair_comes_out_where_it_was(translate, tmp_path):
     assert translate(tmp_path / "a.nii.gz") is None
     made = nib.load(tmp_path / "out" / "a_t1.nii.gz")
     np.testing.assert_array_equal(made.affine, source.affine)
-    values, expected = made.get_fdata(), source.get_fdata() / 900
+    # 450 is the commonest value and becomes 0.6; twice of it is above the knee
+    scaled = {0: 0, 450: 0.6, 900: 1 - 0.2 * np.exp((0.8 - 1.2) / 0.2)}
+    values, expected = made.get_fdata(), np.vectorize(scaled.get, otypes=[float])(source.get_fdata())
     position = nib.affines.apply_affine(source.affine, np.moveaxis(np.indices(SHAPE), 0, -1))
     inner = np.linalg.norm(position / [62, 75, 60], axis=-1) < 0.8
     # resampled to 3 mm and back, and N4 takes a little of the step for shading
     assert np.abs(values - expected)[inner].mean() < 0.06
     assert values[inner & (position[..., 0] < -15) & (position[..., 1] > 15)].mean() > 0.85
-    assert values[inner & (position[..., 0] > 15)].mean() < 0.6
+    assert values[inner & (position[..., 0] > 15)].mean() == pytest.approx(0.6, abs=0.02)
     assert (values[expected == 0] == 0).all()
     record = json.loads((tmp_path / "out" / "a_t1.json").read_text())
     assert record["source_contrast"] == "FLAIR"
@@ -60,6 +62,36 @@ def test_a_scale_of_the_intensities_is_no_matter(translate, tmp_path):
         assert translate(tmp_path / f"{name}.nii.gz") is None
         made.append(nib.load(tmp_path / "out" / f"{name}_t1.nii.gz").get_fdata())
     np.testing.assert_allclose(*made, atol=0.02)
+
+
+def test_an_oedema_leaves_the_rest_of_the_brain_where_it_was(translate, tmp_path):
+    """A tenth of the brain twice as bright: the percentile would make all else a third darker or more."""
+    source = flair()
+    values = source.get_fdata()
+    position = nib.affines.apply_affine(source.affine, np.moveaxis(np.indices(SHAPE), 0, -1))
+    oedema = np.linalg.norm((position - [25, -20, 10]) / 30, axis=-1) < 1
+    made = []
+    for name, volume in (("a", values), ("b", np.where(oedema, 2.5 * values, values))):
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), source.affine), tmp_path / f"{name}.nii.gz")
+        assert translate(tmp_path / f"{name}.nii.gz") is None
+        made.append(nib.load(tmp_path / "out" / f"{name}_t1.nii.gz").get_fdata())
+    share = oedema[values > 0].mean()
+    assert 0.05 < share < 0.2
+    far = (values > 0) & (np.linalg.norm((position - [25, -20, 10]) / 42, axis=-1) > 1)
+    assert np.median(made[1][far] / made[0][far]) == pytest.approx(1, abs=0.05)
+    assert np.median(made[1][oedema]) > np.median(made[1][far]) + 0.2
+
+
+def test_a_z_scored_brain_is_refused_in_a_sentence(translate, tmp_path):
+    source = flair()
+    values, inside = source.get_fdata(), source.get_fdata() > 0
+    noisy = values + 60 * np.random.default_rng(0).standard_normal(SHAPE)
+    scored = np.where(inside, (noisy - noisy[inside].mean()) / noisy[inside].std(), 0)
+    nib.save(nib.Nifti1Image(scored.astype(np.float32), source.affine), tmp_path / "z.nii.gz")
+    assert translate(tmp_path / "z.nii.gz")
+    (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["reason"].startswith("z.nii.gz has values from -")
+    assert "z-scoring; give the original file" in failure["reason"]
 
 
 def test_a_head_with_its_skull_needs_the_package(translate, tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ _FOREGROUND = 0.001  # intensities up to here are background and not counted
 _TOTAL = 10.0
 # An 8-bit image has at most 256 levels. With fewer than 16 it is a label map, whose levels are meant as they are.
 _FEW_LEVELS = range(16, 257)
+NO_STYLE = "none"
+"""Name of the key of zeros, which training puts in the place of some keys: the network goes by the source alone."""
 _NO_PEOPLE = ("average", "colin27")  # names in a file of keys that stand for no training subject of their own
 _LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3
 
@@ -121,8 +123,8 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path) -> np.nda
     """Style key that a user asked for.
 
     Args:
-        name_or_path: name of a key in keys_file, such as "average", or path to a skull-stripped T1 volume (NIfTI, NRRD,
-            MHA, MGZ) of any intensity scale, whose key is computed.
+        name_or_path: name of a key in keys_file, such as "average", or "none" for a key of zeros, or path to a
+            skull-stripped T1 volume (NIfTI, NRRD, MHA, MGZ) of any intensity scale, whose key is computed.
         keys_file: JSON of `save_style_keys`; read for names alone.
 
     Returns:
@@ -140,12 +142,25 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path) -> np.nda
     # volumes have a suffix: a file called like a key does not take its place
     if path.suffix and path.is_file():
         return _style_key_of_file(path)
+    return named_style_key(str(name_or_path), keys_file, "the path of a skull-stripped T1 volume")
+
+
+def named_style_key(name: str, keys_file: str | Path, otherwise: str = "") -> np.ndarray:
+    """Style key of a name in a file of `save_style_keys`, or the key of zeros for "none"; (3, B) float32.
+
+    Raises:
+        ValueError: there is no such key; `otherwise` says what else could be given.
+    """
     keys = load_style_keys(keys_file)
-    if str(name_or_path) in keys:
-        return keys[str(name_or_path)]
+    if name in keys:
+        return keys[name]
+    if name == NO_STYLE and keys:
+        return np.zeros_like(next(iter(keys.values())))
+    known = ", ".join([*sorted(keys), NO_STYLE])
     raise ValueError(
-        f"The style key {name_or_path} is neither a known name nor a file; "
-        f"use one of {', '.join(sorted(keys))}, or the path of a skull-stripped T1 volume."
+        f"The style key {name} is neither a known name nor a file; use one of {known}, or {otherwise}."
+        if otherwise
+        else f"There is no style key {name}; use one of {known}."
     )
 
 

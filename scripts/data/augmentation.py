@@ -23,12 +23,27 @@ class ContrastCurve:
         return cls(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, spread: float, num_knots: int = 5) -> "ContrastCurve":
-        """Draw one: the inner knots move by up to ``spread`` (less than half their distance)."""
+    def draw(
+        cls, rng: np.random.Generator, spread: float, num_knots: int = 5, anchor: float | None = None
+    ) -> "ContrastCurve":
+        """Draw one: the inner knots move by up to ``spread`` (less than half their distance).
+
+        Values up to ``anchor`` are scaled so that the anchor stays where it is, and those above fill the rest: what the
+        scaling of a volume has put there (`scaled_by_mode`) is there in training too.
+        """
         knots = np.linspace(0, 1, num_knots)
         values = knots.copy()
         values[1:-1] += rng.uniform(-spread, spread, num_knots - 2)
-        return cls(knots, values)
+        if anchor is None:
+            return cls(knots, values)
+        return cls(knots, values)._through(anchor)
+
+    def _through(self, anchor: float) -> "ContrastCurve":
+        """The curve that goes through (anchor, anchor) and is this one, stretched, on either side of it."""
+        at = float(np.interp(anchor, self.knots, self.values))
+        knots = np.union1d(self.knots, [anchor])
+        values = np.interp(knots, self.knots, self.values)
+        return ContrastCurve(knots, np.interp(values, [0, at, 1], [0, anchor, 1]))
 
     def __call__(self, packed: np.ndarray) -> np.ndarray:
         """The curve at packed voxels of any shape, uint8 or uint16: float32 in [0, 1]."""
@@ -63,8 +78,39 @@ def affine_slab(slab: torch.Tensor, angle: float, zoom: float, shift: Sequence[f
     return functional.grid_sample(slab[None], grid, mode="bicubic", align_corners=False)[0].clamp_(0, 1)
 
 
-def smooth_shading(rng: np.random.Generator, shape: Sequence[int], strength: float, num_knots: int = 4) -> torch.Tensor:
-    """A smooth positive field of a plane, as a receive coil leaves it: (H, W), its logarithm U(-strength, strength)
-    at num_knots x num_knots places and cubic between them."""
-    knots = torch.from_numpy(rng.uniform(-strength, strength, (1, 1, num_knots, num_knots)).astype(np.float32))
-    return functional.interpolate(knots, size=tuple(shape), mode="bicubic", align_corners=True)[0, 0].exp()
+def smooth_field(rng: np.random.Generator, shape: Sequence[int], num_knots: int) -> torch.Tensor:
+    """A smooth random field of a plane, (H, W): U(-1, 1) at num_knots x num_knots places and cubic between them."""
+    knots = torch.from_numpy(rng.uniform(-1, 1, (1, 1, num_knots, num_knots)).astype(np.float32))
+    return functional.interpolate(knots, size=tuple(shape), mode="bicubic", align_corners=True)[0, 0]
+
+
+def smooth_shading(rng: np.random.Generator, shape: Sequence[int], strength: float) -> torch.Tensor:
+    """A smooth positive field of a plane, (H, W), as a receive coil leaves it; its logarithm is up to ``strength``."""
+    return (strength * smooth_field(rng, shape, num_knots=4)).exp()
+
+
+def bright_lesion(
+    source: torch.Tensor, target: torch.Tensor, rng: np.random.Generator, tissue: tuple[float, float] = (0.35, 0.5)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Oedema in a FLAIR and its T1: brighter in the source, darker in the target, in a smooth region of the plane.
+
+    Fluid of the source is no tissue and stays dark, and both images keep their texture.
+
+    Args:
+        source, target: (K, H, W), [0, 1].
+        rng: draws the region, where a smooth field is above its 70 to 95 percentile in the tissue, and the strengths.
+        tissue: values of the source that are no tissue yet, and all tissue.
+
+    Returns:
+        source and target, [0, 1]; unchanged where the slab has no tissue.
+    """
+    field = smooth_field(rng, source.shape[-2:], num_knots=6)
+    share, level, darkening = rng.uniform(0.7, 0.95), rng.uniform(0.8, 1.0), rng.uniform(0.1, 0.4)
+    weight = ((source - tissue[0]) / (tissue[1] - tissue[0])).clamp(0, 1)
+    inside = weight[len(weight) // 2] > 0.5
+    if not inside.any():
+        return source, target
+    border = torch.quantile(field[inside], float(share))
+    # a tenth of the field's range is a soft border of a few voxels
+    region = ((field - border) / 0.2 + 0.5).clamp(0, 1) * weight
+    return source + 0.8 * region * (level - source).clamp(min=0), target * (1 - darkening * region)

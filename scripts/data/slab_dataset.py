@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..slabs import repeats_end
-from .augmentation import ContrastCurve, affine_slab, smooth_shading
+from .augmentation import ContrastCurve, affine_slab, bright_lesion, smooth_shading
 from .packed_volume import PackedVolume
 
 
@@ -33,6 +33,9 @@ class SlabDataset(Dataset):
         contrast_spread: largest shift of a contrast curve's knots; 0 leaves the target's contrast.
         source_contrast_spread: the same for the source, each of whose contrasts has another curve and no key. For
             sources whose intensities have no unit (MRI); a CT's have one.
+        source_anchor: value that the source's curves leave where it is; None for none. For sources that are scaled to
+            have their commonest value there (`scaled_by_mode`).
+        source_lesions: how often a slab gets a `bright_lesion`, in the source's first contrast and the target.
         source_shading: largest logarithm of a smooth field that multiplies the source, one for each contrast.
         source_noise: largest standard deviation of white noise added to the source where it is not background; each
             slab's is drawn uniformly, for each contrast.
@@ -52,6 +55,8 @@ class SlabDataset(Dataset):
         augment: bool = True,
         contrast_spread: float = 0.09,
         source_contrast_spread: float = 0.0,
+        source_anchor: float | None = None,
+        source_lesions: float = 0.0,
         source_shading: float = 0.0,
         source_noise: float = 0.0,
         contrast_dropout: float = 0.0,
@@ -68,6 +73,8 @@ class SlabDataset(Dataset):
         self.augment = augment
         self.contrast_spread = contrast_spread
         self.source_contrast_spread = source_contrast_spread
+        self.source_anchor = source_anchor
+        self.source_lesions = source_lesions
         self.source_shading = source_shading
         self.source_noise = source_noise
         self.contrast_dropout = contrast_dropout
@@ -110,6 +117,7 @@ class SlabDataset(Dataset):
             item["extras"] = torch.from_numpy(ContrastCurve.identity()(extras)).flatten(0, 1)
         if self.augment:
             item = self._transform(item, rng)
+            item = self._with_lesion(item, index)
             item["source"] = self._degrade(item["source"], source_rng)
         item["style_key"] = torch.from_numpy(curve.style_key(volume.histograms[which], self.num_bins)).float()
         if self.num_contrasts > 1:
@@ -129,7 +137,7 @@ class SlabDataset(Dataset):
     def _source(self, slab: np.ndarray, present: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """Packed slabs (C, 2N+1, H, W) to (C (2N+1), H, W) in [0, 1], each contrast by a curve of its own."""
         spread = self.source_contrast_spread if self.augment else 0.0
-        curves = [ContrastCurve.draw(rng, spread) for _ in slab]
+        curves = [ContrastCurve.draw(rng, spread, anchor=self.source_anchor) for _ in slab]
         slabs = [curve(one if there else 0 * one) for curve, one, there in zip(curves, slab, present, strict=True)]
         return torch.from_numpy(np.concatenate(slabs))
 
@@ -141,6 +149,15 @@ class SlabDataset(Dataset):
         zoom, flip = rng.uniform(0.9, 1.12), rng.random() < 0.5
         moved = affine_slab(torch.cat(list(item.values())), angle, zoom=zoom, shift=shift, flip=flip)
         return dict(zip(item, moved.split([len(slab) for slab in item.values()]), strict=True))
+
+    def _with_lesion(self, item: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
+        """Draw whether there is a lesion, and add it."""
+        rng = np.random.default_rng([self.seed, self.epoch, index, 3])
+        if not self.source_lesions or rng.random() >= self.source_lesions:
+            return item
+        first, *others = item["source"].split(self.slab_size)
+        first, target = bright_lesion(first, item["target"], rng)
+        return {**item, "source": torch.cat([first, *others]), "target": target}
 
     def _degrade(self, source: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Draw shading and noise for each contrast of the source; background stays 0."""

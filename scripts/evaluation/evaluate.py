@@ -19,6 +19,7 @@ from ..errors import CaseError
 from ..files import write_whole
 from ..transforms.checks import CheckVolumed
 from ..volumes.load import read_volume
+from ..volumes.scaling import check_not_negative
 from .figures import case_rows, pearson
 from .pairs import ResultPair, pairs_of_folders, pairs_of_table, recorded_contrast
 from .results import (
@@ -35,7 +36,6 @@ _PERCENTILE = 99.9  # of the brain becomes 1, as in training
 _LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3
 _LEAST_COVER = 0.5  # share of the real brain that the synthetic image has to hold
 _UNIT_TOPS = {"real": (0.5, 1.2), "synthetic": (0.0, 1.5)}  # percentiles of a brain that is taken to be in [0, 1]
-_MOST_NEGATIVE = 0.03  # share of the brain's voxels
 _CLEARLY = 0.7  # a mirrored image fits clearly better where 1 - Pearson correlation falls to this share
 
 
@@ -214,8 +214,8 @@ def load_pair(pair: ResultPair, erode_mm: float = 0.0) -> ComparedPair:
     if (reference[~mask] != 0).any():  # a mask was given for a head that has its skull
         reference, image = reference * mask, image * mask
         notes.append("both images set to 0 outside the given mask")
-    _check_sign(reference[mask], pair.real)
-    _check_sign(image[mask], pair.synthetic)
+    check_not_negative(reference[mask], pair.real.name)
+    check_not_negative(image[mask], pair.synthetic.name)
     top = np.percentile(image[mask], _PERCENTILE)
     _check_cover(pair, mask & (image > 0.02 * max(top, 0)), mask, "brain")
     reference = _scaled(reference, mask, "real", pair.real, notes)
@@ -273,17 +273,6 @@ def _check_cover(pair: ResultPair, covered: np.ndarray, mask: np.ndarray, what: 
         raise CaseError(
             f"The {what} of {pair.synthetic.name} holds {share:.0%} of the brain of {pair.real.name}, so they lie "
             "elsewhere by their headers; register them or check which belong together."
-        )
-
-
-def _check_sign(values: np.ndarray, path: Path) -> None:
-    """Refuse an image of the brain such as one in [-1, 1], half of which would be clipped."""
-    low, high = np.percentile(values, [100 - _PERCENTILE, _PERCENTILE])
-    share = float((values < -0.02 * (high - low)).mean())
-    if share > _MOST_NEGATIVE:
-        raise CaseError(
-            f"{share:.0%} of the brain is negative in {path.name} ({low:.3g} to {high:.3g}); bring it to values "
-            "from 0, such as [-1, 1] to [0, 1]."
         )
 
 

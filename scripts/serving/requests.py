@@ -21,7 +21,7 @@ from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from ..conditioning.style_key import load_style_keys
+from ..conditioning.style_key import named_style_key
 from ..errors import CaseError
 from ..inferers import SETTINGS, ISTAInferer
 
@@ -175,10 +175,10 @@ class RequestInferer(Inferer):
         return arguments
 
     def _style_key(self, name: str) -> np.ndarray:
-        keys = load_style_keys(self.keys_file)
-        if name not in keys:
-            raise CaseError(f"There is no style key {name}; use one of {', '.join(sorted(keys))}.")
-        return keys[name]
+        try:
+            return named_style_key(name, self.keys_file)
+        except ValueError as error:
+            raise CaseError(str(error)) from error
 
     def _check_evaluations(self, inferer: ISTAInferer) -> None:
         if inferer.evaluations > self.max_evaluations:

@@ -16,7 +16,7 @@ from monai.utils import convert_to_tensor
 from ..errors import CaseError
 from ..volumes.load import file_name
 
-__all__ = ["CheckVolumed", "value_range"]
+__all__ = ["CheckMagnituded", "CheckVolumed", "value_range"]
 
 
 class CheckVolumed(MapTransform):
@@ -79,6 +79,38 @@ class CheckVolumed(MapTransform):
                 f"{name} has axes that are {shear:.1f} degrees off a right angle (gantry tilt?); resample it to an "
                 "orthogonal grid first, or give the DICOM files themselves."
             )
+
+
+class CheckMagnituded(MapTransform):
+    """Lets through MRI whose air is 0 or a little more, as a magnitude image has it.
+
+    In a head that was z-scored or shifted with its air, the brain may be positive all over, but 0 is no longer no
+    signal. What is negative inside the brain is for `check_not_negative`.
+
+    Args:
+        keys: keys of the volumes, (1, H, W, Z).
+        most_negative: largest share of voxels that may be below 0 by more than 2 % of the largest value.
+
+    Raises:
+        CaseError: more are.
+    """
+
+    def __init__(self, keys: KeysCollection = "image", most_negative: float = 0.03) -> None:
+        super().__init__(keys)
+        self.most_negative = most_negative
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Check the volume at each key."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            low, high = value_range(d[key])
+            share = float((convert_to_tensor(d[key], track_meta=False) < -0.02 * abs(high)).float().mean())
+            if share > self.most_negative:
+                raise CaseError(
+                    f"{file_name(d[key])} has values from {low:.3g} to {high:.3g}, and {share:.0%} of it is below 0, "
+                    "as after z-scoring; give the original file, in which air is 0."
+                )
+        return d
 
 
 def one_volume(volume: MetaTensor, name: str) -> MetaTensor:

@@ -21,9 +21,9 @@ from monai.transforms import (
 )
 from monai.utils import ensure_tuple
 
-from ..volumes.scaling import ScaleByBrainPercentiled
+from ..volumes.scaling import ScaleByBrainModed
 from .bias_field import BiasFieldCorrectd
-from .checks import CheckVolumed
+from .checks import CheckMagnituded, CheckVolumed
 from .hounsfield import CheckHounsfieldd, WindowToHUd
 from .intensity import FlattenHUTrendd
 from .spatial import BackgroundOutsided, SmoothForSpacingd, VolumeSpacingd
@@ -131,11 +131,14 @@ def ct_intensity(keys: KeysCollection, mask_key: str = "mask", window: Sequence[
     )
 
 
-def mri_intensity(keys: KeysCollection, mask_key: str = "mask") -> Compose:
-    """An MRI of any unit to [0, 1]: the bias field is divided out, then the brain's 99.9 percentile; background 0.
+def mri_intensity(keys: KeysCollection, mask_key: str = "mask", anchor: float = 0.6, knee: float = 0.8) -> Compose:
+    """An MRI of any unit to [0, 1]: the bias field is divided out, then the brain's commonest value becomes the anchor.
 
     Args:
         keys: MRI volumes, MetaTensors (1, H, W, Z).
         mask_key: brain mask on the same grid, positive inside.
+        anchor, knee: see `scaled_by_mode`.
     """
-    return Compose([BiasFieldCorrectd(keys, mask_key), ScaleByBrainPercentiled(keys, mask_key)])
+    return Compose(
+        [CheckMagnituded(keys), BiasFieldCorrectd(keys, mask_key), ScaleByBrainModed(keys, mask_key, anchor, knee)]
+    )

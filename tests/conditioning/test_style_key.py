@@ -113,6 +113,9 @@ def test_keys_on_disk(tmp_path):
     for name in keys:
         np.testing.assert_array_equal(loaded[name], keys[name])
         np.testing.assert_array_equal(resolve_style_key(name, path), keys[name])
+    none = resolve_style_key("none", path)
+    assert none.shape == keys["average"].shape
+    assert not none.any()
     with pytest.raises(ValueError, match=r"nearest is neither a known name nor a file; use one of average, colin27,"):
         resolve_style_key("nearest", path)
     for broken in ("[]", "{}", "no JSON", '{"keys": {"a": [[1, 2], [3]]}}', '{"keys": {"a": [1, 2]}}'):

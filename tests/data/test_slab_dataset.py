@@ -92,6 +92,24 @@ def test_the_source_changes_alone_and_its_background_stays(change: dict):
     torch.testing.assert_close(changed[3]["source"], changed[3]["source"], rtol=0, atol=0)
 
 
+def test_lesions_come_as_often_as_asked_and_in_both_images():
+    plain, changed = (SlabDataset([brain_volume()], length=60, source_lesions=share) for share in (0, 0.5))
+    with_lesion = []
+    for before, after in zip(plain, changed, strict=True):
+        torch.testing.assert_close(after["style_key"], before["style_key"], rtol=0, atol=0)
+        brighter, darker = after["source"] > before["source"], after["target"] < before["target"]
+        torch.testing.assert_close(brighter.any(), darker.any())
+        with_lesion.append(bool(brighter.any()))
+    assert 0.3 < np.mean(with_lesion) < 0.7
+
+
+def test_the_curves_of_the_source_leave_its_anchor():
+    dataset = SlabDataset([brain_volume()], length=10, source_contrast_spread=0.1, source_anchor=128 / 255)
+    dataset._transform = lambda item, rng: item  # interpolation overshoots at the edge
+    for item in dataset:
+        assert item["source"].max() == pytest.approx(128 / 255, abs=1e-6)
+
+
 def test_source_noise_has_the_strength_that_is_drawn():
     dataset = SlabDataset([brain_volume()], length=300, source_noise=0.06)
     dataset._transform = lambda item, rng: item

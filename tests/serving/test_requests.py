@@ -142,6 +142,12 @@ def test_a_request_s_style_key_is_a_name_and_opens_no_file(inferer, tmp_path):
         inferer(volume(style_key=str(tmp_path / "brain.nii.gz")), Spy())
 
 
+def test_a_request_may_ask_for_no_style(inferer):
+    styled = RequestInferer(inferer.inferer.changed(style_key=np.ones((3, 128), np.float32)), inferer.keys_file)
+    assert styles(styled, volume())[0].all()
+    assert not styles(styled, volume(style_key="none"))[0].any()
+
+
 def test_a_result_is_nifti_unless_asked_otherwise():
     image = MetaTensor(torch.zeros(1, 2, 2, 2))
     for asked, given in (

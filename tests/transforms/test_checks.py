@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from scripts.errors import CaseError
-from scripts.transforms.checks import CheckVolumed, one_volume
+from scripts.transforms.checks import CheckMagnituded, CheckVolumed, one_volume
 from scripts.volumes.load import LoadVolumed, file_name
 
 LOAD = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), CheckVolumed("image")])
@@ -202,3 +202,17 @@ def test_each_reason_is_one_sentence():
         one_volume(torch.zeros(3, 5, 5, 5), "ct.nii.gz")
     assert str(caught.value).endswith(".")
     assert ". " not in str(caught.value)
+
+
+def test_an_mri_whose_air_is_below_zero_is_refused():
+    """A head z-scored with its air, and one that was shifted; ringing around a stripped brain passes."""
+    head = torch.from_numpy(np.random.default_rng(0).uniform(0, 20, (1, *SHAPE))).float()
+    head[:, 5:15, 5:17, 6:18] += 500
+    check = CheckMagnituded("image")
+    named = {"filename_or_obj": "/in/f.nii.gz"}
+    for changed in ((head - head.mean()) / head.std(), head - 100, -head):
+        with pytest.raises(CaseError, match=r"^f\.nii\.gz has values from -.* is below 0.*give the original file"):
+            check({"image": MetaTensor(changed, meta=named)})
+    ringing = torch.where(head < 20, -0.5 * head, head)
+    for passed in (head, ringing):
+        assert check({"image": passed})["image"] is passed
