@@ -45,6 +45,7 @@ def models(tmp_path_factory):
         "spacing": [6.0, 6.0, 6.0],
         "size_multiple": 4,
         "dtype": "float32",
+        "lesion_watch": False,  # a random network loses everything
     }
 
 

@@ -616,7 +616,7 @@ def test_t2_to_flair_is_called_so_everywhere(tmp_path, translate, monkeypatch):
     mri = {"voxels": 56, "spacing": 4.0, "hu_of": flair, "modality": "MR", "heights": HEIGHTS["even"]}
     folder = write_source(tmp_path / "in", change=change, **mri)
     titles = []
-    monkeypatch.setattr(saver_module, "three_planes", lambda *args: titles.append(args[3]) or three_planes(*args))
+    monkeypatch.setattr(saver_module, "three_planes", lambda *a, **k: titles.append(a[3]) or three_planes(*a, **k))
     contrasts = {"source_contrast": "T2", "target_contrast": "FLAIR"}
     assert translate(folder, "flair_to_t1.json", skull_strip="none", **contrasts) is None
 
