@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class Calibration:
     Attributes:
         factor: of the samples' standard deviation s, at least 0.
         floor: least standard deviation, in the image's unit.
-        measured: whether the two were measured for the weights in use.
+        measured: whether the two were measured for the weights and settings in use.
     """
 
     factor: float = 1.0
@@ -40,12 +41,15 @@ class Calibration:
         return {"factor": self.factor, "floor": self.floor, "calibrated": self.measured}
 
 
-def read_calibration(path: str | Path, weights_sha256: str | None = None) -> Calibration:
-    """The calibration in a JSON with `factor`, `floor` and `weights_sha256`; what is odd about it, the log says.
+def read_calibration(
+    path: str | Path, weights_sha256: str | None = None, sampling: Mapping[str, Any] | None = None
+) -> Calibration:
+    """The calibration in a JSON with `factor`, `floor`, `weights_sha256`, `sampling`; what is odd the log says.
 
     Args:
         path: of the JSON; where it is not there, the samples' standard deviation stays as it is.
         weights_sha256: of the weights in use; None asks for none.
+        sampling: settings of the inferer in use; None asks for none.
 
     Raises:
         ValueError: it is something else.
@@ -59,10 +63,12 @@ def read_calibration(path: str | Path, weights_sha256: str | None = None) -> Cal
         factor, floor = float(content["factor"]), float(content["floor"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no calibration ({error!r}); measure it again by uncertainty.json.") from None
-    fits = weights_sha256 is None or content.get("weights_sha256") == weights_sha256
-    if not fits:
-        logger.warning(f"{file.name} was measured with other weights: the uncertainty may be too large or too small.")
-    return Calibration(factor, floor, fits)
+    in_use = {"weights_sha256": weights_sha256, "sampling": None if sampling is None else dict(sampling)}
+    others = [name for name, value in in_use.items() if value is not None and content.get(name) != value]
+    if others:
+        what = {"weights_sha256": "weights", "sampling": "settings of the sampler"}[others[0]]
+        logger.warning(f"{file.name} was measured with other {what}: the uncertainty may be too large or too small.")
+    return Calibration(factor, floor, not others)
 
 
 def fit_calibration(spread: np.ndarray, error: np.ndarray, bins: int = 20) -> tuple[float, float]:

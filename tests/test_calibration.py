@@ -40,6 +40,11 @@ def test_a_file_is_read_and_other_weights_are_told_of(tmp_path, caplog):
     assert not caplog.text
     assert read_calibration(path, "b").settings() == {"factor": 1.5, "floor": 0.05, "calibrated": False}
     assert "other weights" in caplog.text
+    path.write_text(json.dumps({"factor": 1.5, "floor": 0.05, "weights_sha256": "a", "sampling": {"detail": 1.0}}))
+    assert read_calibration(path, "a", {"detail": 1.0}).measured
+    assert "other settings" not in caplog.text
+    assert not read_calibration(path, "a", {"detail": 0.5}).measured
+    assert "other settings of the sampler" in caplog.text
     assert read_calibration(tmp_path / "none.json", "a") == Calibration(measured=False)
     assert "not calibrated" in caplog.text
 

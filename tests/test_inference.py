@@ -463,6 +463,30 @@ def test_typed_with_an_unknown_style_key(tmp_path, typed):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_lesion_watch_decides_what_counts_as_done(tmp_path, translate):
+    """A random network loses what the CT shows: marks on the image's grid, as many millilitres as the record tells."""
+    write_head_ct(tmp_path / "in" / "a.nii.gz")
+    folder = tmp_path / "out"
+    assert translate(tmp_path / "in") is None
+    assert "lesion_watch" not in json.loads((folder / "a_t1.json").read_text())
+    assert translate(tmp_path / "in", lesion_watch=True) is None
+    assert outputs(folder) == sorted([*output_names("a"), "a_t1_watch.nii.gz"])
+    marks, image = nib.load(folder / "a_t1_watch.nii.gz"), nib.load(folder / "a_t1.nii.gz")
+    np.testing.assert_array_equal(marks.affine, image.affine)
+    assert marks.get_data_dtype() == np.uint8
+    findings = json.loads((folder / "a_t1.json").read_text())["lesion_watch"]
+    millilitres = np.count_nonzero(marks.dataobj) * np.prod(marks.header.get_zooms()) / 1000
+    assert sum(finding["ml"] for finding in findings) == pytest.approx(millilitres, rel=0.3)
+    before = times(folder)
+    assert translate(tmp_path / "in", lesion_watch=True) is None
+    assert times(folder) == before
+    (folder / "a_t1_watch.nii.gz").unlink()
+    assert translate(tmp_path / "in", lesion_watch=True) is None
+    assert (folder / "a_t1_watch.nii.gz").is_file()
+    assert translate(tmp_path / "in") is None
+    assert outputs(folder) == output_names("a")
+
+
 def test_the_uncertainty_is_a_further_file_and_leaves_the_image_as_it_is(tmp_path, translate):
     """On a grid of another orientation it lies where the image lies; it is done once, and again for other samples."""
     write_head_ct(tmp_path / "in" / "a.nii.gz", np.diag([6.0, 6.0, 6.0])[[1, 0, 2]] * [1, -1, 1], (40, 34, 32))

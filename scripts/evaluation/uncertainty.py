@@ -89,7 +89,12 @@ def fit_persons(doubts: Sequence[Doubt]) -> Calibration:
 
 
 def write_calibration(
-    doubts: Sequence[Doubt], path: str | os.PathLike, fit_section: str, notes: Mapping[str, Any], weights_sha256: str
+    doubts: Sequence[Doubt],
+    path: str | os.PathLike,
+    fit_section: str,
+    notes: Mapping[str, Any],
+    weights_sha256: str,
+    sampling: Mapping[str, Any],
 ) -> None:
     """Fit on one section, measure on the others, and write both: JSON for the main job, and a table beside it.
 
@@ -98,7 +103,7 @@ def write_calibration(
         path: of the JSON; the Markdown table beside it has the same name.
         fit_section: whose persons the calibration is fitted to.
         notes: what was done, told below the table and in the JSON.
-        weights_sha256: of the weights it holds for.
+        weights_sha256, sampling: of the weights and the inferer's settings it holds for.
 
     Raises:
         CaseError: there is nobody to fit to.
@@ -110,7 +115,8 @@ def write_calibration(
     rows = [{"subject": d.subject, "section": d.section, **doubt_figures(d, calibration)} for d in doubts]
     measured = [row for row in rows if row["section"] != fit_section] or rows
     content = {
-        **{"factor": calibration.factor, "floor": calibration.floor, "weights_sha256": weights_sha256},
+        **{"factor": calibration.factor, "floor": calibration.floor},
+        **{"weights_sha256": weights_sha256, "sampling": dict(sampling)},
         "fitted_on": [doubt.subject for doubt in fitted],
         **{name: round(float(np.mean([row[name] for row in measured])), 4) for name in FIGURES},
         **{"notes": dict(notes), "persons": rows},

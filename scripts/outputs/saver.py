@@ -247,7 +247,8 @@ class SaveSyntheticd(SaveImaged):
         made = {"target_contrast": "T1", **self._made(stem)}
         wanted = {"uncertainty": None, **json.loads(json.dumps(self.record))}
         alike = all(made.get(key) == value for key, value in wanted.items())
-        endings = (".nii.gz", ".png", *([UNCERTAINTY_ENDING] if wanted["uncertainty"] else []))
+        beside = {UNCERTAINTY_ENDING: wanted["uncertainty"], WATCH_ENDING: made.get("lesion_watch")}
+        endings = (".nii.gz", ".png", *(ending for ending, is_made in beside.items() if is_made))
         whole = all((self.output_dir / f"{stem}{ending}").is_file() for ending in endings)
         if self.dicom is not None:
             written = sum(1 for _ in (self.output_dir / f"{stem}_dicom").glob("*.dcm"))

@@ -183,14 +183,16 @@ class RequestInferer(Inferer):
     def _check_evaluations(self, inferer: ISTAInferer) -> None:
         if inferer.evaluations > self.max_evaluations:
             raise CaseError(
-                f"num_inference_steps is {inferer.num_inference_steps} and num_corrections "
-                f"{inferer.num_corrections}, which is more than {self.max_evaluations} evaluations of the network "
+                f"num_inference_steps is {inferer.num_inference_steps}, num_corrections {inferer.num_corrections} and "
+                f"mirrored {inferer.mirrored}, which is more than {self.max_evaluations} evaluations of the network "
                 "for a request; ask for fewer, or run the main job."
             )
 
 
 def _number_like(default: Any, value: Any) -> Any:
     """A number that came as text, or a whole one as a float, as its argument's type; the inferer refuses the rest."""
+    if isinstance(default, bool):
+        return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower(), value)
     if isinstance(default, int | float) and isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
             number = type(default)(value)

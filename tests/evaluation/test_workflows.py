@@ -171,14 +171,15 @@ def test_the_uncertainty_is_calibrated_on_one_section_and_measured_on_the_other(
     # the same people in both sections: the figures are the same, and what was fitted covers
     assert made["persons"][0]["coverage"] == made["persons"][2]["coverage"] > 0.8
     assert made["coverage"] == pytest.approx(np.mean([row["coverage"] for row in made["persons"]]), abs=1e-4)
-    assert read_calibration(output / "uncertainty.json", made["weights_sha256"]).measured
+    assert read_calibration(output / "uncertainty.json", made["weights_sha256"], made["sampling"]).measured
+    assert made["sampling"]["num_inference_steps"] >= 1
     assert "| mean | not fitted |" in (output / "uncertainty.md").read_text()
 
 
 def test_a_calibration_without_anybody_to_fit_to_is_refused():
     doubt = Doubt("a", "test", np.ones(3), np.ones(3))
     with pytest.raises(CaseError, match="None of the subjects is of the section validation"):
-        write_calibration([doubt], "none.json", "validation", {}, "")
+        write_calibration([doubt], "none.json", "validation", {}, "", {})
 
 
 def test_a_spread_that_ranks_the_errors_has_their_rank_correlation():

@@ -78,6 +78,7 @@ def test_a_choice_that_nobody_made_is_its_first(inferer):
         ({"step_size": "nan"}, "a positive number"),
         ({"step_size": "inf"}, "a positive number"),
         ({"sampler": "guess"}, "'guess' is not a valid"),
+        ({"mirrored": "maybe"}, "mirrored is 'maybe'; it must be True or False"),
         ({"detail": "full"}, "detail is 'full'; it must be a number from 0"),
         ({"device": "tpu"}, "There is no device tpu"),
         ({"model_filename": "another.pt"}, "only model.pt fits"),
@@ -109,9 +110,14 @@ def test_a_request_turns_the_dial(inferer):
     assert len(styles(inferer, volume(detail=0, num_inference_steps=1000))) == 1
 
 
+def test_yes_and_no_may_come_as_text(inferer):
+    counts = [len(styles(inferer, volume(mirrored=value, detail=0))) for value in ("false", "0", False, "True", 1)]
+    assert counts == [1, 1, 1, 2, 2]
+
+
 def test_a_request_is_short_and_the_main_job_as_long_as_it_likes(inferer):
     assert len(styles(inferer, volume(num_inference_steps=100))) == 100
-    with pytest.raises(CaseError, match=r"num_inference_steps is 101 .* more than 100 evaluations"):
+    with pytest.raises(CaseError, match=r"num_inference_steps is 101, .* more than 100 evaluations"):
         inferer(volume(num_inference_steps=101), Spy())
     with pytest.raises(CaseError, match="num_corrections 1000000000"):
         inferer(volume(num_corrections=10**9), Spy())
