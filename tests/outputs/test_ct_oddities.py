@@ -77,7 +77,7 @@ def test_padding_below_air_is_no_odd_scale(padding, quiet):
 
 
 def test_a_brain_too_small_to_have_an_inside_has_no_measures_of_places():
-    hu, mask = head()
+    hu, _ = head()
     measured = ct_measures(np.zeros(SHAPE), SPACING, hu)
     assert "deep_dark_hu" not in measured
     assert not ct_warnings(measured)
