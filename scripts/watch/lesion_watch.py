@@ -2,9 +2,10 @@
 
 Both are looked at on a grid of about 3 mm, smoothed by Gaussians of several widths, so that noise averages out. Fluid
 that the T1 shows explains dark CT: it is taken out of the CT in proportion. What is left is compared with its mirror
-side, and with the darkest (or brightest) of the mirror's neighbours, since two sides are never quite alike. What is
-dark on both sides is compared with the HU that voxels of the same T1 intensity have in this brain. A limit is a number
-of HU or a multiple of the volume's own scatter, whichever is larger. A region counts when the T1 does not show it too.
+side, and with the darkest (or brightest) of the mirror's neighbours, since two sides are never quite alike; it must
+differ from the HU that voxels of the same T1 intensity have in this brain, too. What is dark on both sides is compared
+with these HU alone. A limit is a number of HU or a multiple of the volume's own scatter, whichever is larger. A region
+counts when the T1 does not show it too.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Criterion:
     tissue_share: float = 0.5
 
 
-# chosen on the simulated CT of eight people of the training, with the T1 they were simulated from
+# Chosen on the simulated CT of eight people of the training, with the T1 they were simulated from. The limits for what
+# is bright were raised after false alarms in held-out people, so that their rate of these is not quite independent.
 CRITERIA = (
     Criterion(DARK, 3.0, 3.0, 3.0),
     Criterion(DARK, 4.5, 3.0, 3.0),
