@@ -78,8 +78,7 @@ def ct_warnings(measured: Mapping[str, float]) -> list[str]:
             f"The source has inverted grey levels: deep in the brain, where fluid should be dark, it is "
             f"up to {bright:.0f} HU brighter and only {dark:.0f} HU darker than the median."
         )
-    share = measured.get("bright_share", 0.0)
-    if share > LARGEST_BRIGHT_SHARE:
+    elif (share := measured.get("bright_share", 0.0)) > LARGEST_BRIGHT_SHARE:
         warnings.append(
             f"The source has bright voxels inside the brain: {1000 * share:.1f} per mille are above 60 HU "
             f"({1000 * LARGEST_BRIGHT_SHARE:.1f} are usual at most); contrast agent, blood or calcium."

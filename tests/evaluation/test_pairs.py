@@ -52,6 +52,13 @@ def test_files_meet_by_subject_in_each_layout(tree):
     assert (bert.mask.name, bert.source.name) == ("bert_mask.nii.gz", "bert_source.nii.gz")
 
 
+def test_the_other_images_of_a_case_are_no_synthetic_ones(tree):
+    root = tree(*(f"ours/anna_t1{kind}.nii.gz" for kind in ("", "_uncertainty", "_watch")), "real/anna.nii.gz")
+    pairs, left_out = pairs_of_folders(root / "ours", root / "real")
+    assert [pair.synthetic.name for pair in pairs] == ["anna_t1.nii.gz"]
+    assert not left_out
+
+
 def test_in_a_prepared_set_the_real_image_is_the_target_not_the_source(tree):
     root = tree("ours/anna_t1.nii.gz", *(f"set/anna_{kind}.nii.gz" for kind in ("source", "target", "mask")))
     listed = {"subject": "anna", "source": "anna_source.nii.gz", "target": "anna_target.nii.gz"}

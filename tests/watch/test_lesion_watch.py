@@ -43,7 +43,7 @@ def test_a_healthy_head_is_quiet_with_noise_and_with_asymmetric_ventricles(noise
 
 @pytest.mark.parametrize(
     ("change", "radius", "kind", "label"),
-    [(-12.0, 9.0, "dark", 1), (-8.0, 14.0, "dark", 1), (-6.0, 19.0, "dark", 1), (25.0, 7.0, "bright", 2)],
+    [(-12.0, 9.0, "dark", 1), (-8.0, 14.0, "dark", 1), (-6.0, 19.0, "dark", 1), (25.0, 9.0, "bright", 2)],
 )
 def test_what_only_the_ct_shows_is_marked_and_measured(change, radius, kind, label):
     hu, t1, mask = head()
@@ -52,11 +52,10 @@ def test_what_only_the_ct_shows_is_marked_and_measured(change, radius, kind, lab
     assert [finding.kind for finding in findings] == [kind]
     found = findings[0]
     assert np.linalg.norm(np.subtract(found.place_mm, (38, -20, 10))) < 6
-    # small ones are told too large, up to 2.5 times: the smoothing widens them
-    assert 0.4 < found.ml / (lesion.sum() * SPACING**3 / 1000) < 2.6
+    assert found.ml == pytest.approx(lesion.sum() * SPACING**3 / 1000, rel=0.4)
     assert found.hu * change > 0
     assert found.synthetic == pytest.approx(1, abs=0.1)
-    assert (marks[lesion] == label).mean() > 0.4
+    assert (marks[lesion] == label).mean() > 0.8
     assert set(np.unique(marks)) == {0, label}
 
 
@@ -100,7 +99,7 @@ def test_the_transform_adds_marks_only_where_something_is_found():
         data = {"image": source, "pred": torch.as_tensor(t1 * mask).float()[None]}
         out = LesionWatchd()(data)
         assert ("watch" in out) == bool(change) == bool(out["lesion_watch"])
-        assert out["asymmetric_ml"] == pytest.approx(11 if change else 0, abs=5)
+        assert out["asymmetric_ml"] == pytest.approx(11 if change else 0, abs=4.5)
     assert out["watch"].dtype == torch.uint8
     assert out["watch"].shape == source.shape
     assert LesionWatchd(enabled=False)(data).keys() == data.keys()
