@@ -6,7 +6,7 @@ the brain the CT is dark and bright, and at the values as they were stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -26,13 +26,16 @@ AIR_HU = -850.0
 LARGEST_ASYMMETRY_ML = 15.0
 
 
-def ct_measures(image: np.ndarray, spacing_mm: np.ndarray, source: np.ndarray) -> dict[str, float]:
+def ct_measures(
+    image: np.ndarray, spacing_mm: np.ndarray, source: np.ndarray, window: Sequence[float] = (0.0, 80.0)
+) -> dict[str, float]:
     """Measures of a CT.
 
     Args:
-        image: as the network was given it, (H, W, Z), 0 to 1 for 0 to 80 HU, 0 outside the brain.
+        image: as the network was given it, (H, W, Z), [0, 1], 0 outside the brain.
         spacing_mm: of its voxels.
         source: as loaded, (H, W, Z), HU.
+        window: HU that 0 and 1 of the image stand for.
 
     Returns:
         `deep_dark_hu` and `deep_bright_hu`: how far the 3 and the 97 percentile of the deep brain, smoothed, lie below
@@ -41,8 +44,12 @@ def ct_measures(image: np.ndarray, spacing_mm: np.ndarray, source: np.ndarray) -
         is any.
     """
     mask = ndimage.binary_fill_holes(image > 0)
-    measured = {**_inner_measures(80 * np.asarray(image, np.float32), mask, np.asarray(spacing_mm, dtype=np.float64))}
-    largest, positive = float(source.max()), source > 0
+    low, high = window
+    hu = low + (high - low) * np.asarray(image, np.float32)
+    measured = {**_inner_measures(hu, mask, np.asarray(spacing_mm, dtype=np.float64))}
+    largest = float(source.max())
+    source = source[::2, ::2, ::2]  # an eighth of the voxels tells as much
+    positive = source > 0
     clipped = largest < CLIPPED_BELOW_HU and positive.any()
     measured["clipped_share"] = float((source == largest).sum() / positive.sum()) if clipped else 0.0
     air = source[source < -200]
@@ -69,8 +76,8 @@ def _inner_measures(hu: np.ndarray, mask: np.ndarray, spacing: np.ndarray) -> di
     }
 
 
-def ct_warnings(measured: Mapping[str, float]) -> list[str]:
-    """What is odd about a CT, one sentence each."""
+def ct_warnings(measured: Mapping[str, float], windowed: bool = False) -> list[str]:
+    """What is odd about a CT, one sentence each; of one that is known to be windowed not that it is."""
     warnings = []
     dark, bright = measured.get("deep_dark_hu"), measured.get("deep_bright_hu")
     if dark is not None and bright is not None and bright > 10 and bright > LARGEST_INVERSION * max(dark, 0.0):
@@ -83,7 +90,7 @@ def ct_warnings(measured: Mapping[str, float]) -> list[str]:
             f"The source has bright voxels inside the brain: {1000 * share:.1f} per mille are above 60 HU "
             f"({1000 * LARGEST_BRIGHT_SHARE:.1f} are usual at most); contrast agent, blood or calcium."
         )
-    if measured.get("clipped_share", 0.0) > LARGEST_CLIPPED_SHARE:
+    if not windowed and measured.get("clipped_share", 0.0) > LARGEST_CLIPPED_SHARE:
         warnings.append(
             f"The source has a clipped scale: {100 * measured['clipped_share']:.0f} % of its tissue and bone have the "
             "largest value; it may be a windowed CT (ct_window)."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class CaseMeasures:
         input_key: key of what the network was given, [0, 1], background 0.
         source_key: key of the source as loaded, in its unit.
         mask_key: key of the brain mask on the source's grid.
-        hounsfield: measure what only a CT has (`ct_measures`), too.
+        window: HU that 0 and 1 of the network's input stand for; with it what only a CT has (`ct_measures`) is
+            measured, too.
 
     A file that is missing, or has keys of fewer than three people, leaves its measures out; the log says so.
     """
@@ -51,9 +52,9 @@ class CaseMeasures:
         input_key: str = "image",
         source_key: str = "source",
         mask_key: str = "mask",
-        hounsfield: bool = False,
+        window: Sequence[float] | None = None,
     ) -> None:
-        self.hounsfield = hounsfield
+        self.window = window
         self.input_key = input_key
         self.source_key = source_key
         self.mask_key = mask_key
@@ -84,9 +85,9 @@ class CaseMeasures:
             training = self.ranges[name]
             if training is not None:
                 measured |= _compared(name, data[key], training)
-        if self.hounsfield:
+        if self.window is not None:
             image = data[self.input_key]
-            measured |= ct_measures(convert_to_numpy(image[0]), convert_to_numpy(image.pixdim), source)
+            measured |= ct_measures(convert_to_numpy(image[0]), convert_to_numpy(image.pixdim), source, self.window)
         if "asymmetric_ml" in data:
             measured["asymmetric_ml"] = data["asymmetric_ml"]
         return {name: round(value, 4) for name, value in measured.items()}
@@ -134,7 +135,8 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     """What is odd about a case, one sentence each, from the JSON record that the main job writes."""
     measured = record.get("measured") or {}
     grid = record.get("grid") or {}
-    warnings = [*_watch_warnings(record), *_range_warnings(measured), *ct_warnings(measured)]
+    windowed = bool(record.get("ct_window"))
+    warnings = [*_watch_warnings(record), *_range_warnings(measured), *ct_warnings(measured, windowed)]
     median = measured.get("source_median")
     low, high = PLAUSIBLE_MEDIAN_HU
     if median is not None and record.get("hu_window") and not low <= median <= high:

@@ -86,3 +86,17 @@ def test_a_brain_too_small_to_have_an_inside_has_no_measures_of_places():
 def test_a_large_asymmetry_is_told():
     assert "42 mL" in ct_warnings({"asymmetric_ml": 42.0})[0]
     assert not ct_warnings({"asymmetric_ml": 9.0})
+
+
+def test_the_window_says_what_the_image_stands_for_and_a_known_one_is_no_news():
+    """The same head through another window has the same HU; cut to a window that is told, it is not clipped."""
+    inside = np.zeros(SHAPE, bool)
+    inside[2:-2, 2:-2, 2:-2] = True
+    hu = np.where(inside, 30 + 5 * np.random.default_rng(0).standard_normal(SHAPE), 0).clip(1, 79)
+    narrow, wide = (ct_measures(inside * (hu - a) / (b - a), SPACING, hu, (a, b)) for a, b in ((0, 80), (-20, 180)))
+    assert {k: round(v, 3) for k, v in wide.items()} == pytest.approx(
+        {k: round(v, 3) for k, v in narrow.items()}, abs=0.6
+    )
+    clipped = {"clipped_share": 0.3}
+    assert "clipped scale" in ct_warnings(clipped)[0]
+    assert not ct_warnings(clipped, windowed=True)
