@@ -32,7 +32,7 @@ def test_ways_are_of_the_same_weights(bundle):
 def test_evaluations_are_those_of_the_config(bundle):
     sampling = bundle.sample(main_job(bundle), bundle.source)
     assert sampling.evaluations == bundle.part("inferer").inferer.evaluations == 2  # half of 3 steps' way
-    assert sampling.slabs == 3 * bundle.source.shape[-1]
+    assert sampling.slabs == 2 * bundle.source.shape[-1]
 
 
 def test_network_rows(bundle):
@@ -63,7 +63,7 @@ def test_network_without_weights_is_computed_for_a_head(config_files):
     _, network = measure_network(bundle, [], (16, 24), batch_size=1, rounds=1)
     (row,) = network["rows"]
     assert (row["evaluations"], row["slices"]) == (2, 160)
-    assert row["seconds_per_volume"] == pytest.approx(row["seconds_per_slab"] * 160 * 3)
+    assert row["seconds_per_volume"] == pytest.approx(row["seconds_per_slab"] * 160 * 2)
 
 
 def test_onnx_row(bundle):
