@@ -196,6 +196,7 @@ def _are_several(slices: Sequence[Slice], volumes: list[list[int]], name: str, l
     gaps = np.diff(heights)
     if gaps.min() < SAME_PLACE_MM or len(runs_of_gaps(gaps)) > len(runs_of_gaps(np.diff(main))):
         return True
+    lacking = lacking and name != "ContrastBolusAgent"  # whose absence tells as much
     return not lacking and (ct or thickness is not None)
 
 
