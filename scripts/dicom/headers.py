@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import re
 import stat
 import warnings
 import zlib
@@ -81,7 +82,8 @@ class Header:
     def patient(self) -> tuple[str, str, str]:
         """PatientID, PatientName and PatientBirthDate, "" for what is not told, spelt alike."""
         name = " ".join(self.text("PatientName").partition("=")[0].replace("^", " ").replace(",", " ").split())
-        return self.text("PatientID").casefold(), name.casefold(), self.text("PatientBirthDate")
+        born = self.text("PatientBirthDate")
+        return self.text("PatientID").casefold(), name.casefold(), born if re.fullmatch(r"\d{8}", born) else ""
 
     def number(self, name: str) -> int | None:
         """The first value of an element as a whole number, None where it is none."""

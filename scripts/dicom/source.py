@@ -56,15 +56,12 @@ def source_slices(volume: Any) -> list[SourceSlice]:
             f"{name} is no DICOM series, so no DICOM series can be written beside it; give the DICOM files, or leave "
             "configs/dicom.json out."
         )
-    series, frames = (
-        f"the DICOM series {volume.meta.get('series_uid')}",
-        stack_of_files([Path(f) for f in files]).frames,
-    )
+    series, paths = f"the DICOM series {volume.meta.get('series_uid')}", [Path(file) for file in files]
     try:
-        headers = {path: _slices_of(_read(path)) for path in dict.fromkeys(path for path, _ in frames)}
-        slices = [headers[path][frame] for path, frame in frames]
+        slices_of = {path: _slices_of(_read(path)) for path in paths}
     except Exception:  # its message names the file
         raise CaseError(f"A file of {series} is not there any more or damaged; give the series again.") from None
+    slices = [slices_of[path][frame] for path, frame in stack_of_files(paths).frames]
     for one in slices:
         lacking = [keyword for keyword in _NEEDED if not one.header.get(keyword)]
         lacking += [keyword for keyword in _PLACE if not one.place.get(keyword)]
