@@ -66,7 +66,7 @@ def patients(headers: Iterable[Header]) -> list[list[Header]]:
         groups.setdefault(header.patient, []).append(header)
     told: list[tuple[tuple[str, ...], list[Header]]] = []
     for identity, ones in sorted(groups.items(), key=lambda item: (item[0].count(""), item[0])):
-        alike = [members for other, members in told if _compatible(identity, other)]
+        alike = [members for other, members in told if of_one_patient(identity, other)]
         if len(alike) == 1:
             alike[0].extend(ones)
         else:
@@ -74,7 +74,8 @@ def patients(headers: Iterable[Header]) -> list[list[Header]]:
     return [members for _, members in told]
 
 
-def _compatible(one: Sequence[str], other: Sequence[str]) -> bool:
+def of_one_patient(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether what two images tell of their patients (`Header.patient`) does not contradict."""
     return all(not a or not b or a == b for a, b in zip(one, other, strict=True))
 
 
