@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from .series import Series
 
 _LAYOUT = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-_JUMP_HU = 300.0
+_JUMP_HU, _TISSUE_HU = 100.0, -500.0
 
 
 def series_values(series: Series) -> list[np.ndarray]:
     """The values of a series' slices, in their order: (rows, columns) each, all int16 or all float32.
 
     Raises:
-        CaseError: as `frame_values`; values of slices whose headers differ in how they are stored do not fit together.
+        CaseError: as `frame_values`; values of slices whose headers differ in how they are stored do not fit together;
+            slices that have changed places.
     """
     read: dict[Path, list[FrameValues]] = {}
     slices, stored_as = [], []
@@ -37,6 +38,7 @@ def series_values(series: Series) -> list[np.ndarray]:
         slices.append(read[path][frame].values)
         stored_as.append(read[path][frame].stored_as)
     _refuse_contradictions(series, slices, stored_as)
+    _refuse_exchanged(series, slices)
     kind = np.result_type(*{values.dtype for values in slices})
     return [values.astype(kind, copy=False) for values in slices]
 
@@ -149,6 +151,8 @@ def _decoded_by_gdcm(dataset: Any) -> np.ndarray:
 def _significant(stored: np.ndarray, dataset: Any) -> np.ndarray:
     """The bits that count, as int32: the others may hold an overlay."""
     bits, high = int(dataset.BitsStored), int(dataset.HighBit)
+    if not 0 < bits <= high + 1 <= int(dataset.BitsAllocated) or int(dataset.PixelRepresentation) not in (0, 1):
+        raise ValueError("bits that cannot be")
     values = (stored.astype(np.int64) >> (high + 1 - bits)) & ((1 << bits) - 1)
     if int(dataset.PixelRepresentation):
         sign = 1 << (bits - 1)
@@ -171,17 +175,45 @@ def _rescaled(stored: np.ndarray, rescales: list[tuple[float, float]]) -> np.nda
 def _refuse_contradictions(series: Series, slices: list[np.ndarray], stored_as: list[tuple[Any, ...]]) -> None:
     """Refuse a CT of which single slices are stored in another way, so that they do not fit those beside them.
 
-    Scanners store all slices alike, or tell truly how each is stored; a header that was damaged makes a slice of water
-    where bone is. In the middle of a head neighbouring slices differ by far less than `_JUMP_HU` at most pixels.
+    Scanners store all slices alike, or tell truly how each is stored; a header that was damaged makes bone of water.
+    From one slice to the next most tissue differs by less than `_JUMP_HU`.
     """
-    if series.modality != "CT" or len(set(stored_as)) == 1 or len(slices) < 2:
+    if series.modality != "CT":
         return
-    sparse = [values[::4, ::4].astype(np.float32) for values in slices]
-    jumps = np.array([np.median(after - before) for before, after in pairwise(sparse)])
     for index, ways in enumerate(pairwise(stored_as)):
-        if ways[0] != ways[1] and abs(jumps[index]) > _JUMP_HU:
+        if ways[0] == ways[1]:
+            continue
+        before, after = (values.astype(np.float32) for values in slices[index : index + 2])
+        tissue = np.maximum(before, after) > _TISSUE_HU
+        jumps = np.abs(after - before)[tissue] > _JUMP_HU
+        if jumps.size and jumps.mean() > 0.6:
             raise CaseError(
                 f"Slices {index + 1} and {index + 2} of {series.name} are stored in different ways (bits, sign, "
-                f"RescaleSlope or RescaleIntercept) and differ by {abs(jumps[index]):.0f} HU, so one header is wrong; "
-                "export it again."
+                "RescaleSlope or RescaleIntercept) and their values do not fit together, so one header is wrong; "
+                "export the series again."
             )
+
+
+def _refuse_exchanged(series: Series, slices: list[np.ndarray]) -> None:
+    """Refuse a series in which a few slices have changed places: their numbers say so, and the image fits these."""
+    numbers = np.array(series.numbers, dtype=np.float64)
+    if len(slices) < 3 or not np.isfinite(numbers).all() or len(set(numbers)) < len(numbers):
+        return
+    order = np.argsort(numbers)
+    order = order if np.corrcoef(order, np.arange(len(order)))[0, 1] > 0 else order[::-1]
+    moved = np.flatnonzero(order != np.arange(len(order)))
+    if not 0 < len(moved) <= max(4, len(order) // 5):
+        return
+    span = slice(max(moved[0] - 1, 0), moved[-1] + 2)
+    by_place, by_number = (
+        sum(
+            np.abs(after - before).mean()
+            for before, after in pairwise(slices[index].astype(np.float32) for index in way)
+        )
+        for way in (np.arange(len(order))[span], order[span])
+    )
+    if by_number < 0.9 * by_place:
+        raise CaseError(
+            f"Slices {moved[0] + 1} and {moved[-1] + 1} of {series.name} do not lie where their InstanceNumber puts "
+            "them, and the image fits the numbers; export the series again."
+        )

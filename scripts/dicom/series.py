@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -60,6 +61,7 @@ class Series:
         coloured: whether its pixels are colours.
         frames: file and index of the frame of each slice, in their order along the stack's normal.
         stack: where the slices lie; None where the headers do not say.
+        numbers: InstanceNumber of each slice, NaN where it has none.
         patient: 0 where all images of the study are of one patient; else a number of the patient, from 1.
         apart_by: keyword of what tells the slices apart from others of the series between which they lie; "" where
             nothing has to.
@@ -83,6 +85,7 @@ class Series:
     coloured: bool
     frames: tuple[tuple[Path, int], ...]
     stack: Stack | None
+    numbers: tuple[float, ...]
     patient: int = 0
     apart_by: str = ""
     mixed: bool = False
@@ -265,6 +268,7 @@ def _series(group: SeriesHeaders, slices: list[Slice], apart_by: str, mixed: boo
         coloured=not (text("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME"),
         frames=tuple((one.header.path, one.frame) for one in slices),
         stack=stack,
+        numbers=tuple(one.header.real("InstanceNumber") or math.nan for one in slices),
         patient=group.patient,
         apart_by=apart_by,
         mixed=mixed,
