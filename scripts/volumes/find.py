@@ -64,19 +64,25 @@ def left_unread(files: Iterable[Path], unseen: Iterable[Path], root: Path) -> li
     items, others = [], []
     for path in files:
         if why := _why_unread(path):
-            items.append(_failed(path, root, f"{path.name} {why}."))
+            items.append(_failed(path, root, f"{_shown(path.name)} {why}."))
         else:
             others.append(path)
     hidden = [path for path in unseen if path.name.startswith(".")]
     for path in sorted(set(unseen) - set(hidden)):
-        items.append(_failed(path, root, f"The folder {path.name} may not be read; change its permissions."))
+        items.append(_failed(path, root, f"The folder {_shown(path.name)} may not be read; change its permissions."))
     _count(others, hidden)
     return items
 
 
 def _failed(path: Path, root: Path, why: str) -> dict[str, str]:
     """The item of a file; its CASE has the suffix, so that it is nobody else's."""
-    return {"image": str(path), "case": path.relative_to(root).as_posix().replace("/", "_"), "failure": why}
+    case = _shown(path.relative_to(root).as_posix().replace("/", "_"))
+    return {"image": str(path), "case": case, "failure": why}
+
+
+def _shown(name: str) -> str:
+    """A name that any log can show, whatever bytes it is made of."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _count(others: Sequence[Path], hidden: Sequence[Path]) -> None:
