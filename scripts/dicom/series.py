@@ -65,7 +65,7 @@ class Series:
         patient: 0 where all images of the study are of one patient; else a number of the patient, from 1.
         apart_by: keyword of what tells the slices apart from others of the series between which they lie; "" where
             nothing has to.
-        mixed: whether other slices of the series, which name another patient, look like parts of the same scan.
+        mixed: whether slices of its UID that name another patient or study look like parts of the same scan.
     """
 
     uid: str
@@ -191,12 +191,12 @@ def _separated(slices: list[Slice]) -> _Stacks:
 
 
 def _mixed(groups: Sequence[SeriesHeaders], stacks: dict[int, _Stacks]) -> set[int]:
-    """Stacks, by their id, that name several patients under one SeriesInstanceUID and together look like one scan.
+    """Stacks, by their id, of several patients or studies under one SeriesInstanceUID that look like one scan together.
 
-    Whole scans of several patients do not fit together so, or lie within each other with slices as close as thick.
+    Whole scans of several do not fit together so, or lie within each other with slices as close as thick.
     """
     found: set[int] = set()
-    for _, ones in groupby(sorted(groups, key=_uids), key=_uids):
+    for _, ones in groupby(sorted(groups, key=lambda group: group.uid), key=lambda group: group.uid):
         placed = [[slices for slices, _ in stacks[id(one)] if slices[0].plane is not None] for one in ones]
         for number, own in enumerate(placed):
             others = list(chain.from_iterable(placed[:number] + placed[number + 1 :]))
@@ -205,10 +205,6 @@ def _mixed(groups: Sequence[SeriesHeaders], stacks: dict[int, _Stacks]) -> set[i
                 if parallel and _fit_together(slices, parallel):
                     found.add(id(slices))
     return found
-
-
-def _uids(group: SeriesHeaders) -> tuple[str, str]:
-    return group.study_uid, group.uid
 
 
 def _fit_together(slices: list[Slice], others: Sequence[list[Slice]]) -> bool:
@@ -369,7 +365,7 @@ def why_unusable(series: Series, contrast: str = "CT") -> str | None:
     if description.startswith("SYNTHETIC "):
         return "synthetic"  # what this bundle writes itself
     if series.mixed:
-        return "its slices and those of another patient look like one scan"
+        return "its slices and those of another patient or study, with the same UID, look like one scan"
     if series.coloured:
         return "colours"
     if modality == "CT" and not_in_hu(words, series.description, series.rescale_type):

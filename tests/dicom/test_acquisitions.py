@@ -6,6 +6,7 @@ import pytest
 from scripts.data.datalists import inference_datalist
 from scripts.dicom.convert import convert_dicom
 from scripts.dicom.series import choose_series, find_series, what_is_left, why_unusable
+from scripts.dicom.source import source_slices
 from scripts.errors import CaseError
 from scripts.volumes.load import LoadVolume
 from tests.trees import write_dicom_series
@@ -183,6 +184,9 @@ def test_slices_stored_twice_are_taken_once(tmp_path, caplog, same_uid):
         copy.save_as(tmp_path / f"copy_of_{path.name}")
     assert told(tmp_path) == (WHOLE, {FIRST}, None)
     assert ("3 slices are there twice" in caplog.text) is not same_uid
+    (series,) = find_series(tmp_path)
+    beside = source_slices(LoadVolume()([str(path) for path in series.files]))
+    assert [float(one.place.ImagePositionPatient[2]) for one in beside] == WHOLE  # of the DICOM output
     convert_dicom(tmp_path, tmp_path / "ct.nii.gz")
 
 
@@ -242,8 +246,16 @@ def test_parts_of_one_scan_that_name_two_patients_are_refused(tmp_path, one, oth
     items = inference_datalist(tmp_path)
     assert len(items) == 2
     for item in items:
-        assert "its slices and those of another patient look like one scan" in item["failure"]
+        assert "another patient or study, with the same UID, look like one scan" in item["failure"]
         assert "1111" not in item["failure"]
+
+
+@pytest.mark.parametrize(("one", "other"), [(WHOLE[::2], WHOLE[1::2]), (WHOLE[:9], WHOLE[9:])])
+def test_parts_of_one_scan_that_name_two_studies_are_refused(tmp_path, one, other):
+    scan(tmp_path, one, 1)
+    scan(tmp_path, other, 2, SECOND, StudyInstanceUID=f"{STUDY}.2")
+    for item in inference_datalist(tmp_path):
+        assert "another patient or study, with the same UID, look like one scan" in item["failure"]
 
 
 @pytest.mark.parametrize("element", ["PatientName", "PatientBirthDate", "IssuerOfPatientID"])

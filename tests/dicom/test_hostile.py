@@ -197,7 +197,8 @@ def other_files(rng, paths, every):
     folder = paths[0].parent
     (folder / "scan.zip").write_bytes(b"PK\3\4")
     (folder / "empty.dcm").touch()
-    os.symlink(folder / "nowhere", folder / "link.nii.gz")
+    if not os.path.lexists(folder / "link.nii.gz"):
+        os.symlink(folder / "nowhere", folder / "link.nii.gz")
     shutil.copy(paths[0], folder / "._1_001.dcm")
 
 
