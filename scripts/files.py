@@ -42,19 +42,23 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def files_below(root: Path, left_out: Any = None) -> list[Path]:
+def files_below(root: Path, left_out: Any = None, unseen: list[Path] | None = None) -> list[Path]:
     """Every file below a folder, sorted, without hidden files and folders; links are followed, no folder twice.
 
     Args:
         root: the folder.
         left_out: folder that is left out of the search.
+        unseen: hidden files and folders, and folders that may not be read, are added to it.
     """
+    unseen = [] if unseen is None else unseen
     seen = {os.path.realpath(root)}
     if left_out is not None:
         seen.add(os.path.realpath(Path(str(left_out)).expanduser()))
     files = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):  # it passes over what may not be read
+    walk = os.walk(root, followlinks=True, onerror=lambda error: unseen.append(Path(error.filename)))
+    for folder, subfolders, names in walk:
         here = Path(folder)
+        unseen += [here / name for name in (*names, *subfolders) if name.startswith(".")]
         files += [here / name for name in names if not name.startswith(".")]
         shown = [here / name for name in subfolders if not name.startswith(".")]
         subfolders.clear()

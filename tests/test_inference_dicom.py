@@ -207,6 +207,8 @@ def test_a_flair_of_dicom(tmp_path, translate, bundle_root):
 
     def change(slice_, _):
         slice_.SeriesDescription = "t2_flair_tra of Petronella"
+        for name, value in PLANTED.items():
+            setattr(slice_, name, value)
 
     shape = {"voxels": 48, "spacing": 5.0, "hu_of": brain, "study": STUDY, "change": change}
     write_dicom_series(tmp_path / "in", HEIGHTS, modality="MR", **shape)

@@ -34,10 +34,18 @@ logger = logging.getLogger(__name__)
 
 def pending_cases(cases: Sequence[dict[str, str]], saver: SaveSyntheticd, overwrite: bool) -> list[dict[str, str]]:
     """The cases that `saver` has not saved before with the same settings; all of them with `overwrite`."""
-    pending = [item for item in cases if overwrite or not saver.is_done(item)]
+    pending = [item for item in cases if overwrite or not _is_done(item, saver)]
     if len(pending) < len(cases):
         logger.info(f"{len(cases) - len(pending)} of {len(cases)} cases are done already (overwrite does them again).")
     return pending
+
+
+def _is_done(item: dict[str, str], saver: SaveSyntheticd) -> bool:
+    """Whether a case was saved before; one whose source is gone was not: the reason is given when it is loaded."""
+    try:
+        return saver.is_done(item)
+    except OSError:
+        return False
 
 
 class CaseEvaluator(SupervisedEvaluator):

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..contrasts import CONTRASTS, contrast_ending, contrast_named, without_contrast_ending
 from ..errors import CaseError
-from ..volumes.find import IMAGE_SUFFIXES, refuse_clashes, volume_suffix, volumes_below
+from ..files import files_below
+from ..volumes.find import IMAGE_SUFFIXES, left_unread, refuse_clashes, volume_suffix, volumes_below
 from .splits import SECTIONS
-from .studies import dicom_cases, named_by_folder, series_below, uids_of
+from .studies import DicomBelow, dicom_below, dicom_cases, named_by_folder, uids_of
 from .training import DATALIST, contrast_key, listed_ct_window, training_datalist
 
 logger = logging.getLogger(__name__)
@@ -78,18 +79,27 @@ def _cases_below(
     root: Path, output_dir: Any, contrasts: Sequence[str], uids: Sequence[str], keep_names: bool
 ) -> list[dict[str, Any]]:
     """The cases of a file, or of a folder that is no prepared set."""
-    series = [] if root.is_file() and volume_suffix(root) else series_below(root, output_dir)
-    items = dicom_cases(series, contrasts, uids)
-    files = [] if uids or (series and root.is_file()) else volumes_below(root, output_dir, may_be_none=True)
-    if not files and not items:  # no path: a folder of what is hardly DICOM any more may be a patient's
+    known = root.is_file() and volume_suffix(root)
+    below = DicomBelow([], [], [], []) if known else dicom_below(root, output_dir)
+    items = dicom_cases(below.series, contrasts, uids)
+    files = [] if uids or (items and root.is_file()) else volumes_below(root, output_dir, may_be_none=True)
+    unread = [] if uids or root.is_file() else _unread(root, below, files, output_dir)
+    if not files and not items and not unread:  # no path: a folder of what is hardly DICOM any more may be a patient's
         raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     if len(contrasts) > 1:
         files = _by_contrast(files, contrasts)
-        if not files and not items:
+        if not files and not items and not unread:
             raise CaseError(f"dataset_dir holds no volume whose name tells its contrast; {_how_to_name(contrasts)}.")
     dicom = named_by_folder(items, root, [item["case"] for item in files]) if keep_names else items
-    refuse_clashes([*files, *dicom])
-    return [*files, *dicom]
+    refuse_clashes([*files, *dicom, *unread])
+    return [*files, *dicom, *unread]
+
+
+def _unread(root: Path, below: DicomBelow, files: Sequence[dict[str, str]], output_dir: Any) -> list[dict[str, Any]]:
+    """Items with the reason as `failure` of what may hold a case and is not read."""
+    read = {item["image"] for item in files}
+    volumes = [path for path in files_below(root, output_dir) if volume_suffix(path) and str(path) not in read]
+    return [*below.failures, *left_unread([*below.others, *volumes], below.unseen, root)]
 
 
 def _by_contrast(files: Sequence[dict[str, str]], contrasts: Sequence[str]) -> list[dict[str, str]]:

@@ -6,41 +6,90 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..dicom.headers import read_headers
-from ..dicom.series import Series, choose_series, digits_of_uid, named_series, series_folder, series_of, why_chosen
+from ..dicom.headers import read_contents
+from ..dicom.series import (
+    Series,
+    choose_series,
+    digits_of_uid,
+    named_series,
+    series_folder,
+    series_of,
+    study_of,
+    what_is_left,
+    why_chosen,
+)
 from ..errors import CaseError
 from ..files import files_below
 from ..volumes.find import volume_suffix
 from .training import contrast_key
 
-__all__ = ["dicom_cases", "named_by_folder", "series_below", "uids_of"]
+__all__ = ["DicomBelow", "dicom_below", "dicom_cases", "named_by_folder", "uids_of"]
 
 logger = logging.getLogger(__name__)
 
 
-def series_below(root: Path, left_out: Any = None) -> list[Series]:
-    """The DICOM series in a file, or in a folder and the folders below it.
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+@dataclass(frozen=True, eq=False)
+class DicomBelow:
+    """What a file, or a folder and the folders below it, holds beside volumes that are known by their suffix.
+
+    Attributes:
+        series: the DICOM series.
+        damaged: files that are marked as DICOM, or called so, and cannot be read.
+        others: files that are no DICOM.
+        unseen: hidden files and folders, and folders that may not be read.
+    """
+
+    series: list[Series]
+    damaged: list[Path]
+    others: list[Path]
+    unseen: list[Path]
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """One item for all files that are damaged; none of them is named, nor are folders."""
+        if not self.damaged:
+            return []
+        count = len(self.damaged)
+        why = (
+            f"{count} {'file is' if count == 1 else 'files are'} marked or named as DICOM and cannot be read: empty, "
+            "cut off, damaged or without permission; export the study again, or remove them."
+        )
+        return [{"image": [str(path) for path in self.damaged], "case": "damaged_dicom", "failure": why}]
+
+
+def dicom_below(root: Path, left_out: Any = None) -> DicomBelow:
+    """Look for DICOM, which is known by its content, whatever the files are called.
 
     Args:
-        root: a file or folder; DICOM is known by its content.
+        root: a file or folder.
         left_out: folder that is left out of the search.
     """
-    paths = [root] if root.is_file() else files_below(root, left_out)
-    return series_of(read_headers(path for path in paths if volume_suffix(path) is None))
+    unseen: list[Path] = []
+    paths = [root] if root.is_file() else files_below(root, left_out, unseen)
+    contents = read_contents(path for path in paths if volume_suffix(path) is None)
+    called = {path for path in contents.others if path.name.lower().removesuffix(".gz").endswith(_DICOM_SUFFIXES)}
+    others = [path for path in contents.others if path not in called]
+    return DicomBelow(series_of(contents.headers), sorted([*contents.damaged, *called]), others, unseen)
 
 
 def dicom_cases(series: Sequence[Series], contrasts: Sequence[str], uids: Sequence[str] = ()) -> list[dict[str, Any]]:
     """`{"image": paths of a series' slices, "case": CASE}` for each study, or for each of the series that are named.
 
+    A study whose images name several patients is as many studies, and their CASEs end in `_p1`, `_p2` and so on.
+
     With several contrasts a study's item also has the paths of each that it has, under its `contrast_key`, and "image"
     is the first of them. A study without a series to translate has the reason as `failure`.
 
     Args:
-        series: as by `series_below`.
+        series: as of `dicom_below`.
         contrasts: what is translated, CT or contrasts of MR.
         uids: SeriesInstanceUIDs, of one contrast; none to choose a series of each study.
 
@@ -52,12 +101,19 @@ def dicom_cases(series: Sequence[Series], contrasts: Sequence[str], uids: Sequen
         if len(contrasts) > 1:
             raise CaseError("series_uid names series of one contrast; leave it out where several are translated.")
         return [_case(one, several) for one in named_series(series, uids, contrasts[0])]
-    studies = [(uid, list(study)) for uid, study in groupby(series, key=lambda one: one.study_uid)]
-    return [_study_case(uid, stacks, contrasts, several) for uid, stacks in studies]
+    studies = [list(study) for _, study in groupby(series, key=study_of)]
+    for uid, patients in Counter(stacks[0].study_uid for stacks in studies).items():
+        if patients > 1:
+            logger.warning(
+                f"The images of the DICOM study {uid} name {patients} patients, each of whom is a case of its own; "
+                "check whose they are."
+            )
+    return [_study_case(stacks, contrasts, several) for stacks in studies]
 
 
-def _study_case(uid: str, stacks: list[Series], contrasts: Sequence[str], several: set[str]) -> dict[str, Any]:
+def _study_case(stacks: list[Series], contrasts: Sequence[str], several: set[str]) -> dict[str, Any]:
     """The item of one study; a contrast that it lacks is left out, unless it lacks them all."""
+    uid = stacks[0].study_uid
     chosen, reasons = {}, []
     for contrast in contrasts:
         try:
@@ -66,11 +122,14 @@ def _study_case(uid: str, stacks: list[Series], contrasts: Sequence[str], severa
             reasons.append(str(error))
     if not chosen:
         files = [str(path) for path in stacks[0].files]
-        return {"image": files, "case": f"study_{digits_of_uid(uid)}", "failure": " ".join(reasons)}
+        case = f"study_{digits_of_uid(uid)}{_patient(stacks[0])}"
+        return {"image": files, "case": case, "failure": " ".join(reasons)}
     item = _case(next(iter(chosen.values())), several)
     for contrast, one in chosen.items():
         what = f"{contrast}, " if len(contrasts) > 1 else ""
         logger.info(f"{item['case']}: {what}{why_chosen(one, stacks, contrast)}")
+        if left := what_is_left(one, stacks):
+            logger.warning(left)
         if len(contrasts) > 1:
             item[contrast_key(contrast)] = [str(path) for path in one.files]
     return item
@@ -81,7 +140,12 @@ def _case(series: Series, in_several_studies: set[str]) -> dict[str, Any]:
     case = f"{modality}_{digits_of_uid(series.uid)}"
     if series.uid in in_several_studies:
         case += f"_{digits_of_uid(series.study_uid)}"
-    return {"image": [str(path) for path in series.files], "case": case}
+    return {"image": [str(path) for path in series.files], "case": case + _patient(series)}
+
+
+def _patient(series: Series) -> str:
+    """What tells the cases of a study's patients apart."""
+    return f"_p{series.patient}" if series.patient else ""
 
 
 def _in_several_studies(series: Sequence[Series]) -> set[str]:

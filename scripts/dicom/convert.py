@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from ..errors import CaseError
 from ..files import written_whole
 from .grid import even_volume
 from .pixels import series_values
-from .series import Series, find_series, read_series
+from .series import Series, find_series, stack_of_files, study_of, what_is_left
+
+logger = logging.getLogger(__name__)
 
 AIR_HU = -1000.0
 
@@ -47,9 +50,13 @@ def only_volume(folder: Path) -> Series:
     volumes = [series for series in find_series(folder) if series.slices > 1]
     if not volumes:
         raise CaseError("No volume could be made of the DICOM folder, which holds no series of several slices.")
-    if len(volumes) > 1:
+    largest, *others = volumes
+    acquisitions = [other for other in others if other.apart_by and study_of(other) == study_of(largest)]
+    if len(acquisitions) < len(others) or any(other.uid != largest.uid for other in others):
         raise CaseError(f"The DICOM folder holds {len(volumes)} volumes; give the folder of one series alone.")
-    return volumes[0]
+    if left := what_is_left(largest, volumes):
+        logger.warning(left)
+    return largest
 
 
 def convert_series(files: Sequence[str | os.PathLike], output: Path, **options: float) -> tuple[Series, str | None]:
@@ -58,13 +65,8 @@ def convert_series(files: Sequence[str | os.PathLike], output: Path, **options: 
     Raises:
         CaseError: the files are not one stack, and what `convert` raises.
     """
-    stacks = read_series([Path(file) for file in files])
-    if len(stacks) != 1 or len(stacks[0].files) != len(files):
-        raise CaseError(
-            f"Of the {len(files)} files of a DICOM series some are missing, damaged, twice there or of another stack; "
-            "give the series again."
-        )
-    return stacks[0], convert(stacks[0], output, **options)
+    series = stack_of_files([Path(file) for file in files])
+    return series, convert(series, output, **options)
 
 
 def convert(series: Series, output: Path, max_gap_mm: float = 15.0, max_lean_deg: float = 45.0) -> str | None:
@@ -88,8 +90,8 @@ def convert(series: Series, output: Path, max_gap_mm: float = 15.0, max_lean_deg
     subject = series.name[0].upper() + series.name[1:]
     if series.stack is None:
         raise CaseError(
-            f"{subject} does not say where its slices lie (ImagePositionPatient, ImageOrientationPatient, "
-            "PixelSpacing); export it again with them."
+            f"{subject} does not say where its slices lie, or not in numbers that can be (ImagePositionPatient, "
+            "ImageOrientationPatient, PixelSpacing); export it again with them."
         )
     if series.coloured:
         raise CaseError(f"{subject} holds colours, not one value a voxel; give the scan itself.")

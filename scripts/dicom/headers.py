@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
+import re
 import stat
 import warnings
+import zlib
 from collections.abc import Iterable, MutableSequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,6 +22,11 @@ from ..errors import CaseError
 
 logger = logging.getLogger(__name__)
 
+MOST_FRAMES = 100_000
+"""That one file may have, whatever a damaged number says."""
+SPACINGS_MM = (0.02, 100.0)
+"""Edges of pixels that are believed; beyond, the header is damaged."""
+FARTHEST_MM = 1e5
 INSTALL = "pip install -r requirements.txt brings it"
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"),
@@ -25,7 +34,13 @@ _TAGS = (
     *("BodyPartExamined", "ContrastBolusAgent", "RescaleType", "GantryDetectorTilt", "InstanceNumber"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
     *("PhotometricInterpretation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    # what tells acquisitions and patients apart
+    *("AcquisitionUID", "AcquisitionNumber", "AcquisitionDateTime", "AcquisitionTime", "ContentTime", "KVP", "StackID"),
+    *("TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "SliceThickness"),
+    *("PatientID", "PatientName", "PatientBirthDate", "SpecificCharacterSet"),
 )
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_PACKED = b"\x1f\x8b"
 
 
 class Mark(Enum):
@@ -56,11 +71,25 @@ class Header:
         values = list(value) if isinstance(value, MutableSequence) else [value]
         return tuple(text for text in (str(one).strip(" \0") for one in values) if text)
 
+    def of_frame(self, frame: int, *names: str) -> str:
+        """The values of the first of these elements that is there, of a frame or of the whole image, as one text."""
+        frames = _items(self.values, "PerFrameFunctionalGroupsSequence")
+        content = _items(frames[frame], "FrameContentSequence") if frame < len(frames) else []
+        told = (Header(self.path, values).texts(name) for values in [*content[:1], self.values] for name in names)
+        return next(("\\".join(texts) for texts in told if texts), "")
+
+    @property
+    def patient(self) -> tuple[str, str, str]:
+        """PatientID, PatientName and PatientBirthDate, "" for what is not told, spelt alike."""
+        name = " ".join(self.text("PatientName").partition("=")[0].replace("^", " ").replace(",", " ").split())
+        born = self.text("PatientBirthDate")
+        return self.text("PatientID").casefold(), name.casefold(), born if re.fullmatch(r"\d{8}", born) else ""
+
     def number(self, name: str) -> int | None:
         """The first value of an element as a whole number, None where it is none."""
         try:
             return int(float(self.text(name)))
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
 
     def real(self, name: str) -> float | None:
@@ -75,17 +104,17 @@ class Header:
         return [_plane(shape, groups) for groups in self._groups()]
 
     @property
-    def rescales(self) -> list[tuple[float, float]]:
-        """RescaleSlope and RescaleIntercept of each frame; 1 and 0 where there are none."""
-        names, defaults = ("RescaleSlope", "RescaleIntercept"), (1.0, 0.0)
+    def rescales(self) -> list[tuple[float | None, float | None]]:
+        """RescaleSlope and RescaleIntercept of each frame; None where there is none."""
+        names = ("RescaleSlope", "RescaleIntercept")
         found = [[_numbers(groups, name, 1) for name in names] for groups in self._groups()]
-        return [tuple(d if n is None else float(n[0]) for n, d in zip(pair, defaults, strict=True)) for pair in found]
+        return [tuple(None if number is None else float(number[0]) for number in pair) for pair in found]
 
     def _groups(self) -> list[list]:
         """The datasets that tell of each frame, the nearest first."""
         frames = _items(self.values, "PerFrameFunctionalGroupsSequence")
         if not frames:
-            return [[self.values]] * max(self.number("NumberOfFrames") or 1, 1)
+            return [[self.values]] * min(max(self.number("NumberOfFrames") or 1, 1), MOST_FRAMES)
         shared = [macro for group in _items(self.values, "SharedFunctionalGroupsSequence") for macro in _macros(group)]
         return [[*_macros(frame), *shared] for frame in frames]
 
@@ -108,40 +137,90 @@ class Plane:
         )
 
 
-def read_headers(paths: Iterable[Path]) -> list[Header]:
-    """The headers of those files that are DICOM objects of a series, each object once, however many copies there are.
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What files turned out to be.
 
-    Files without the preamble are read too. No file is named or quoted in the log: warnings quote values, which may be
-    names. How many were marked as DICOM or not to be opened, and could not be read, is logged.
+    Attributes:
+        headers: of DICOM objects of a series, each object once, however many copies there are.
+        damaged: files marked as DICOM, or not to be opened, of which no header could be read.
+        others: files that are no DICOM, links to nowhere, and indexes of DICOM files.
+    """
+
+    headers: list[Header]
+    damaged: list[Path]
+    others: list[Path]
+
+
+def read_headers(paths: Iterable[Path]) -> list[Header]:
+    """The headers of `read_contents`; how many files are damaged is logged.
+
+    Raises:
+        CaseError: there is DICOM, and the package pydicom is missing.
+    """
+    contents = read_contents(paths)
+    if contents.damaged:
+        logger.warning(f"Files that are damaged DICOM or cannot be opened: {len(contents.damaged)}; they are left out.")
+    return contents.headers
+
+
+def read_contents(paths: Iterable[Path]) -> Contents:
+    """Sort files by what is in them.
+
+    Files without the preamble are read too, and those packed by gzip. No file is named or quoted in the log: warnings
+    quote values, which may be names.
 
     Raises:
         CaseError: there is DICOM, and the package pydicom is missing.
     """
     headers: dict[tuple, Header] = {}
-    unreadable = 0
+    damaged, others = [], []
     for path in paths:
         mark = _mark(path)
         header = read_header(path) if mark in (Mark.DICOM, Mark.MAYBE) else None
-        if header is None:
-            unreadable += mark is Mark.UNREADABLE or (mark is Mark.DICOM and not _is_directory(path))
-        else:
+        if header is not None:
             identity = header.texts("SOPInstanceUID") + header.texts("SeriesInstanceUID")
-            # anonymised images may share one UID; at another place it is another image
-            headers.setdefault((*identity, header.texts("ImagePositionPatient")), header)
-    if unreadable:
-        logger.warning(f"Files that are damaged DICOM or cannot be opened: {unreadable}; they are left out.")
-    return list(headers.values())
+            # anonymised images may share one UID; at another place, or of another person, it is another image
+            identity = (*identity, header.patient, header.texts("ImagePositionPatient"))
+            other = headers.setdefault(identity, header)
+            if other is not header and _size(path) > _size(other.path):  # one of them may have been cut off
+                headers[identity] = header
+        elif mark is Mark.UNREADABLE or (mark is Mark.DICOM and not _is_no_image(path)):
+            damaged.append(path)
+        else:
+            others.append(path)
+    return Contents(list(headers.values()), damaged, others)
 
 
-def read_header(path: Path, tags: Iterable[str] = _TAGS) -> Header | None:
-    """The header of one file; None where it is no DICOM object of a series."""
-    pydicom = quiet_pydicom()
+def read_header(path: Path) -> Header | None:
+    """The header of one file; None where it is no DICOM object of a series, and no image that has lost its UIDs."""
+    header = header_of(path)
+    if header is None or header.text("SeriesInstanceUID"):
+        return header
+    image = (
+        header.number("Rows") and header.number("Columns") and (header.text("Modality") or header.text("SOPClassUID"))
+    )
+    return header if image and not _is_other_kind(header) else None
+
+
+def header_of(path: Path, tags: Iterable[str] = _TAGS) -> Header | None:
+    """Some elements of a file, whatever they say; None where it cannot be read."""
     try:
-        values = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*tags])
-        header = Header(path, values)
-        return header if header.text("SeriesInstanceUID") else None
-    except Exception:
+        with opened(path) as file:
+            return Header(
+                path, quiet_pydicom().dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*tags])
+            )
+    except CaseError:
+        raise
+    except Exception:  # whatever pydicom makes of damaged bytes
         return None
+
+
+def opened(path: Path) -> AbstractContextManager[BinaryIO]:
+    """A DICOM file to read from, unpacked where gzip packed it."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == _PACKED
+    return gzip.open(path) if packed else open(path, "rb")
 
 
 def quiet_pydicom() -> ModuleType:
@@ -165,9 +244,9 @@ def _mark(path: Path) -> Mark:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
             return Mark.NONE
-        with open(path, "rb") as file:
+        with opened(path) as file:
             start = file.read(132)
-    except FileNotFoundError:  # a link to nowhere
+    except (FileNotFoundError, gzip.BadGzipFile, zlib.error, EOFError):  # a link to nowhere; no gzip after all
         return Mark.NONE
     except OSError:
         return Mark.UNREADABLE
@@ -183,13 +262,22 @@ def _begins_like_data_set(start: bytes) -> bool:
     return (start[4:6].isalpha() and start[4:6].isupper()) or 0 < int.from_bytes(start[4:8], "little") <= 256
 
 
-def _is_directory(path: Path) -> bool:
-    """Whether a file that belongs to no series is an index of others (DICOMDIR)."""
+def _size(path: Path) -> int:
     try:
-        meta = quiet_pydicom().filereader.read_file_meta_info(path)
-        return meta.get("MediaStorageSOPClassUID") == "1.2.840.10008.1.3.10"
-    except Exception:
-        return False
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _is_no_image(path: Path) -> bool:
+    """Whether a file that belongs to no series is an index of others (DICOMDIR) or another kind without a series."""
+    header = header_of(path, ("SOPClassUID",))
+    return header is not None and _is_other_kind(header)
+
+
+def _is_other_kind(header: Header) -> bool:
+    kind = str(header.values.file_meta.get("MediaStorageSOPClassUID") or header.text("SOPClassUID"))
+    return bool(kind) and not kind.startswith(_STORAGE)
 
 
 def _items(dataset: Any, name: str) -> list:
@@ -213,7 +301,10 @@ def _plane(shape: tuple[int | None, int | None], datasets: list) -> Plane | None
         return None
     row, column = orientation.reshape(2, 3)
     upright = abs(row @ column) < 0.01 and all(abs(np.linalg.norm(axis) - 1) < 0.01 for axis in (row, column))
-    return Plane(position, orientation, tuple(spacing), shape) if upright and min(spacing) > 0 else None
+    sized = SPACINGS_MM[0] <= min(spacing) and max(spacing) <= SPACINGS_MM[1] and min(shape) > 0
+    if not (upright and sized and np.abs(position).max() < FARTHEST_MM):
+        return None
+    return Plane(position, orientation, tuple(spacing), shape)
 
 
 def _numbers(datasets: list, name: str, count: int) -> np.ndarray | None:

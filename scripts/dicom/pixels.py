@@ -7,30 +7,47 @@ predictor than the first for something else without a word.)
 from __future__ import annotations
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import CaseError
-from .headers import Header, quiet_pydicom
-from .series import Series
+from .headers import Header, opened, quiet_pydicom
+
+if TYPE_CHECKING:
+    from .series import Series
+
+_LAYOUT = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+_JUMP_HU, _TISSUE_HU = 100.0, -500.0
 
 
 def series_values(series: Series) -> list[np.ndarray]:
     """The values of a series' slices, in their order: (rows, columns) each, all int16 or all float32.
 
     Raises:
-        CaseError: as `frame_values`.
+        CaseError: as `frame_values`; values of slices whose headers differ in how they are stored do not fit together;
+            slices that have changed places.
     """
-    read: dict[Path, np.ndarray] = {}
-    slices = []
+    read: dict[Path, list[FrameValues]] = {}
+    slices, stored_as = [], []
     for path, frame in series.frames:
         if path not in read:
-            read = {path: frame_values(path, series.name)}  # the frames of one file stand together
-        slices.append(read[path][frame])
+            read = {path: _frames(path, series.name)}  # the frames of one file stand together
+        slices.append(read[path][frame].values)
+        stored_as.append(read[path][frame].stored_as)
+    _refuse_contradictions(series, slices, stored_as)
+    _refuse_exchanged(series, slices)
     kind = np.result_type(*{values.dtype for values in slices})
     return [values.astype(kind, copy=False) for values in slices]
+
+
+class FrameValues(NamedTuple):
+    """(rows, columns) values of a frame, and how they are stored: bits, sign, slope and intercept (None: not there)."""
+
+    values: np.ndarray
+    stored_as: tuple[Any, ...]
 
 
 def frame_values(file: Path, name: str) -> np.ndarray:
@@ -47,9 +64,15 @@ def frame_values(file: Path, name: str) -> np.ndarray:
         CaseError: no pixels, or truncated, damaged, or compressed in a way that is not read; grey levels of an MR that
             are inverted; no linear way from what is stored to the values.
     """
+    return np.stack([frame.values for frame in _frames(file, name)])
+
+
+def _frames(file: Path, name: str) -> list[FrameValues]:
+    """See `frame_values`."""
     pydicom = quiet_pydicom()
     try:
-        dataset = pydicom.dcmread(file, force=True)
+        with opened(file) as content:
+            dataset = pydicom.dcmread(content, force=True)
         _name_syntax(dataset)
         syntax = dataset.file_meta.TransferSyntaxUID
         stored = _decoded_by_gdcm(dataset) if syntax.is_encapsulated else _uncompressed(dataset)
@@ -63,12 +86,17 @@ def frame_values(file: Path, name: str) -> np.ndarray:
             "series again, uncompressed."
         ) from None
     _refuse_unclear(dataset, name)
-    values = _rescaled(stored, Header(file, dataset).rescales)
+    rescales = Header(file, dataset).rescales
+    if any(slope == 0 for slope, _ in rescales):
+        raise CaseError(f"A slice of {name} has a RescaleSlope of 0, which leaves nothing of it; export it again.")
+    values = _rescaled(stored, [(1.0 if s is None else s, 0.0 if i is None else i) for s, i in rescales])
     limits = np.iinfo(np.int16)
     if str(dataset.get("Modality")) == "CT":
         values = np.clip(values, limits.min, limits.max)  # padding alone lies outside
     whole = np.array_equal(values, np.round(values)) and values.min() >= limits.min and values.max() <= limits.max
-    return values.astype(np.int16 if whole else np.float32)
+    values = values.astype(np.int16 if whole else np.float32)
+    layout = tuple(int(dataset.get(keyword) or 0) for keyword in _LAYOUT)
+    return [FrameValues(one, (*layout, *rescale)) for one, rescale in zip(values, rescales, strict=True)]
 
 
 def _name_syntax(dataset: Any) -> None:
@@ -86,7 +114,11 @@ def _uncompressed(dataset: Any) -> np.ndarray:
     width, big = int(dataset.BitsAllocated) // 8, dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.2"
     if width not in (1, 2, 4) or (big and width == 1):
         raise ValueError("unusual width")
+    if dataset["PixelData"].is_undefined_length:
+        raise ValueError("compressed, though it is said not to be")
     count = int(dataset.get("NumberOfFrames") or 1) * dataset.Rows * dataset.Columns
+    if len(dataset.PixelData) - count * width >= max(dataset.Columns * width, 2):
+        raise ValueError("more than the header tells")
     return np.frombuffer(dataset.PixelData, dtype=f"{'>' if big else '<'}u{width}", count=count)
 
 
@@ -119,6 +151,8 @@ def _decoded_by_gdcm(dataset: Any) -> np.ndarray:
 def _significant(stored: np.ndarray, dataset: Any) -> np.ndarray:
     """The bits that count, as int32: the others may hold an overlay."""
     bits, high = int(dataset.BitsStored), int(dataset.HighBit)
+    if not 0 < bits <= high + 1 <= int(dataset.BitsAllocated) or int(dataset.PixelRepresentation) not in (0, 1):
+        raise ValueError("bits that cannot be")
     values = (stored.astype(np.int64) >> (high + 1 - bits)) & ((1 << bits) - 1)
     if int(dataset.PixelRepresentation):
         sign = 1 << (bits - 1)
@@ -136,3 +170,50 @@ def _refuse_unclear(dataset: Any, name: str) -> None:
 def _rescaled(stored: np.ndarray, rescales: list[tuple[float, float]]) -> np.ndarray:
     slopes, intercepts = (np.array(column).reshape(-1, 1, 1) for column in zip(*rescales, strict=True))
     return stored * slopes + intercepts
+
+
+def _refuse_contradictions(series: Series, slices: list[np.ndarray], stored_as: list[tuple[Any, ...]]) -> None:
+    """Refuse a CT of which single slices are stored in another way, so that they do not fit those beside them.
+
+    Scanners store all slices alike, or tell truly how each is stored; a header that was damaged makes bone of water.
+    From one slice to the next most tissue differs by less than `_JUMP_HU`.
+    """
+    if series.modality != "CT":
+        return
+    for index, ways in enumerate(pairwise(stored_as)):
+        if ways[0] == ways[1]:
+            continue
+        before, after = (values.astype(np.float32) for values in slices[index : index + 2])
+        tissue = np.maximum(before, after) > _TISSUE_HU
+        jumps = np.abs(after - before)[tissue] > _JUMP_HU
+        if jumps.size and jumps.mean() > 0.6:
+            raise CaseError(
+                f"Slices {index + 1} and {index + 2} of {series.name} are stored in different ways (bits, sign, "
+                "RescaleSlope or RescaleIntercept) and their values do not fit together, so one header is wrong; "
+                "export the series again."
+            )
+
+
+def _refuse_exchanged(series: Series, slices: list[np.ndarray]) -> None:
+    """Refuse a series in which a few slices have changed places: their numbers say so, and the image fits these."""
+    numbers = np.array(series.numbers, dtype=np.float64)
+    if len(slices) < 3 or not np.isfinite(numbers).all() or len(set(numbers)) < len(numbers):
+        return
+    order = np.argsort(numbers)
+    order = order if np.corrcoef(order, np.arange(len(order)))[0, 1] > 0 else order[::-1]
+    moved = np.flatnonzero(order != np.arange(len(order)))
+    if not 0 < len(moved) <= max(4, len(order) // 5):
+        return
+    span = slice(max(moved[0] - 1, 0), moved[-1] + 2)
+    by_place, by_number = (
+        sum(
+            np.abs(after - before).mean()
+            for before, after in pairwise(slices[index].astype(np.float32) for index in way)
+        )
+        for way in (np.arange(len(order))[span], order[span])
+    )
+    if by_number < 0.9 * by_place:
+        raise CaseError(
+            f"Slices {moved[0] + 1} and {moved[-1] + 1} of {series.name} do not lie where their InstanceNumber puts "
+            "them, and the image fits the numbers; export the series again."
+        )

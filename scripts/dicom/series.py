@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ import numpy as np
 
 from ..errors import CaseError
 from ..files import files_below, sha256_of_file
-from .headers import Header, Plane, read_header, read_headers
+from .acquisitions import FEWEST_SLICES, Slice, acquisitions, heights_of, is_whole, taken_once, thickness_of
+from .headers import Header, header_of, read_header, read_headers
+from .identities import SeriesHeaders, by_series
 from .kernels import is_sharp
 from .series_text import not_in_hu, of_another_part, with_contrast_agent
 from .stack import Stack
 
-FEWEST_SLICES = 3
+logger = logging.getLogger(__name__)
+
 # CT, Enhanced CT, Legacy Converted Enhanced CT; the same of MR, without spectroscopy (PS3.4 B.5)
 _IMAGES = {"CT": ("2", "2.1", "2.2"), "MR": ("4", "4.1", "4.4")}
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -32,8 +37,6 @@ _FLAIR = re.compile(r"flair|dark.?fluid|tirm")
 
 
 _NO_AGENT = ("", "0", "NO", "NONE", "N/A", "NOT APPLICABLE", "WITHOUT")
-
-_Slice = tuple[Plane | None, Header, int]  # where it lies, its file, its frame there
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,11 @@ class Series:
         coloured: whether its pixels are colours.
         frames: file and index of the frame of each slice, in their order along the stack's normal.
         stack: where the slices lie; None where the headers do not say.
+        numbers: InstanceNumber of each slice, NaN where it has none.
+        patient: 0 where all images of the study are of one patient; else a number of the patient, from 1.
+        apart_by: keyword of what tells the slices apart from others of the series between which they lie; "" where
+            nothing has to.
+        mixed: whether slices of its UID that name another patient or study look like parts of the same scan.
     """
 
     uid: str
@@ -77,6 +85,10 @@ class Series:
     coloured: bool
     frames: tuple[tuple[Path, int], ...]
     stack: Stack | None
+    numbers: tuple[float, ...]
+    patient: int = 0
+    apart_by: str = ""
+    mixed: bool = False
 
     @property
     def slices(self) -> int:
@@ -129,68 +141,149 @@ def read_series(files: Iterable[Path]) -> list[Series]:
 
 
 def series_of(headers: Iterable[Header]) -> list[Series]:
-    """The stacks that headers tell of, sorted by study, series and size."""
-    groups: dict[tuple[str, str], list[Header]] = {}
-    for header in headers:
-        uid = header.text("SeriesInstanceUID")
-        groups.setdefault((header.text("StudyInstanceUID") or uid, uid), []).append(header)
-    return [series for key in sorted(groups) for series in _stacks(groups[key])]
+    """The stacks that headers tell of, sorted by study, patient, series and size."""
+    groups = by_series(headers)
+    stacks = {id(group): _stacks(group) for group in groups}
+    mixed = _mixed(groups, stacks)
+    found = []
+    for group in groups:
+        for slices, apart_by in stacks[id(group)]:
+            found.append(_series(group, slices, apart_by, id(slices) in mixed))
+    return found
 
 
-def _stacks(headers: list[Header]) -> list[Series]:
-    """The stacks of one series, largest first."""
-    stacks: list[list[_Slice]] = []
-    placeless: list[_Slice] = []
-    for header in sorted(headers, key=_identity):
+_Stacks = list[tuple[list[Slice], str]]  # and what tells their slices apart from those between which they lie
+
+
+def _stacks(group: SeriesHeaders) -> _Stacks:
+    """The stacks of one series, largest first; slices without a place come last."""
+    parallel: list[list[Slice]] = []
+    placeless: list[Slice] = []
+    for header in sorted(group.headers, key=_identity):
         for frame, plane in enumerate(header.planes):
             if plane is None:
-                placeless.append((plane, header, frame))
+                placeless.append(Slice(plane, header, frame))
                 continue
-            fitting = (stack for stack in stacks if stack[0][0].parallel_to(plane))
+            fitting = (stack for stack in parallel if stack[0].plane.parallel_to(plane))
             if (stack := next(fitting, None)) is None:
-                stacks.append(stack := [])
-            stack.append((plane, header, frame))
-    found = [_placed(stack) for stack in sorted(stacks, key=len, reverse=True)]
-    return [*found, _series(placeless, None)] if placeless else found
+                parallel.append(stack := [])
+            stack.append(Slice(plane, header, frame))
+    stacks = list(chain.from_iterable(_separated(_without_copies(stack, group.uid)) for stack in parallel))
+    return [*sorted(stacks, key=lambda stack: -len(stack[0])), *([(placeless, "")] if placeless else [])]
+
+
+def _without_copies(slices: list[Slice], uid: str) -> list[Slice]:
+    once = taken_once(slices, f"the DICOM series {uid}")
+    if len(once) < len(slices):
+        twice = len(slices) - len(once)
+        logger.warning(
+            f"the DICOM series {uid}: {twice} slices are there twice, at one place with the same values or one of the "
+            "two damaged; each is taken once."
+        )
+    return once
+
+
+def _separated(slices: list[Slice]) -> _Stacks:
+    volumes, apart_by = acquisitions(slices)
+    if len(volumes) == 1:
+        return [(slices, "")]
+    return [(part, inner or apart_by) for volume in volumes for part, inner in _separated(volume)]
+
+
+def _mixed(groups: Sequence[SeriesHeaders], stacks: dict[int, _Stacks]) -> set[int]:
+    """Stacks, by their id, of several patients or studies under one SeriesInstanceUID that look like one scan together.
+
+    Whole scans of several do not fit together so, or lie within each other with slices as close as thick.
+    """
+    found: set[int] = set()
+    for _, ones in groupby(sorted(groups, key=lambda group: group.uid), key=lambda group: group.uid):
+        placed = [[slices for slices, _ in stacks[id(one)] if slices[0].plane is not None] for one in ones]
+        for number, own in enumerate(placed):
+            others = list(chain.from_iterable(placed[:number] + placed[number + 1 :]))
+            for slices in own:
+                parallel = [other for other in others if other[0].plane.parallel_to(slices[0].plane)]
+                if parallel and _fit_together(slices, parallel):
+                    found.add(id(slices))
+    return found
+
+
+def _fit_together(slices: list[Slice], others: Sequence[list[Slice]]) -> bool:
+    every = [*slices, *chain.from_iterable(others)]
+    heights = np.sort(heights_of(every))
+    if not is_whole(heights, None):
+        return False
+    own, thickness = np.sort(heights_of(every)[: len(slices)]), thickness_of(every)
+    within = ((heights > own[0]) & (heights < own[-1])).sum() > len(own) - 2
+    return not (within and thickness is not None and is_whole(own, thickness))
 
 
 def _identity(header: Header) -> tuple:
     return header.number("InstanceNumber") or 0, header.text("SOPInstanceUID"), header.texts("ImagePositionPatient")
 
 
-def _placed(slices: list[_Slice]) -> Series:
-    plane = slices[0][0]
+def _placed(slices: list[Slice]) -> tuple[list[Slice], Stack]:
+    """The slices in the order along their normal, and where they lie."""
+    plane = slices[0].plane
     row, column = plane.orientation.reshape(2, 3)
-    positions = np.array([plane.position for plane, _, _ in slices])
-    order = np.argsort(positions @ np.cross(row, column), kind="stable")
-    turned = max(np.linalg.norm(other.orientation - plane.orientation) for other, _, _ in slices)
-    stack = Stack(positions[order], row, column, plane.shape, plane.spacing, float(np.degrees(turned)))
-    return _series([slices[index] for index in order], stack)
+    order = np.argsort(heights_of(slices), kind="stable")
+    positions = np.array([slices[index].plane.position for index in order])
+    turned = max(np.linalg.norm(one.plane.orientation - plane.orientation) for one in slices)
+    stack = Stack(positions, row, column, plane.shape, plane.spacing, float(np.degrees(turned)))
+    return [slices[index] for index in order], stack
 
 
-def _series(slices: list[_Slice], stack: Stack | None) -> Series:
-    """A series with the values of its first header."""
-    first = slices[0][1]
-    uid = first.text("SeriesInstanceUID")
+def _series(group: SeriesHeaders, slices: list[Slice], apart_by: str, mixed: bool) -> Series:
+    """A series with the values that most of its headers have."""
+    stack = None
+    if slices[0].plane is not None:
+        slices, stack = _placed(slices)
+    headers = list(dict.fromkeys(one.header for one in slices))
+
+    def texts(name: str) -> tuple[str, ...]:
+        told = Counter(header.texts(name) for header in headers)
+        return max(told, key=lambda values: (told[values] if values else 0, values))
+
+    def text(name: str) -> str:
+        return next(iter(texts(name)), "")
+
     return Series(
-        uid=uid,
-        study_uid=first.text("StudyInstanceUID") or uid,
-        modality=first.text("Modality").upper(),
-        sop_class=first.text("SOPClassUID"),
-        number=first.number("SeriesNumber"),
-        description=first.text("SeriesDescription"),
-        protocol=f"{first.text('ProtocolName')} {first.text('SequenceName')}",
-        kernel=first.text("ConvolutionKernel"),
-        image_type=tuple(word.upper() for word in first.texts("ImageType")),
-        body_part=first.text("BodyPartExamined").upper(),
-        contrast_agent=first.text("ContrastBolusAgent").upper(),
-        frame_of_reference=first.text("FrameOfReferenceUID"),
-        rescale_type=first.text("RescaleType"),
-        gantry_tilt=first.real("GantryDetectorTilt"),
-        coloured=not (first.text("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME"),
-        frames=tuple((header.path, frame) for _, header, frame in slices),
+        uid=group.uid,
+        study_uid=group.study_uid,
+        modality=text("Modality").upper(),
+        sop_class=text("SOPClassUID"),
+        number=next((n for n in (header.number("SeriesNumber") for header in headers) if n is not None), None),
+        description=text("SeriesDescription"),
+        protocol=f"{text('ProtocolName')} {text('SequenceName')}",
+        kernel=text("ConvolutionKernel"),
+        image_type=tuple(word.upper() for word in texts("ImageType")),
+        body_part=text("BodyPartExamined").upper(),
+        contrast_agent=text("ContrastBolusAgent").upper(),
+        frame_of_reference=text("FrameOfReferenceUID"),
+        rescale_type=text("RescaleType"),
+        gantry_tilt=headers[0].real("GantryDetectorTilt"),
+        coloured=not (text("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME"),
+        frames=tuple((one.header.path, one.frame) for one in slices),
         stack=stack,
+        numbers=tuple(one.header.real("InstanceNumber") or math.nan for one in slices),
+        patient=group.patient,
+        apart_by=apart_by,
+        mixed=mixed,
     )
+
+
+def stack_of_files(files: Sequence[Path]) -> Series:
+    """The stack that all of these files belong to, the largest where they hold several.
+
+    Raises:
+        CaseError: there is none.
+    """
+    stacks = [one for one in read_series(files) if set(one.files) == set(files)]
+    if not stacks or len(set(files)) < len(files):
+        raise CaseError(
+            f"Of the {len(files)} files of a DICOM series some are missing, damaged, twice there or of another stack; "
+            "give the series again."
+        )
+    return stacks[0]
 
 
 def choose_series(series: Sequence[Series], contrast: str = "CT") -> Series:
@@ -243,13 +336,14 @@ def named_series(series: Sequence[Series], uids: Sequence[str], contrast: str = 
                 f"There is no DICOM series {uid} in dataset_dir; give as series_uid one of those that are: "
                 f"{there or 'none'}."
             )
-        for _, study in groupby(sorted(stacks, key=_study), key=_study):
+        for _, study in groupby(sorted(stacks, key=study_of), key=study_of):
             chosen.append(min(study, key=lambda one: (why_unusable(one, contrast) is not None, _rank(one, contrast))))
     return chosen
 
 
-def _study(series: Series) -> str:
-    return series.study_uid
+def study_of(series: Series) -> tuple[str, int]:
+    """What makes a case: the study, and in it the patient where it names several."""
+    return series.study_uid, series.patient
 
 
 def why_unusable(series: Series, contrast: str = "CT") -> str | None:
@@ -270,6 +364,8 @@ def why_unusable(series: Series, contrast: str = "CT") -> str | None:
         return "a projection"
     if description.startswith("SYNTHETIC "):
         return "synthetic"  # what this bundle writes itself
+    if series.mixed:
+        return "its slices and those of another patient or study, with the same UID, look like one scan"
     if series.coloured:
         return "colours"
     if modality == "CT" and not_in_hu(words, series.description, series.rescale_type):
@@ -332,6 +428,22 @@ def why_chosen(chosen: Series, series: Sequence[Series], contrast: str = "CT") -
     return f"{text} (not: {left})" if left else text
 
 
+def what_is_left(chosen: Series, series: Iterable[Series]) -> str | None:
+    """In words, which volumes have the UID of the series chosen and are not a part of it; None where there are none."""
+    left = []
+    for one in series:
+        same_uid = one is not chosen and (one.uid, *study_of(one)) == (chosen.uid, *study_of(chosen))
+        if same_uid and (one.apart_by or one.slices >= FEWEST_SLICES):
+            how = f"told apart by {one.apart_by}" if one.apart_by else "of another orientation, size or spacing"
+            left.append(f"{one.slices} slices {how if one.stack else 'that do not say where they lie'}")
+    if not left:
+        return None
+    return (
+        f"the DICOM series {chosen.uid} holds other slices beside the {chosen.slices} that are taken "
+        f"({', '.join(left)}); look at the picture, and export those alone if they were meant."
+    )
+
+
 def _listed(series: Sequence[Series], contrast: str, most: int = 8) -> str:
     reasons = [f"{one.modality or 'unknown'} of {one.slices} slices: {why_unusable(one, contrast)}" for one in series]
     return "; ".join(reasons[:most]) + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")
@@ -344,7 +456,7 @@ def digits_of_uid(uid: str) -> str:
 
 def series_record(files: Sequence[str]) -> dict[str, Any]:
     """What a JSON says of a series: "series_uid", "study_uid", how many "files", and the "sha256" of their digests."""
-    uid, study_uid = series_identity(files[0])
+    uid, study_uid = series_identity(files)
     try:
         digests = "".join(sha256_of_file(file) for file in files)
     except OSError:  # its message names the file
@@ -356,7 +468,7 @@ def series_record(files: Sequence[str]) -> dict[str, Any]:
 def series_name(files: Sequence[str]) -> str:
     """How records name a series."""
     try:
-        return f"DICOM series {series_identity(files[0])[0]}"
+        return f"DICOM series {series_identity(files)[0]}"
     except CaseError:
         return "a DICOM series that cannot be read"
 
@@ -370,19 +482,21 @@ def series_folder(files: Sequence[str], root: Path | None) -> str:
 
 def patient_of(file: str) -> dict[str, str]:
     """Whose scan a file is: "patient_name" and "patient_id"; for records of runs with `keep_names`."""
-    header = read_header(Path(file), ("SeriesInstanceUID", "PatientName", "PatientID", "SpecificCharacterSet"))
+    header = header_of(Path(file), ("PatientName", "PatientID", "SpecificCharacterSet"))
     names = {"patient_name": "PatientName", "patient_id": "PatientID"}
     return {key: "" if header is None else header.text(name) for key, name in names.items()}
 
 
-def series_identity(file: str) -> tuple[str, str]:
-    """SeriesInstanceUID and StudyInstanceUID of a file.
+def series_identity(files: Sequence[str]) -> tuple[str, str]:
+    """SeriesInstanceUID and StudyInstanceUID of the files of one series, or what stands for them.
 
     Raises:
-        CaseError: it is no DICOM of a series any more.
+        CaseError: the first is no DICOM of a series any more.
     """
-    header = read_header(Path(file), ("SeriesInstanceUID", "StudyInstanceUID"))
+    header = read_header(Path(files[0]))
     if header is None:
         raise CaseError("A file of the DICOM series is not there any more or damaged; give the series again.")
-    uid = header.text("SeriesInstanceUID")
-    return uid, header.text("StudyInstanceUID") or uid
+    if not (header.text("SeriesInstanceUID") and header.text("StudyInstanceUID")):
+        (group, *_) = by_series(read_headers(map(Path, files)))
+        return group.uid, group.study_uid
+    return header.text("SeriesInstanceUID"), header.text("StudyInstanceUID")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CaseError
-from .headers import quiet_pydicom
+from .headers import opened, quiet_pydicom
+from .series import stack_of_files
 from .stack import Stack
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ def source_slices(volume: Any) -> list[SourceSlice]:
             f"{name} is no DICOM series, so no DICOM series can be written beside it; give the DICOM files, or leave "
             "configs/dicom.json out."
         )
-    pydicom, series = quiet_pydicom(), f"the DICOM series {volume.meta.get('series_uid')}"
+    series, paths = f"the DICOM series {volume.meta.get('series_uid')}", [Path(file) for file in files]
     try:
-        headers = [pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in files]
-        slices = [one for header in headers for one in _slices_of(header)]
+        slices_of = {path: _slices_of(_read(path)) for path in paths}
     except Exception:  # its message names the file
         raise CaseError(f"A file of {series} is not there any more or damaged; give the series again.") from None
+    slices = [slices_of[path][frame] for path, frame in stack_of_files(paths).frames]
     for one in slices:
         lacking = [keyword for keyword in _NEEDED if not one.header.get(keyword)]
         lacking += [keyword for keyword in _PLACE if not one.place.get(keyword)]
@@ -69,8 +70,12 @@ def source_slices(volume: Any) -> list[SourceSlice]:
                 f"An image of {series} has no {lacking[0]}, without which no series can be written beside it; export "
                 "it again, or leave configs/dicom.json out."
             )
-    stack = stack_of(slices)
-    return [slices[index] for index in np.argsort(stack.positions @ stack.normal, kind="stable")]
+    return slices
+
+
+def _read(path: Path) -> Dataset:
+    with opened(path) as file:
+        return quiet_pydicom().dcmread(file, stop_before_pixels=True, force=True)
 
 
 def _slices_of(header: Dataset) -> list[SourceSlice]:

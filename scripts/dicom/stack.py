@@ -8,6 +8,9 @@ import numpy as np
 
 from ..errors import CaseError
 
+SAME_PLACE_MM = 0.05
+_MANY_RUNS = 5  # of gaps that differ: more than a missing slice or two make
+
 
 @dataclass(frozen=True, eq=False)
 class Stack:
@@ -47,7 +50,7 @@ class Stack:
     @property
     def repeats(self) -> bool:
         """Whether several slices lie at one place, as in a series over time."""
-        return len(self.positions) > 1 and bool(self.gaps.min() < 0.05)
+        return len(self.positions) > 1 and bool(self.gaps.min() < SAME_PLACE_MM)
 
     @property
     def axial(self) -> bool:
@@ -99,26 +102,37 @@ class Stack:
             raise CaseError(f"The slices of {name} lean by {lean:.1f} degrees; export an upright series.")
 
     def _refuse_holes(self, name: str) -> None:
-        """Where gaps are twice or three times as wide as those before and behind, slices are missing.
-
-        One gap of its own or several in a row, as where every second slice is missing; a part that was scanned thicker
-        between two thinner ones is longer than those. At the ends a single gap tells.
-        """
-        runs = _runs(self.gaps)
-        for index, (start, count, gap) in enumerate(runs if len(runs) > 1 else []):
-            beside = [runs[other] for other in (index - 1, index + 1) if 0 <= other < len(runs)]
-            lengths, (before, *behind) = [one[1] for one in beside], [one[2] for one in beside]
-            times = gap / before
-            alike = all(_alike(before, other) for other in behind)
-            short = count <= max(lengths) if behind else count == 1 < max(lengths)
-            if alike and short and times > 1.5 and abs(times - round(times)) < 0.2:
-                raise CaseError(
-                    f"Between slices {start + 1} and {start + 2} of {name} is a gap of {gap:.1f} mm, where those "
-                    f"beside it are {before:.1f} mm; a slice is missing, export it again."
-                )
+        if found := hole(self.gaps):
+            index, gap, before = found
+            why = "a slice is missing"
+            if len(runs_of_gaps(self.gaps)) > _MANY_RUNS:
+                why = "slices are missing, or those of two acquisitions lie between each other"
+            raise CaseError(
+                f"Between slices {index + 1} and {index + 2} of {name} is a gap of {gap:.1f} mm, where those beside it "
+                f"are {before:.1f} mm; {why}, export one whole acquisition again."
+            )
 
 
-def _runs(gaps: np.ndarray) -> list[tuple[int, int, float]]:
+def hole(gaps: np.ndarray) -> tuple[int, float, float] | None:
+    """Index and width of the first gap where slices are missing, and the width of those beside it; None without one.
+
+    Slices are missing where gaps are twice or three times as wide as those before and behind: one gap of its own or
+    several in a row, as where every second slice is missing; a part that was scanned thicker between two thinner ones
+    is longer than those. At the ends a single gap tells.
+    """
+    runs = runs_of_gaps(gaps)
+    for index, (start, count, gap) in enumerate(runs if len(runs) > 1 else []):
+        beside = [runs[other] for other in (index - 1, index + 1) if 0 <= other < len(runs)]
+        lengths, (before, *behind) = [one[1] for one in beside], [one[2] for one in beside]
+        times = gap / before
+        alike = all(_alike(before, other) for other in behind)
+        short = count <= max(lengths) if behind else count == 1 < max(lengths)
+        if alike and short and times > 1.5 and abs(times - round(times)) < 0.2:
+            return start, gap, before
+    return None
+
+
+def runs_of_gaps(gaps: np.ndarray) -> list[tuple[int, int, float]]:
     """Index of the first, number and width of gaps in a row that are alike."""
     runs: list[tuple[int, int, float]] = []
     for index, gap in enumerate(gaps):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from ..dicom.identities import of_one_patient
 from ..errors import CaseError
 from .arrivals import Arrivals
 from .connection import limit_connection
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # status of a C-STORE response, PS3.4 table B.2-1
 STORED, OUT_OF_RESOURCES, DOES_NOT_MATCH, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
+DUPLICATE = 0x0111  # PS3.7, annex C.5.4
 
 MAXIMUM_PDU = 128 * 1024
 
@@ -118,6 +120,10 @@ class Receiver:
         if (instance.class_uid, instance.instance_uid) != (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID):
             logger.error("Refused an instance whose data set has other UIDs than its C-STORE request (status A900).")
             return DOES_NOT_MATCH
+        there = self.spool.received(digest(instance.study_uid)) / f"{digest(instance.instance_uid, 32)}.dcm"
+        if there.exists() and not of_one_patient(read_uids(there).patient, instance.patient):
+            logger.error("Refused an instance whose UID one of another patient has (status 0111); correct its UIDs.")
+            return DUPLICATE
         try:
             if self.spool.put(instance.study_uid, instance.instance_uid, data):
                 self.arrivals.note(digest(instance.study_uid), event.assoc)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ..dicom.headers import read_headers
+from ..dicom.identities import patients
 from ..errors import CaseError
 from . import StoppedError
 from .arrivals import Arrivals
@@ -60,6 +62,7 @@ class Worker:
         start = time.monotonic()
         try:
             self._refuse_remains(study)
+            _refuse_several_patients(instances)
             series = self.translate(folder, self.spool.begin(study))
         except CaseError as error:
             self.spool.fail(study, state, study_uid, str(error))
@@ -79,3 +82,12 @@ class Worker:
                 f"More of the study came after its result had been delivered and {missing} of its instances had been "
                 "removed; send the whole study again."
             )
+
+
+def _refuse_several_patients(instances: Iterable[Path]) -> None:
+    """Nothing may come of a study that an archive would file under somebody else."""
+    if (count := len(patients(read_headers(instances)))) > 1:
+        raise CaseError(
+            f"The images of the study name {count} patients; correct them at the sender, and send the study of each "
+            "under a UID of its own."
+        )

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import nibabel as nib
 
 from ..errors import CaseError
 from ..files import files_below
 
-__all__ = ["IMAGE_SUFFIXES", "case_name", "refuse_clashes", "stem_of", "volume_suffix", "volumes_below"]
+__all__ = ["IMAGE_SUFFIXES", "case_name", "left_unread", "refuse_clashes", "stem_of", "volume_suffix", "volumes_below"]
 
+logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".hdr")
+# what may hold a case, and is not read
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".z", ".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".iso")
+_VOLUMES = (".img", ".mgh", ".mnc", ".par", ".rec", ".head", ".brik", ".gipl", ".vtk", ".vti", ".ecat", ".xif", ".pic")
+_TEXTS = (".csv", ".tsv", ".json", ".txt", ".xml", ".log", ".md", ".html", ".py", ".raw", ".svg")
 
 
 def volumes_below(root: Path, left_out: Any = None, may_be_none: bool = False) -> list[dict[str, str]]:
@@ -33,12 +42,94 @@ def volumes_below(root: Path, left_out: Any = None, may_be_none: bool = False) -
         return [{"image": str(root), "case": case_name(Path(root.name))}]
     if not root.is_dir():
         raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
-    files = [path for path in files_below(root, left_out) if volume_suffix(path) is not None]
+    files = [path for path in files_below(root, left_out) if volume_suffix(path) and not _pair_problem(path)]
     if not files and not may_be_none:
         raise CaseError(f"The folder {root} holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     items = [{"image": str(path), "case": case_name(path.relative_to(root))} for path in files]
     refuse_clashes(items)
     return items
+
+
+def left_unread(files: Iterable[Path], unseen: Iterable[Path], root: Path) -> list[dict[str, str]]:
+    """Items, with the reason as `failure`, for the files below a folder that may hold a case and cannot be read.
+
+    Those are volumes in formats that are not read, halves of pairs, archives, which are never opened, and folders that
+    may not be read. What else is there is counted in the log.
+
+    Args:
+        files: below `root`, but those that are read.
+        unseen: hidden files and folders, and folders that may not be read.
+        root: the folder.
+    """
+    items, others = [], []
+    for path in files:
+        if why := _why_unread(path):
+            items.append(_failed(path, root, f"{_shown(path.name)} {why}."))
+        else:
+            others.append(path)
+    hidden = [path for path in unseen if path.name.startswith(".")]
+    for path in sorted(set(unseen) - set(hidden)):
+        items.append(_failed(path, root, f"The folder {_shown(path.name)} may not be read; change its permissions."))
+    _count(others, hidden)
+    return items
+
+
+def _failed(path: Path, root: Path, why: str) -> dict[str, str]:
+    """The item of a file; its CASE has the suffix, so that it is nobody else's."""
+    case = _shown(path.relative_to(root).as_posix().replace("/", "_"))
+    return {"image": str(path), "case": case, "failure": why}
+
+
+def _shown(name: str) -> str:
+    """A name that any log can show, whatever bytes it is made of."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _count(others: Sequence[Path], hidden: Sequence[Path]) -> None:
+    if others:
+        kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
+        most = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+        logger.info(f"{len(others)} files are no volumes and were passed over ({most}).")
+    if hidden:
+        logger.info(f"{len(hidden)} hidden files and folders, whose names begin with a dot, were passed over.")
+
+
+def _why_unread(path: Path) -> str | None:
+    """What keeps a file that may hold a case from being read, and what to do; None where it can hold none."""
+    name, suffix = path.name.lower(), path.suffix.lower()
+    if name.endswith(".hdr"):
+        return _pair_problem(path)
+    if name.endswith(".img") and not path.with_suffix("").with_suffix(".hdr").exists():
+        return None if _has_header(path) else "is the half of a pair, whose .hdr is not there; add it"
+    if suffix in _PACKED and Path(path.stem).suffix.lower() not in _TEXTS:
+        return "is packed, and archives are not opened; unpack it and give what is in it"
+    if suffix in _VOLUMES and not _has_header(path):
+        return f"is in a format that is not read; convert it to one of {', '.join(IMAGE_SUFFIXES)}"
+    return None
+
+
+def _has_header(path: Path) -> bool:
+    """Whether another file is the header of this one, which is read with it."""
+    return any(path.with_suffix(suffix).exists() for suffix in (".hdr", ".HDR", ".mhd", ".nhdr"))
+
+
+def _pair_problem(path: Path) -> str | None:
+    """What keeps a .hdr/.img pair from being read, as the end of a sentence; None where nothing does, or it is none."""
+    if not path.name.lower().endswith(".hdr"):
+        return None
+    if not any(path.with_suffix(suffix).exists() for suffix in (".img", ".IMG")):
+        return "is the half of a pair, whose .img is not there; add it"
+    if any(path.with_name(f"{stem_of(path)}{suffix}").exists() for suffix in IMAGE_SUFFIXES if suffix != ".hdr"):
+        return "is named like another volume beside it; rename one of them, or remove the copy"
+    try:
+        header = nib.load(path).header
+    except Exception:  # whatever nibabel makes of another kind of file
+        return "is no header of a NIfTI pair, or damaged; give the volume as .nii.gz"
+    if not isinstance(header, nib.Nifti1Header):
+        return "is an Analyze pair, which does not say which side is left; convert it to NIfTI where that is known"
+    if not (int(header["sform_code"]) or int(header["qform_code"])):
+        return "does not say which side is left (sform and qform code 0); convert it again where that is known"
+    return None
 
 
 def case_name(path: Path) -> str:

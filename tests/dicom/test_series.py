@@ -222,7 +222,11 @@ def test_slices_that_do_not_say_where_they_lie_or_lie_twice(tmp_path):
         del slice_.ImagePositionPatient
 
     write_dicom_series(tmp_path / "a", heights(4), voxels=8, spacing=30, study=STUDY, change=placeless)
-    write_dicom_series(tmp_path / "b", heights(4) * 2, voxels=8, spacing=30, study=STUDY, number=2)
+
+    def other_values(slice_, index):
+        slice_.PixelData = bytes([index, 0]) * 64
+
+    write_dicom_series(tmp_path / "b", heights(4) * 2, voxels=8, spacing=30, study=STUDY, number=2, change=other_values)
     reasons = {series.number: why_unusable(series) for series in find_series(tmp_path)}
     assert reasons[1].startswith("no position of its slices")
     assert reasons[2] == "several slices at one place"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -372,6 +373,46 @@ def test_own_results_that_come_back_start_nothing(node, tmp_path, ct):
     assert len(list(one.spool.received(STUDY).iterdir())) == 8
 
 
+def of_patient(files, patient, **tags):
+    """The data sets of files under another patient."""
+    made = []
+    for file in files:
+        header = pydicom.dcmread(file)
+        header.PatientID, header.PatientName = patient, f"Patient^{patient}"
+        for name, value in tags.items():
+            setattr(header, name, value(header) if callable(value) else value)
+        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+        made.append(header)
+    return made
+
+
+def test_a_study_that_names_two_patients_is_refused_and_no_image_is_filed(node, tmp_path, ct, other):
+    one = node()
+    strangers = of_patient(ct[:4], "8888", SOPInstanceUID=lambda header: f"{header.SOPInstanceUID[:-2]}.9")
+    with associated(one.port) as association:
+        assert [association.send_c_store(header).Status for header in strangers] == [0] * 4
+    send(one.port, ct)
+    failure = until(lambda: list((tmp_path / "spool" / "failed").iterdir()))[0]
+    told = json.loads(failure.read_text())
+    assert "The images of the study name 2 patients; correct them at the sender" in told["reason"]
+    assert told["instances"] == 12
+    assert one.translate.translated == []
+    assert "8888" not in failure.read_text()
+    send(one.port, other)  # the next one goes on
+    until(lambda: delivered(tmp_path / "out"))
+
+
+def test_an_instance_never_takes_the_place_of_another_patients(node, ct):
+    one = node(quiet_s=60)
+    send(one.port, ct)
+    with associated(one.port) as association:
+        statuses = {association.send_c_store(header).Status for header in of_patient(ct, "8888")}
+    assert statuses == {0x0111}
+    stored = [pydicom.dcmread(file) for file in one.spool.received(STUDY).iterdir()]
+    assert {header.PatientID for header in stored} == {NUMBER}
+    assert send(one.port, ct) == [0] * 8  # its own may come again
+
+
 # --------------------------------------------------------------------------------------------------- sending
 
 
@@ -404,6 +445,77 @@ def test_a_peer_that_refuses_is_asked_again(node, archive, tmp_path, ct):
     peer.status = 0x0000
     until(lambda: idle(tmp_path / "spool"))
     assert len(peer.instances) == 8
+
+
+class Dropping(Archive):
+    """An archive that ends associations at random, before or after it has stored an instance."""
+
+    def __init__(self, chance, **options):
+        self.chance = chance
+        super().__init__(**options)
+
+    def store(self, event):
+        before, after = self.chance.random() < 0.15, self.chance.random() < 0.15
+        if before:
+            event.assoc.abort(block=False)
+            return 0xA700
+        status = super().store(event)
+        if after:
+            event.assoc.abort(block=False)
+        return status
+
+
+def send_through_drops(port, headers, chance):
+    """Send data sets until each is confirmed, through associations that end at any moment, in the middle of one too."""
+    waiting = list(headers)
+    while waiting:
+        with associated(port) as association:
+            for _ in range(chance.randint(1, 6)):
+                if not waiting or not association.is_established:
+                    break
+                answer = association.send_c_store(waiting[0])
+                if answer and answer.Status == 0:
+                    waiting.pop(0)
+            end = chance.choice(["release", "abort", "half a PDU"])
+            if end == "half a PDU" and association.is_established:
+                with suppress(OSError):
+                    association.dul.socket.socket.sendall(b"\4\0\0\1\0\0half of it")
+            if end != "release":
+                association.abort()
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_peers_that_drop_associations_lose_nothing_and_mix_nobody(node, tmp_path, ct, seed):
+    """Three patients at once, in both directions: each image comes out once, under whom it was sent."""
+    chance = random.Random(seed)
+    peer = Dropping(chance)
+    one = node(PeerDelivery(TITLE, peer.peer), quiet_s=2.0, retry_s=0.05)
+    sent = {}
+    for patient in ("111", "222", "333"):
+        tags = {"StudyInstanceUID": f"{STUDY_UID}.{patient}", "SeriesInstanceUID": f"{STUDY_UID}.{patient}.1"}
+        sent[patient] = of_patient(
+            ct, patient, SOPInstanceUID=lambda h, p=patient: f"1.2.{p}.{h.InstanceNumber}", **tags
+        )
+    senders = [
+        threading.Thread(target=send_through_drops, args=(one.port, headers, random.Random(seed + 1)))
+        for headers in sent.values()
+    ]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    until(lambda: len(one.translate.translated) == 3 and idle(tmp_path / "spool"), 120)
+    peer.close()
+    assert one.translate.translated == [8, 8, 8]
+    assert not any((tmp_path / "spool" / "failed").iterdir())
+    results = [pydicom.dcmread(BytesIO(data), force=True) for data in peer.instances.values()]
+    assert len(results) == 24
+    assert len({header.SOPInstanceUID for header in results}) == 24
+    for header in results:
+        assert header.StudyInstanceUID == f"{STUDY_UID}.{header.PatientID}"
+        assert header.PatientName == f"Patient^{header.PatientID}"
+    places = sorted((header.PatientID, float(header.ImagePositionPatient[2])) for header in results)
+    assert places == [(patient, 4.0 * i) for patient in sorted(sent) for i in range(8)]
 
 
 def test_a_destination_that_does_not_work_is_told(archive, tmp_path, ct, monkeypatch):

@@ -1,0 +1,212 @@
+"""Which parallel slices of one DICOM series are one volume: several acquisitions may bear one SeriesInstanceUID.
+
+Geometry alone does not tell: slices of a second scan lie between those of the first, and a stack of both looks like an
+uneven one. They are told apart by what their headers say of the acquisition, and by the order of their numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import CaseError
+from .headers import Header, Plane
+from .pixels import frame_values
+from .stack import SAME_PLACE_MM, hole, runs_of_gaps
+
+FEWEST_SLICES = 3
+# each with its name in a multi-frame image; what describes an acquisition comes before its numbers and times
+ATTRIBUTES = (
+    *(("ConvolutionKernel",), ("ContrastBolusAgent",), ("KVP",), ("ImageType", "FrameType"), ("EchoNumbers",)),
+    *(("EchoTime",), ("StackID",), ("TemporalPositionIdentifier", "TemporalPositionIndex"), ("AcquisitionUID",)),
+    *(("AcquisitionNumber", "FrameAcquisitionNumber"), ("AcquisitionDateTime", "FrameAcquisitionDateTime")),
+    *(("AcquisitionTime",), ("ContentTime",), ("InstanceNumber",)),
+)
+_WIDEST_GAP_MM = 15.0
+_COPY_MM = 1e-3
+_TRIED = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Where a slice lies (None where nothing says so), its file and its frame there."""
+
+    plane: Plane | None
+    header: Header
+    frame: int
+
+
+def heights_of(slices: Sequence[Slice]) -> np.ndarray:
+    """(N,) of parallel slices along the normal of the first, mm."""
+    normal = np.cross(*slices[0].plane.orientation.reshape(2, 3))
+    return np.array([one.plane.position for one in slices]) @ normal
+
+
+def thickness_of(slices: Iterable[Slice]) -> float | None:
+    """Median SliceThickness, mm; None where the headers do not say."""
+    told = [one.header.real("SliceThickness") for one in slices]
+    told = [value for value in told if value is not None and value > 0]
+    return float(np.median(told)) if told else None
+
+
+def taken_once(slices: list[Slice], name: str) -> list[Slice]:
+    """Slices without those that are stored twice: at one place, with the same values.
+
+    Of two at one place of which one cannot be read, the other is taken. Where none of the first places has slices that
+    are alike, they are taken for a series over time and not looked at further.
+
+    Args:
+        slices: parallel ones.
+        name: of the series.
+    """
+    heights = heights_of(slices)
+    order = np.argsort(heights, kind="stable")
+    if len(slices) < 2 or np.diff(heights[order]).min() >= SAME_PLACE_MM:
+        return slices
+    dropped: set[int] = set()
+    for tried, together in enumerate(_at_one_place(slices, order), start=1):
+        dropped |= {together[index] for index in _twice([slices[index] for index in together], name)}
+        if tried == _TRIED and not dropped:
+            break
+    return [one for index, one in enumerate(slices) if index not in dropped]
+
+
+def _at_one_place(slices: Sequence[Slice], order: Iterable[int]) -> list[list[int]]:
+    """Indices of slices that lie at one place, of each place with several."""
+    places: list[list[int]] = []
+    for index in order:
+        position = slices[index].plane.position
+        if places and np.abs(slices[places[-1][0]].plane.position - position).max() < _COPY_MM:
+            places[-1].append(int(index))
+        else:
+            places.append([int(index)])
+    return [sorted(place) for place in places if len(place) > 1]
+
+
+def _twice(slices: Sequence[Slice], name: str) -> list[int]:
+    """Indices of those that can be left out, being like an earlier one or unreadable."""
+    kept: list[np.ndarray] = []
+    left_out, unreadable = [], []
+    for index, one in enumerate(slices):
+        values = None
+        with contextlib.suppress(CaseError):
+            values = frame_values(one.header.path, name)[one.frame]
+        if values is None:
+            unreadable.append(index)
+        elif any(np.array_equal(values, other) for other in kept):
+            left_out.append(index)
+        else:
+            kept.append(values)
+    return [*left_out, *(unreadable if kept else unreadable[1:])]
+
+
+def acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], str]:
+    """The volumes among parallel slices, the one with the most slices first.
+
+    They are several where slices that differ in one of `ATTRIBUTES` lie between each other, or at the same places, and
+    the largest of them is whole by itself: without a hole, its slices as close as they are thick. So the parts of a
+    head scanned one above the other stay together, and so do the interleaved slices of an MR.
+
+    Volumes of the same places are not told apart where there are three or more, as over time, nor those of an MR.
+
+    Returns:
+        The volumes, and the keyword of the attribute that tells them apart; "" where they are one.
+    """
+    if len(slices) <= FEWEST_SLICES:
+        return [slices], ""
+    frames = _by_value(slices, ("FrameOfReferenceUID",))
+    if "" not in frames and sum(len(ones) >= FEWEST_SLICES for ones in frames.values()) > 1:
+        return _largest_first(frames.values(), slices), "FrameOfReferenceUID"
+    for names in ATTRIBUTES:
+        groups = _by_value(slices, names)
+        if len(groups) > 1 and _are_several(slices, volumes := _volumes(groups, slices), names[0], "" in groups):
+            return _largest_first(volumes, slices), names[0]
+    return [slices], ""
+
+
+def _by_value(slices: Sequence[Slice], names: Sequence[str]) -> dict[str, list[int]]:
+    """Indices of the slices of each value of an attribute, in the order of the values."""
+    groups: dict[str, list[int]] = {}
+    for index, one in enumerate(slices):
+        groups.setdefault(one.header.of_frame(one.frame, *names), []).append(index)
+    return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
+
+
+def _order(value: str) -> tuple:
+    try:
+        return 0, float(value), ""
+    except ValueError:
+        return 1, 0.0, value
+
+
+def _largest_first(volumes: Iterable[Sequence[int]], slices: Sequence[Slice]) -> list[list[Slice]]:
+    return [[slices[index] for index in sorted(volume)] for volume in sorted(volumes, key=len, reverse=True)]
+
+
+def _volumes(groups: dict[str, list[int]], slices: Sequence[Slice]) -> list[list[int]]:
+    """Groups of slices, joined to volumes in which none lies within another.
+
+    First to runs in the order of their values, as where each slice has a time of its own: the scan goes on where it
+    was. Then those runs that do not lie within each other, as the lower and the upper part of a head.
+    """
+    heights = heights_of(slices)
+    runs: list[list[int]] = []
+    for group in groups.values():
+        if runs and not _overlap(heights[runs[-1]], heights[group]):
+            runs[-1].extend(group)
+        else:
+            runs.append(list(group))
+    volumes: list[list[int]] = []
+    for run in runs:
+        apart = (volume for volume in volumes if not _overlap(heights[volume], heights[run]))
+        if (volume := next(apart, None)) is None:
+            volumes.append(volume := [])
+        volume.extend(run)
+    return volumes
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether heights lie within each other, by more than a seam of two slices or of a quarter."""
+
+    def within(some: np.ndarray, others: np.ndarray) -> tuple[int, float]:
+        inside = (some > others.min() - SAME_PLACE_MM) & (some < others.max() + SAME_PLACE_MM)
+        return int(inside.sum()), float(inside.mean())
+
+    pairs = within(one, other), within(other, one)
+    return any(share >= 0.5 or (count > 2 and share >= 0.25) for count, share in pairs)
+
+
+def _are_several(slices: Sequence[Slice], volumes: list[list[int]], name: str, lacking: bool) -> bool:
+    """Whether what an attribute tells apart are volumes of their own; see `acquisitions`."""
+    if len(volumes) < 2:
+        return False
+    heights, thickness = np.sort(heights_of(slices)), thickness_of(slices)
+    parts = [np.sort(heights_of(slices)[volume]) for volume in volumes]
+    main = max(parts, key=len)
+    if not is_whole(main, thickness):
+        return False
+    ct = slices[0].header.text("Modality").upper() == "CT"
+    rivals = [part for part in parts if len(part) >= 0.8 * len(main)]
+    alike = any(part is not main and _same_places(part, main) for part in rivals)
+    if alike and (len(rivals) > 2 or not ct or name == "InstanceNumber"):
+        return False
+    gaps = np.diff(heights)
+    if gaps.min() < SAME_PLACE_MM or len(runs_of_gaps(gaps)) > len(runs_of_gaps(np.diff(main))):
+        return True
+    lacking = lacking and name != "ContrastBolusAgent"  # whose absence tells as much
+    return not lacking and (ct or thickness is not None)
+
+
+def _same_places(part: np.ndarray, main: np.ndarray) -> bool:
+    return bool(np.abs(part[:, None] - main).min(axis=1).max() < SAME_PLACE_MM)
+
+
+def is_whole(heights: np.ndarray, thickness: float | None) -> bool:
+    """Whether slices at these heights, ascending, are a volume without holes, as close as they are thick."""
+    gaps = np.diff(heights)
+    if len(heights) < FEWEST_SLICES or gaps.min() < SAME_PLACE_MM or gaps.max() > _WIDEST_GAP_MM or hole(gaps):
+        return False
+    return thickness is None or bool(np.median(gaps) <= 1.5 * thickness)
