@@ -13,6 +13,7 @@ from typing import Any
 from ..data.splits import SECTIONS, one_person_each, split_people
 from ..data.volume_cache import num_cores
 from ..errors import CaseError
+from ..options import names as option_names
 from ..transforms.skull_strip import SkullStripd
 from .conform import Recipe
 from .layouts import LAYOUTS, list_pairs
@@ -116,9 +117,10 @@ prepare.__doc__ = (
 
 
 def _names(given: Sequence[str] | str, option: str, known: Iterable[str]) -> set[str]:
-    """The names of an option; the command line gives one name alone as it is, and one of digits as a number."""
-    names = {str(name) for name in (given if isinstance(given, list | tuple | set) else [given])}
-    if unknown := sorted(names - set(known)):
+    """The names of an option, one that has a comma in it alone, or several that are separated by commas."""
+    known = set(known)
+    names = {given} if isinstance(given, str) and given in known else set(option_names(option, given))
+    if unknown := sorted(names - known):
         raise CaseError(f"{option} names {unknown[0]}, which no subject that is used has; correct the name.")
     return names
 
