@@ -6,13 +6,13 @@ predictor than the first for something else without a word.)
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import CaseError
+from ..files import temporary_folder
 from .headers import Header, quiet_pydicom
 from .series import Series
 
@@ -110,8 +110,8 @@ def _decoded_by_gdcm(dataset: Any) -> np.ndarray:
     plain["PixelData"].is_undefined_length = True
     if frames > 1:
         plain.NumberOfFrames = frames
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slice.dcm"
+    with temporary_folder() as folder:
+        path = folder / "slice.dcm"
         plain.save_as(path)
         return np.asarray(itk.array_from_image(itk.imread(str(path), itk.D))).astype(np.int64)
 

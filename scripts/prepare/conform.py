@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 
 from ..errors import CaseError
+from ..files import longest_name, move, writing_into
 from ..transforms.bias_field import correct_bias
 from ..volumes.grids import IDENTITY, Grid, field_of_view, grid_about, on_grid
 from ..volumes.load import read_volume
@@ -69,6 +69,21 @@ def remove_files(pair: Pair, output: Path) -> None:
     shutil.rmtree(_working_folder(pair, output), ignore_errors=True)
 
 
+def name_problem(pair: Pair, output: Path) -> str | None:
+    """Why a pair's files cannot have their names, told before it is prepared; None where they can."""
+    names = [Path(name).name for name in output_files(pair).values()]
+    longest, allowed = max(map(len, [*names, _working_folder(pair, output).name])), longest_name(output)
+    if longest <= allowed:
+        return None
+    return f"The names of its files would have {longest} characters, and the disk allows {allowed}; shorten its name."
+
+
+def remove_working_folders(output: Path) -> None:
+    """Remove what killed runs left of any subject, also of those that are not listed any more."""
+    for folder in output.glob(".*.partial"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _working_folder(pair: Pair, output: Path) -> Path:
     return output / f".{pair.subject}.partial"
 
@@ -78,14 +93,15 @@ def _appearing_together(pair: Pair, output: Path) -> Iterator[Path]:
     """Gives a folder to write a pair's files to, from where they move to the output folder when all are written."""
     working = _working_folder(pair, output)
     shutil.rmtree(working, ignore_errors=True)
-    (working / "quality").mkdir(parents=True)
-    try:
-        yield working
-        (output / "quality").mkdir(exist_ok=True)
-        for name in output_files(pair).values():
-            os.replace(working / name, output / name)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
+    with writing_into(output):
+        (working / "quality").mkdir(parents=True)
+        try:
+            yield working
+            (output / "quality").mkdir(exist_ok=True)
+            for name in output_files(pair).values():
+                move(working / name, output / name)
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
 
 
 def prepare_pair(pair: Pair, recipe: Recipe, output: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import tempfile
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..errors import CaseError
+from ..files import temporary_folder
 from ..volumes.find import IMAGE_SUFFIXES, stem_of
 from ..volumes.load import LoadVolume, file_name
 from .ct_brain_mask import ct_brain_mask, foreground, is_stripped
@@ -106,14 +106,14 @@ class SkullStripd(MapTransform):
         return _load_mask(path, volume.shape, affine, file_name(image)), path.name
 
     def _command_mask(self, volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
-        with tempfile.TemporaryDirectory(prefix="skull_strip_") as folder:
-            source, mask = Path(folder) / "input.nii.gz", Path(folder) / "mask.nii.gz"
+        with temporary_folder() as folder:
+            source, mask = folder / "input.nii.gz", folder / "mask.nii.gz"
             nib.save(nib.Nifti1Image(volume.astype(np.float32), affine), source)
             # split first: a path with blanks stays one argument
             arguments = [
                 part.replace("{input}", str(source)).replace("{mask}", str(mask)) for part in shlex.split(self.method)
             ]
-            _run(arguments, self.timeout, Path(folder) / "stderr", name)
+            _run(arguments, self.timeout, folder / "stderr", name)
             if not mask.exists():
                 raise CaseError(
                     f"The skull-strip command {arguments[0]} wrote no mask for {name}; it has to write one to {{mask}}."
