@@ -134,7 +134,7 @@ def shorten_errors() -> None:
 
 def _last_words(error: BaseException) -> str | None:
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted; what is done is kept, and the same command goes on from there."
+        return "Interrupted; files that were written are whole, and the same command can be typed again."
     name = next((cause.filename for cause in reversed(_chain(error)) if isinstance(cause, OSError)), None)
     return _own_sentence(error) or machine_reason(error, *([] if name is None else [name]))
 

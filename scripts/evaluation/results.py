@@ -336,7 +336,6 @@ class SubjectResults:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def _begin(self, engine: Engine) -> None:
-        check_folder(self.output_dir)
         self.evaluation = Evaluation(about=self.about, target_contrast=self.target_contrast)
 
     def _add(self, engine: Engine) -> None:

