@@ -6,6 +6,7 @@ from pkgutil import resolve_name
 import fire
 
 from .errors import shorten_errors
+from .options import taking_text
 
 COMMANDS = {
     "prepare": "scripts.prepare.command:prepare",
@@ -23,4 +24,4 @@ if __name__ == "__main__":
     shorten_errors()
     # the libraries of all commands together take ten seconds to load
     names = [name for name in sys.argv[1:2] if name in COMMANDS] or COMMANDS
-    fire.Fire({name: resolve_name(COMMANDS[name]) for name in names}, name="scripts")
+    fire.Fire({name: taking_text(resolve_name(COMMANDS[name])) for name in names}, name="scripts")

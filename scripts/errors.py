@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from types import TracebackType
 
 import torch
 
-__all__ = ["CaseError", "reason", "shorten_errors"]
+__all__ = [
+    *("CaseError", "MachineError", "RefusedError"),
+    *("is_lasting", "machine_error", "machine_reason", "reason", "shorten_errors"),
+]
 
 logger = logging.getLogger(__name__)
+
+_ELSEWHERE = "give another folder, and type the command again"
+# What the operating system may refuse -> what is wrong, and what to do; {} is the file or folder.
+_REFUSALS = {
+    errno.ENOSPC: ("The disk of {} is full", f"free space on it, or {_ELSEWHERE}"),
+    errno.EDQUOT: ("The quota on the disk of {} is used up", f"delete what is not needed there, or {_ELSEWHERE}"),
+    errno.EROFS: ("The disk of {} can only be read", _ELSEWHERE),
+    errno.EIO: ("The disk of {} reports an error", f"check the disk, or {_ELSEWHERE}"),
+    errno.ESTALE: ("The disk of {} is not connected any more", "connect it again, and type the command again"),
+    errno.ENOTCONN: ("The disk of {} is not connected any more", "connect it again, and type the command again"),
+    errno.EACCES: ("There is no permission for {}", f"ask for it, or {_ELSEWHERE}"),
+    errno.EPERM: ("There is no permission for {}", f"ask for it, or {_ELSEWHERE}"),
+    errno.ENAMETOOLONG: ("A name at {} is longer than the disk allows", "shorten the names of it and its folders"),
+    errno.ENOTDIR: ("{} is no folder, or a part of its path is none", "give another folder"),
+    errno.EEXIST: ("{} is there already and no folder", "give another folder"),
+    errno.EMFILE: ("Too many files are open to open {}", "raise the limit (ulimit -n), and type the command again"),
+}
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 
 
 def _server_errors() -> tuple[type[Exception], ...]:
@@ -36,10 +59,50 @@ class CaseError(ValueError, *_server_errors()):
     __str__ = ValueError.__str__
 
 
+class RefusedError(CaseError, OSError):
+    """The operating system refused to write a file."""
+
+
+class MachineError(RefusedError):
+    """The machine is in the way of every case, such as by a full disk: none that follows would fare better."""
+
+
+def machine_reason(error: BaseException, where: object = "a file that was to be read or written") -> str | None:
+    """What the operating system refused, in one sentence with what to do; None where it was nothing of that kind.
+
+    Args:
+        error: an OSError, or what it caused.
+        where: the file or folder; without it no name stands in the sentence, because names may be a patient's.
+    """
+    number = _os_number(error)
+    if number not in _REFUSALS:
+        return None
+    what, remedy = _REFUSALS[number]
+    return f"{what.format(where)} ({os.strerror(number)}); {remedy}."
+
+
+def machine_error(error: BaseException) -> MachineError | None:
+    """The `MachineError` at the root of an error, which MONAI wraps in others; None where there is none."""
+    return next((cause for cause in _chain(error) if isinstance(cause, MachineError)), None)
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether the next file would meet the same refusal, as on a full disk."""
+    return _os_number(error) in _LASTING
+
+
+def _os_number(error: BaseException) -> int | None:
+    return next((cause.errno for cause in reversed(_chain(error)) if isinstance(cause, OSError) and cause.errno), None)
+
+
 def reason(error: BaseException) -> str:
     """Why a case failed, in one sentence; what nobody foresaw goes to the log with its traceback as well."""
     sentence = _own_sentence(error)
     if sentence is not None:
+        return sentence
+    sentence = machine_reason(error)
+    if sentence is not None:
+        logger.error(f"{type(_chain(error)[-1]).__name__}: {_chain(error)[-1]}")  # the log may name the file
         return sentence
     cause = _chain(error)[-1]
     logger.error("unforeseen error", exc_info=error)
@@ -50,17 +113,30 @@ def reason(error: BaseException) -> str:
 
 
 def shorten_errors() -> None:
-    """From here on, an error that this package states in one sentence ends the program without its traceback."""
+    """From here on, an error that can be said in one sentence ends the program without its traceback.
+
+    These are the package's own, what the operating system refused, and Ctrl-C. Names that are no UTF-8 can be printed.
+    """
     previous = sys.excepthook
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        sentence = _own_sentence(error)
+        sentence = _last_words(error)
         if sentence is None:
             previous(kind, error, traceback)
         else:
             print(sentence, file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def _last_words(error: BaseException) -> str | None:
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted; files that were written are whole, and the same command can be typed again."
+    name = next((cause.filename for cause in reversed(_chain(error)) if isinstance(cause, OSError)), None)
+    return _own_sentence(error) or machine_reason(error, *([] if name is None else [name]))
 
 
 def _own_sentence(error: BaseException) -> str | None:

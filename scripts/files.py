@@ -1,11 +1,23 @@
-"""Files: their digests, writing them whole, and which there are below a folder."""
+"""Files: their digests, writing them whole, what the machine refuses, and which there are below a folder."""
 
+import errno
 import hashlib
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .errors import CaseError, MachineError, RefusedError, is_lasting, machine_reason
+from .text import readable
+
+# what a file system says that cannot rename, or not across its parts; then the content is copied
+_NO_RENAMING = {errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_LITTLE = 2**20  # bytes; with less than that free, a disk is full
+_TEMPORARY = re.compile(r"\.(\d+)\.partial\..+")
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
@@ -25,21 +37,160 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
     Whoever reads `path` finds the old file or the whole new one; where the block raises, the old one stays and the
     temporary file is removed.
+
+    Raises:
+        RefusedError: see `writing_into`.
     """
     path = Path(path)
     # the process is part of the name: two may write the same file at once; the suffix stays, which writers go by
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    with writing_into(path.parent):
+        try:
+            yield temporary
+            move(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder, in one step where the file system can, else by a copy."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in _NO_RENAMING:
+            raise
+        if source.is_dir():
+            shutil.copytree(source, target)
+            shutil.rmtree(source)
+        else:
+            shutil.copyfile(source, target)
+            source.unlink()
+
+
+@contextmanager
+def writing_into(folder: str | os.PathLike, called: str | None = None) -> Iterator[None]:
+    """What the operating system refuses in the block, where files are written to a folder, becomes one sentence.
+
+    Args:
+        folder: where the files are.
+        called: the folder in the sentence; its path where it is not given.
+
+    Raises:
+        MachineError: the next file would meet the same, as on a full disk.
+        RefusedError: something else is wrong with this file or folder.
+    """
+    try:
+        yield
+    except CaseError:
+        raise
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.filename is not None and not _is_below(error.filename, folder):
+            raise  # of a file that is read
+        if machine_reason(error) is None and not isinstance(error, FileNotFoundError) and _is_full(folder):
+            error = OSError(errno.ENOSPC, "")  # numpy and torch do not say why they could not write
+        sentence = machine_reason(error, called or folder)
+        if sentence is None:
+            raise
+        raise (MachineError if is_lasting(error) else RefusedError)(sentence) from error
+
+
+def _is_below(name: str | bytes | int, folder: str | os.PathLike) -> bool:
+    parent = os.path.abspath(folder)
+    return isinstance(name, int) or os.path.abspath(os.fsdecode(name)).startswith(parent)
+
+
+def _is_full(folder: str | os.PathLike) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _LITTLE
+    except OSError:
+        return False
+
+
+def check_folder(folder: str | os.PathLike) -> Path:
+    """Make a folder where it is not there, and try in it what will be done: write, rename, remove.
+
+    What killed programs left under temporary names of `written_whole` is removed.
+
+    Returns:
+        the folder.
+
+    Raises:
+        MachineError: it cannot be made or written; told before anything is computed.
+    """
+    folder = Path(folder)
+    working = folder / f".{os.getpid()}.partial.trial"
+    try:
+        with writing_into(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_remains(folder)
+            try:
+                working.mkdir()
+                (working / "trial").write_bytes(bytes(_LITTLE))
+                move(working / "trial", working.with_name(f"{working.name}.moved"))
+            finally:
+                shutil.rmtree(working, ignore_errors=True)
+                working.with_name(f"{working.name}.moved").unlink(missing_ok=True)
+    except RefusedError as error:
+        raise MachineError(str(error)) from error
+    return folder
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove the temporary files of programs that do not run any more."""
+    for name in os.listdir(folder):
+        made_by = _TEMPORARY.fullmatch(name)
+        if made_by and not _runs(int(made_by[1])):
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Gives a folder that is removed at the end, for files that others have to read from disk.
+
+    Raises:
+        CaseError: in the block too, the disk of temporary files is full or cannot be written; the sentence says how to
+            choose another. A case that needs no such file can still go well.
+    """
+    try:
+        where = tempfile.gettempdir()
+    except OSError as error:
+        raise CaseError(f"There is no folder for temporary files ({error}); set TMPDIR to one that is.") from error
+    try:
+        with writing_into(where), tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except RefusedError as error:
+        called = f"the temporary files ({where}, unless TMPDIR names another folder)"
+        raise CaseError(str(machine_reason(error, called))) from error
+
+
+def longest_name(folder: Path) -> int:
+    """Bytes that a file's name may have in a folder, or in the first of its parents that is there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):
+        return 255
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a file, text as UTF-8, that is either the old one or the whole new one, whenever it is read."""
     with written_whole(path) as temporary:
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        temporary.write_bytes(readable(content).encode("utf-8") if isinstance(content, str) else content)
 
 
 def files_below(root: Path, left_out: Any = None, unseen: list[Path] | None = None) -> list[Path]:

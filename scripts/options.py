@@ -5,17 +5,36 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from math import inf
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
+from fire.decorators import SetParseFn, SetParseFns
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 
 from .errors import CaseError
 
-__all__ = ["check_options", "names", "number", "one_of", "true_or_false", "two_increasing", "whole_number"]
+__all__ = [
+    *("check_options", "is_text", "taking_text", "texts_as_written", "typed_options"),
+    *("names", "number", "one_of", "true_or_false", "two_increasing", "whole_number"),
+]
+
+# settings of the configs whose value is text, beside all that end in _dir and _file
+TEXTS = frozenset(
+    {
+        *("weights", "init_weights", "shipped_weights", "tissue_weights", "against"),
+        *("style_key", "shipped_style_key", "shipped_style_keys", "skull_strip"),
+        *("section", "val_section", "fit_section", "subjects", "rows", "series_uid"),
+        *("source_contrast", "target_contrast", "tracking_uri", "experiment_name", "run_name"),
+    }
+)
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
@@ -90,8 +109,58 @@ def _range(least: float, most: float) -> str:
     return f"of at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
 
 
+def is_text(name: str) -> bool:
+    """Whether the value of a setting is text: a path, or a name that somebody gave."""
+    return name in TEXTS or (name.endswith(("_dir", "_file")) and name not in _of_monai())
+
+
+def typed_options(arguments: Sequence[str]) -> dict[str, str | None]:
+    """Name -> value, as typed after `python -m monai.bundle run`; None where no value follows the name.
+
+    Fire, which reads that command line, makes Python of the values: `hs #2` becomes `hs`, `Doe, Jane` a tuple, 3.10 the
+    number 3.1. The words are told apart here as there.
+
+    Args:
+        arguments: the command line, `sys.argv`; of any other command it is nothing.
+    """
+    if Path(arguments[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+        return {}
+    typed: dict[str, str | None] = {}
+    for word, following in pairwise([*arguments[1:], "--"]):
+        if _is_flag(word):
+            name, equals, value = word.lstrip("-").partition("=")
+            following_value = None if _is_flag(following) else following
+            typed[name.replace("-", "_").replace("::", "#")] = value if equals else following_value
+    return typed
+
+
+def _is_flag(word: str) -> bool:
+    return re.match("--|-[a-zA-Z]", word) is not None
+
+
+def taking_text(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command of `python -m scripts` whose arguments that are annotated `str` come as they were typed.
+
+    Fire makes Python of all others, such as 3.10 and [1, 2]; where several texts may be given, it does so of a list in
+    brackets. "None" is None where that is allowed. Further options by name (`**options`) are text as well.
+    """
+    parse = {}
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        kinds = {parameter.annotation, *get_args(parameter.annotation)}
+        if str in kinds:
+            parse[name] = partial(_text, or_none=NoneType in kinds, or_list=Sequence[str] in kinds)
+        elif parameter.kind is not parameter.VAR_KEYWORD:
+            parse[name] = DefaultParseValue
+    return SetParseFn(str)(SetParseFns(**parse)(command))
+
+
+def _text(word: str, or_none: bool, or_list: bool) -> Any:
+    as_python = (or_none and word == "None") or (or_list and word.startswith("["))
+    return DefaultParseValue(word) if as_python else _no_home(word)
+
+
 def check_options(arguments: Sequence[str]) -> None:
-    """Refuse options typed after `python -m monai.bundle run` that no config file knows.
+    """Refuse options typed after `python -m monai.bundle run` that no config file knows, and paths without a value.
 
     MONAI takes any name as a new setting, so that a mistyped `--dataset_dir` would translate something else.
 
@@ -99,27 +168,52 @@ def check_options(arguments: Sequence[str]) -> None:
         arguments: the command line, `sys.argv`; anything but that command is left alone.
 
     Raises:
-        CaseError: an unknown option; the sentence names the nearest one that is known.
+        CaseError: an unknown option; the sentence names the nearest one that is known. Or one that has no value.
     """
-    if Path(arguments[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
-        return
-    typed = [word.lstrip("-") for word in arguments[1:] if word.startswith("--")]
-    names = [word.split("=")[0].replace("-", "_").replace("::", "#").split("#")[0].lstrip("+") for word in typed]
-    known = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow).parameters}
-    files = _config_files(arguments)
-    known |= ConfigParser.load_config_files(files).keys()
-    for name in names:
-        if files and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+    typed = typed_options(arguments)
+    settings = _settings_of_files(typed)
+    for name, value in typed.items():
+        top = name.split("#")[0].lstrip("+")
+        if settings and top not in settings.keys() | _of_monai():
+            near = difflib.get_close_matches(top, settings.keys() | _of_monai(), n=1)
             hint = f"did you mean {near[0]}?" if near else "the keys of the config files are what can be set."
-            raise CaseError(f"There is no setting {name}; {hint}")
+            raise CaseError(f"There is no setting {top}; {hint}")
+        if is_text(name) and not value:
+            raise CaseError(f"{name} has no value; type one, as in --{name}=VALUE where it begins with a hyphen.")
 
 
-def _config_files(arguments: Sequence[str]) -> list[str]:
-    """The config files that a command line names; none where they stand in an args_file."""
-    for word, following in pairwise([*arguments, ""]):
-        name, _, value = word.partition("=")
-        if name in ("--config_file", "--config-file"):
-            files = value or following
-            return ast.literal_eval(files) if files.startswith("[") else files.split(",")
-    return []
+def texts_as_written(arguments: Sequence[str]) -> dict[str, str]:
+    """Settings that are text, as they were typed, or written in a config file that MONAI would read otherwise.
+
+    MONAI evaluates what begins with `$` or `@`, and turns each `#` into `::`. What is typed for a path is none of that.
+    In a file `$` and `@` keep their meaning.
+
+    Args:
+        arguments: the command line, `sys.argv`.
+    """
+    typed = typed_options(arguments)
+    written = {
+        name: value
+        for name, value in _settings_of_files(typed).items()
+        if is_text(name) and isinstance(value, str) and "#" in value and value[0] not in "$@%"
+    }
+    return written | {name: _no_home(value) for name, value in typed.items() if is_text(name) and value}
+
+
+def _no_home(text: str) -> str:
+    """A path that begins like the home of a user who does not exist, as one that nobody takes for that."""
+    return os.path.abspath(text) if text.startswith("~") and os.path.expanduser(text) == text else text
+
+
+def _of_monai() -> set[str]:
+    """The names that the command itself takes."""
+    return {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow).parameters}
+
+
+def _settings_of_files(typed: Mapping[str, str | None]) -> dict[str, Any]:
+    """What the config files say, and the args_file over them; nothing where the config files stand in an args_file."""
+    files, more = typed.get("config_file"), typed.get("args_file")
+    if not files:
+        return {}
+    listed = ast.literal_eval(files) if files.startswith("[") else files
+    return {**ConfigParser.load_config_files(listed), **(ConfigParser.load_config_file(more) if more else {})}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai.bundle.reference_resolver import ReferenceResolver
+
 from .devices import keep_freed_memory
 from .errors import shorten_errors
-from .options import check_options
+from .options import check_options, texts_as_written, typed_options
 
 __all__ = ["bundle_root", "start"]
 
@@ -19,7 +22,9 @@ def bundle_root() -> str:
 
 
 def start(arguments: Sequence[str] | None = None) -> None:
-    """Start a workflow of `python -m monai.bundle run`: errors are shortened, memory kept, mistyped options refused.
+    """Start a workflow of `python -m monai.bundle run`, before anything else of its config is evaluated.
+
+    Errors are shortened, memory is kept, mistyped options are refused, and paths and names are taken as typed.
 
     Args:
         arguments: the command line; `sys.argv` if None.
@@ -27,6 +32,28 @@ def start(arguments: Sequence[str] | None = None) -> None:
     Raises:
         CaseError: an option that no config file knows.
     """
+    arguments = sys.argv if arguments is None else arguments
     shorten_errors()
     keep_freed_memory()
-    check_options(sys.argv if arguments is None else arguments)
+    check_options(arguments)
+    resolver = _resolver()
+    if resolver is not None:
+        _take_as_typed(arguments, resolver)
+
+
+def _take_as_typed(arguments: Sequence[str], resolver: ReferenceResolver) -> None:
+    """Put what was typed where the config's references find it, whatever the command line and MONAI made of it."""
+    for name, text in texts_as_written(arguments).items():
+        if name in resolver.items and not (text == "None" and resolver.items[name].get_config() is None):
+            resolver.resolved_content[name] = text
+    for name, text in typed_options(arguments).items():  # MONAI would pass over a None and keep the default
+        if text == "None" and name in resolver.items and name not in resolver.resolved_content:
+            resolver.resolved_content[name] = None
+
+
+def _resolver() -> ReferenceResolver | None:
+    """What evaluates the config at this moment; MONAI hands it to nobody, so it is looked for among the callers."""
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), ReferenceResolver):
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]

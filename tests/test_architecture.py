@@ -10,7 +10,8 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 ARROWS = {
     # small and plain
     "errors": set(),
-    "files": {"errors"},
+    "text": {"errors"},
+    "files": {"errors", "text"},
     "options": {"errors"},
     "contrasts": {"errors"},
     "devices": set(),
@@ -34,14 +35,14 @@ ARROWS = {
     # volumes
     "dicom": {"errors", "files"},
     "volumes": {"errors", "files", "dicom"},
-    "transforms": {"errors", "slabs", "volumes", "dicom"},
+    "transforms": {"errors", "files", "slabs", "volumes", "dicom"},
     "simulation": {"errors", "volumes"},
     "data": {"errors", "files", "contrasts", "processes", "slabs", "conditioning", "volumes", "transforms", "dicom"},
     "watch": set(),
     "outputs": {"errors", "files", "contrasts", "conditioning", "volumes", "transforms", "dicom"},
     # work
     "prepare": {
-        *("errors", "files", "options", "processes", "contrasts", "workflow"),
+        *("errors", "files", "options", "processes", "contrasts", "workflow", "text"),
         *("volumes", "transforms", "data", "outputs", "dicom"),
     },
     "engines": {"errors", "files", "inferers", "schedulers"},
@@ -61,6 +62,9 @@ ARROWS = {
         "weights",
         "schedulers",
         "calibration",
+        "text",
+        "options",
+        "processes",
         "errors",
         "files",
         "contrasts",
@@ -72,6 +76,7 @@ ARROWS = {
         "workflow",
     },
     "report": {
+        "text",
         "errors",
         "files",
         "contrasts",

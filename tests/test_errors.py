@@ -1,11 +1,15 @@
 """Errors become one sentence, and the last words of a run."""
 
+import errno
+import gzip
+import signal
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from scripts.errors import CaseError, reason, shorten_errors
+from scripts.errors import CaseError, MachineError, machine_error, machine_reason, reason, shorten_errors
 from scripts.inferers.ista import ISTAInferer
 
 
@@ -38,6 +42,43 @@ def test_reason_knows_the_package_s_own_value_errors():
         ISTAInferer(scheduler=None, slab_size=2)
     assert reason(own.value).startswith("slab_size is 2")
     assert reason(raised(ValueError("of somebody else"))).startswith("Unforeseen ValueError")
+
+
+@pytest.mark.parametrize("kind", [None, MachineError])
+def test_what_the_machine_refused_is_told_without_names(kind, caplog):
+    """In a file of failures no name may stand; on the screen the file is named."""
+    refused = OSError(errno.ENOSPC, "No space left on device", "/home/somebody/scan.nii.gz")
+    sentence = reason(raised(refused if kind is None else kind("The disk of /out is full; free space.")))
+    assert "somebody" not in sentence
+    assert "is full" in sentence
+    assert "free space" in sentence
+    assert machine_error(raised(refused)) is None
+    if kind is not None:
+        assert isinstance(machine_error(raised(kind("full"))), OSError)
+
+
+def test_a_broken_file_is_not_the_machine_s(caplog):
+    assert machine_reason(gzip.BadGzipFile("not a gzipped file")) is None
+    assert machine_reason(FileNotFoundError(errno.ENOENT, "No such file")) is None
+    assert reason(OSError("cannot identify image file")).startswith("Unforeseen OSError")
+
+
+@pytest.mark.parametrize(
+    ("ending", "said", "status"),
+    [
+        ("raise KeyboardInterrupt", "Interrupted; ", -signal.SIGINT),
+        ("raise OSError(28, 'No space left on device', 'out/a.txt')", "The disk of out/a.txt is full ", 1),
+        ("raise OSError(30, 'Read-only file system')", "The disk of a file that was to ", 1),
+    ],
+)
+def test_the_last_words_of_a_program_are_one_sentence(bundle_root, ending, said, status):
+    """Names that are no UTF-8 can be printed before."""
+    program = f"from scripts.errors import shorten_errors; shorten_errors(); print('caf\\udce9'); {ending}"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=bundle_root, capture_output=True, text=True)
+    assert ended.returncode == status  # a shell calls an end by Ctrl-C 130
+    assert ended.stderr.startswith(said)
+    assert ended.stderr.count("\n") == 1
+    assert ended.stdout == "caf\\udce9\n"
 
 
 def test_only_the_package_s_own_errors_are_shortened(monkeypatch, capsys):

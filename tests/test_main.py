@@ -1,7 +1,10 @@
 """The commands of `python -m scripts`, typed as a user types them."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pkgutil import resolve_name
 
 import nibabel as nib
@@ -40,6 +43,30 @@ def test_evaluate_prints_a_table(scripts, tmp_path):
     assert ended.returncode == 0
     assert "| inside the brain | Pearson | PSNR (dB) | SSIM |" in ended.stdout
     assert "\n| synthetic | 1.0000 | " in ended.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_prepare_with_a_sentence_and_without_children(bundle_root, tmp_path):
+    """Typed in a terminal it reaches the command and its processes alike."""
+    volume = np.random.default_rng(0).random((20, 20, 20)).astype(np.float32)
+    for name in ("a", "b", "c", "d"):
+        nib.save(nib.Nifti1Image(volume, 4 * np.eye(4)), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "pairs.csv").write_text("subject,source,target\nx,a.nii.gz,b.nii.gz\ny,c.nii.gz,d.nii.gz\n")
+    command = [sys.executable, "-m", "scripts", "prepare", "csv", str(tmp_path / "pairs.csv"), str(tmp_path / "set")]
+    command += ["--source_contrast", "FLAIR", "--registration", "False", "--num_workers", "2"]
+    waiting = f"import pathlib, time; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(99)"
+    (tmp_path / "wait.py").write_text(waiting)
+    command += ["--skull_strip", f"{sys.executable} {tmp_path / 'wait.py'} {{input}} {{mask}}"]
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = subprocess.Popen(command, cwd=bundle_root, stdout=stderr, stderr=stderr, start_new_session=True)
+    until = time.monotonic() + 90
+    while not (tmp_path / "begun").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == -signal.SIGINT
+    said = (tmp_path / "stderr").read_text()
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("Interrupted; files that were written are whole")
 
 
 def test_errors_are_one_sentence_and_a_status(scripts, tmp_path):

@@ -1,11 +1,29 @@
 """Options: mistyped ones are refused, and values are checked in one way."""
 
+import inspect
+import json
+from collections.abc import Sequence
 from math import inf, nan
+from pkgutil import resolve_name
+from typing import Any, get_args
 
+import fire
 import pytest
 
+from scripts.__main__ import COMMANDS
 from scripts.errors import CaseError
-from scripts.options import check_options, names, number, one_of, true_or_false, two_increasing, whole_number
+from scripts.options import (
+    check_options,
+    is_text,
+    names,
+    number,
+    one_of,
+    taking_text,
+    true_or_false,
+    two_increasing,
+    typed_options,
+    whole_number,
+)
 
 MONAI_BUNDLE = "/site-packages/monai/bundle/__main__.py"
 
@@ -33,6 +51,66 @@ def test_known_options_pass(config, options):
 def test_a_mistyped_option_is_refused(config, option, nearest):
     with pytest.raises(CaseError, match=rf"There is no setting \w+; did you mean {nearest}\?"):
         check_options([MONAI_BUNDLE, "run", "--config_file", config, option, "x"])
+
+
+def test_a_path_without_a_value_is_refused(config):
+    for words in (["--output_dir"], ["--output_dir", "-x"], ["--output_dir", "--seed", "1"], ["--output_dir="]):
+        with pytest.raises(CaseError, match="output_dir has no value"):
+            check_options([MONAI_BUNDLE, "run", "--config_file", config, *words])
+    check_options([MONAI_BUNDLE, "run", "--config_file", config, "--output_dir=-x", "--overwrite"])
+
+
+def test_words_are_told_apart_as_fire_does():
+    """Fire itself is the reference: it gives the same names to the same words, but makes Python of some values."""
+    words = ["--a=b=c", "-bc", "x y", "--d-e", "-1", "--f", "--g#h", "", "--f=2", "--i", "Doe, Jane #3"]
+    seen = {}
+    fire.Fire({"run": fire.decorators.SetParseFn(str)(lambda **options: seen.update(options))}, ["run", *words])
+    typed = typed_options([MONAI_BUNDLE, "run", *words])
+    assert typed == {"a": "b=c", "bc": "x y", "d_e": "-1", "f": "2", "g#h": "", "i": "Doe, Jane #3"}
+    assert {name: value for name, value in typed.items() if value is not None} == seen
+
+
+def test_every_path_and_name_of_the_configs_is_known_to_be_text(bundle_root):
+    """A setting that says a file, a folder or weights has to be in the list, or the command line mangles its value."""
+    for path in (bundle_root / "configs").glob("*.json"):
+        for name, value in json.loads(path.read_text(encoding="utf-8")).items():
+            looks = isinstance(value, str) and ("_root + '/" in value or "_dir + '/" in value or "shipped_" in value)
+            if looks and "#" not in name and "(" not in value:
+                assert is_text(name), f"{name} of {path.name}"
+    assert not any(map(is_text, ("batch_size", "dtype", "device", "hu_window", "config_file", "logging_file")))
+
+
+@pytest.mark.parametrize(
+    "word", ["hs #2", "Doe, Jane", "3.10", "1e5", "@x", "$x", "True", "None", "a:b", "~", "{a: b}", "[x]", "'q'", " x "]
+)
+def test_a_command_gets_its_texts_as_typed_and_its_numbers_as_numbers(word):
+    def command(folder: str, spacing: float = 1.0, window: Sequence[float] = (), anything: Any = None, **more: Any):
+        return folder, spacing, window, anything, more
+
+    typed = [word, "--spacing", "1.50", "--window", "0,80", "--anything", "[1,2]", "--style_key", word]
+    expected = (word, 1.5, (0, 80), [1, 2], {"style_key": word})
+    assert fire.Fire(taking_text(command), typed, serialize=lambda _: None) == expected
+
+
+def test_none_and_lists_where_they_are_allowed():
+    def command(a: str | None = "x", b: Sequence[str] | str = (), c: Sequence[str] | str = (), *paths: str):
+        return a, b, c, paths
+
+    typed = ["None", "[p, q]", "p, q", "3.10", "hs #2"]
+    assert fire.Fire(taking_text(command), typed, serialize=lambda _: None) == (
+        None,
+        ["p", "q"],
+        "p, q",
+        ("3.10", "hs #2"),
+    )
+
+
+def test_the_commands_take_paths_as_text():
+    """`taking_text` goes by annotations, so that each folder and file of a command has to be annotated as text."""
+    for target in COMMANDS.values():
+        for name, parameter in inspect.signature(resolve_name(target), eval_str=True).parameters.items():
+            if name.endswith(("dir", "paths")) or name in ("input", "output", "synthetic", "real", "weights", "spool"):
+                assert str in {parameter.annotation, *get_args(parameter.annotation)}, f"{name} of {target}"
 
 
 def test_other_programs_options_are_their_own(config):

@@ -1,8 +1,12 @@
 """What all workflows share."""
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
 
 from scripts import workflow
 from scripts.errors import CaseError
@@ -21,3 +25,75 @@ def test_start_shortens_errors_and_refuses_mistyped_options(bundle_root, monkeyp
     with pytest.raises(CaseError, match="did you mean dataset_dir"):
         workflow.start([*command, "--datset_dir", "x"])
     assert sys.excepthook is not default
+
+
+WORDS = [
+    *("hs #2", "Doe, Jane", "3.10", "1e5", "@x", "$1/0", "None", "True", "a:b", "~", "a/b #c/d", "50%"),
+    *("{_target_: x}", "~no_such_user", "[x]"),
+    *("'q\"", "line\nline", "ends ", "u\u0308", "\u00fc", "caf\udce9", "x::y", "@output_dir", "-1", "a@#b"),
+]
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch):
+    """Settings of a small config, started as `python -m monai.bundle run` starts it, with words typed."""
+    monkeypatch.setattr(workflow, "shorten_errors", lambda: None)
+    monkeypatch.setattr(workflow, "keep_freed_memory", lambda: None)
+
+    def function(*words, written=None, **overrides):
+        content = {
+            "output_dir": "out",
+            "dataset_dir": "data",
+            "section": None,
+            "window": [0, 80],
+            "both": "$@dataset_dir + '|' + @output_dir",
+            "initialize": [{"_target_": "scripts.workflow.start"}],
+            **(written or {}),
+        }
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        command = ["/site-packages/monai/bundle/__main__.py", "run", "--config_file", str(tmp_path / "config.json")]
+        monkeypatch.setattr(sys, "argv", [*command, *words])
+        parser = ConfigParser(content)
+        parser.update({name: value for name, value in overrides.items() if value is not None})  # as MONAI does
+        parser.parse(reset=True)
+        parser.get_parsed_content("initialize")
+        return parser.get_parsed_content
+
+    return function
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_paths_are_read_as_typed(typed, word):
+    """Whatever fire and MONAI make of them: nothing is evaluated, no reference followed, no character changed."""
+    setting = typed(f"--dataset_dir={word}", "--output_dir", "3.0", dataset_dir=DefaultParseValue(word), output_dir=3.0)
+    text = str(Path.cwd() / word) if word == "~no_such_user" else word  # pathlib would look for the home of that user
+    assert setting("dataset_dir") == text
+    assert setting("both") == f"{text}|3.0"
+
+
+def test_what_is_no_text_is_left_to_the_command_line_but_none_is_none(typed):
+    setting = typed("--window", "10,20", "--section", "None", window=(10, 20))
+    assert setting("window") == (10, 20)
+    assert setting("section") is None
+    assert typed("--window", "None")("window") is None
+
+
+def test_a_number_sign_in_a_config_file_stays_one(typed):
+    setting = typed(written={"dataset_dir": "hs #2", "output_dir": "$'out' + @section", "section": "x"})
+    assert setting("both") == "hs #2|outx"
+
+
+def test_other_commands_change_nothing(typed, monkeypatch):
+    setting = typed("--dataset_dir", "x")
+    monkeypatch.setattr(sys, "argv", ["pytest", "--dataset_dir", "x"])
+    assert setting("dataset_dir") == "x"
+    workflow.start()
+
+
+def test_every_workflow_starts_before_anything_else(bundle_root):
+    """Else a typed path could be evaluated, or the errors of the first steps come with a traceback."""
+    for path in (bundle_root / "configs").glob("*.json"):
+        if "initialize" in (content := json.loads(path.read_text(encoding="utf-8"))):
+            assert content["initialize"][0] == {"_target_": "scripts.workflow.start"}, path.name
+    files = [bundle_root / "configs" / name for name in ("inference.json", "train.json")]
+    assert all("initialize" in json.loads(file.read_text(encoding="utf-8")) for file in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -22,8 +23,8 @@ from monai.utils import CommonKeys
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..errors import CaseError, reason
-from ..files import write_whole
+from ..errors import CaseError, machine_error, reason
+from ..files import check_folder, write_whole, writing_into
 from ..outputs.saver import SaveSyntheticd
 from .loading import Overlap, timed
 
@@ -33,18 +34,24 @@ logger = logging.getLogger(__name__)
 
 
 def pending_cases(cases: Sequence[dict[str, str]], saver: SaveSyntheticd, overwrite: bool) -> list[dict[str, str]]:
-    """The cases that `saver` has not saved before with the same settings; all of them with `overwrite`."""
-    pending = [item for item in cases if overwrite or not _is_done(item, saver)]
+    """The cases that `saver` has not saved before with the same settings; all of them with `overwrite`.
+
+    One whose files could not have their names is among them with the reason as its `failure`.
+    """
+    problems = [saver.name_problem(item["case"]) for item in cases]
+    named = [{**item, "failure": why} if why else item for item, why in zip(cases, problems, strict=True)]
+    pending = [item for item in named if overwrite or not _is_done(item, saver)]
     if len(pending) < len(cases):
         logger.info(f"{len(cases) - len(pending)} of {len(cases)} cases are done already (overwrite does them again).")
     return pending
 
 
 def _is_done(item: dict[str, str], saver: SaveSyntheticd) -> bool:
-    """Whether a case was saved before; one whose source is gone was not: the reason is given when it is loaded."""
+    """Whether a case is done; one of which that cannot be told is translated, and fails by itself if it must."""
     try:
-        return saver.is_done(item)
-    except OSError:
+        return "failure" not in item and saver.is_done(item)
+    except Exception as error:
+        logger.warning(f"Whether {item['case']} is done cannot be told, so it is translated again: {reason(error)}")
         return False
 
 
@@ -62,7 +69,8 @@ class CaseEvaluator(SupervisedEvaluator):
         kwargs: of `SupervisedEvaluator`, with a `CaseLoader` of one `CaseDataset` item at a time.
 
     Raises:
-        CaseError: another overlap; in `run`, an output folder that cannot be written.
+        CaseError: another overlap; in `run`, an output folder that cannot be written, before the first case, or what
+            the machine refuses every case, such as on a full disk.
 
     Attributes:
         seconds: taken so far by all cases: "loading", "preprocessing" (after loading), "sampling", "postprocessing",
@@ -94,12 +102,10 @@ class CaseEvaluator(SupervisedEvaluator):
         """Translate every case of the loader; raises nothing for a single case."""
         self._failures.clear()
         self._waiting = None
-        try:
-            self.saver.output_dir.mkdir(parents=True, exist_ok=True)
-            self.saver.remove_partial()
+        check_folder(self.saver.output_dir)
+        self.saver.remove_partial()
+        with writing_into(self.saver.output_dir):
             self._failures_file.unlink(missing_ok=True)
-        except OSError as error:
-            raise CaseError(f"output_dir cannot be written ({error}); give another one.") from None
         if len(self.data_loader) == 0:
             return
         with (
@@ -179,10 +185,14 @@ class CaseEvaluator(SupervisedEvaluator):
             waiting.result()
 
     def _finish(self, index: int, batch: dict[str, Any], output: dict[str, Any]) -> None:
-        """Postprocess and save a sampled case, or note why not."""
+        """Postprocess and save a sampled case, or note why not; what is in every case's way ends the run."""
         try:
             self._postprocess(batch, output)
         except Exception as error:
+            if (refused := machine_error(error)) is not None:
+                with contextlib.suppress(OSError):  # it is to be written to the same disk
+                    self._close(index, reason(error))
+                raise refused from None
             self._close(index, reason(error))
         else:
             self._close(index)
@@ -201,7 +211,11 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def _note(self, index: int, why: str) -> None:
         item = self.cases[index]
-        self._failures[index] = {"case": item["case"], "file": self.saver.source_name(item["image"]), "reason": why}
+        try:
+            file = self.saver.source_name(item["image"])
+        except Exception:  # it may not be there any more
+            file = ""
+        self._failures[index] = {"case": item["case"], "file": file, "reason": why}
         write_whole(self._failures_file, json.dumps(self.failures, indent=2) + "\n")
         logger.error(f"{item['case']} failed: {why}")
 

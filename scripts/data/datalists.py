@@ -135,12 +135,17 @@ def inference_ct_window(dataset_dir: Any) -> list[float] | None:
 def _listed_sources(root: Path, section: str | None, contrasts: Sequence[str] | None) -> list[dict[str, str]]:
     """The sources of a prepared set; of several contrasts those that each subject has."""
     sections = [section] if section else SECTIONS
-    entries = [e for name in sections for e in training_datalist(str(root), name, contrasts=contrasts)]
-    if not entries:
+    failures: list[dict[str, str]] = []
+    entries = [
+        entry
+        for name in sections
+        for entry in training_datalist(str(root), name, contrasts=contrasts, failures=failures)
+    ]
+    if not entries and not failures:
         raise CaseError(
             f"{root / DATALIST} lists nobody{f' under {section}' if section else ''}; give another section."
         )
-    items = []
+    items = [{"image": "", "case": Path(one["subject"]).name, "failure": one["reason"]} for one in failures]
     for entry in entries:
         images = {key: entry[key] for key in map(contrast_key, contrasts or ()) if key in entry}
         image = next(iter(images.values())) if contrasts else entry["source"]

@@ -25,6 +25,7 @@ def training_datalist(
     needed: Sequence[str] = ("source", "target"),
     contrasts: Sequence[str] | None = None,
     may_be_empty: bool = True,
+    failures: list[dict[str, str]] | None = None,
 ) -> list[dict]:
     """One section of DATASET_DIR/datalist.json, with absolute paths.
 
@@ -37,6 +38,7 @@ def training_datalist(
         needed: which of "source" and "target" each subject has to have.
         contrasts: of the sources, in the order of the network's channels; None for one of any name.
         may_be_empty: whether a list without subjects is one.
+        failures: receives {"subject", "reason"} of each subject that lacks something; without, the first is an error.
 
     Returns:
         {"subject", "target", "source"?, "mask"?, "labels"?, "weight"?} for each subject. Without a mask the target's
@@ -53,7 +55,15 @@ def training_datalist(
     if not listed[section] and not may_be_empty:
         raise CaseError(f"The list {section!r} of {path} is empty; add subjects to it.")
     names = None if contrasts is None else [contrast_named(name) for name in contrasts]
-    return [_with_paths(entry, path, needed, names) for entry in listed[section]]
+    items = []
+    for entry in listed[section]:
+        try:
+            items.append(_with_paths(entry, path, needed, names))
+        except CaseError as error:
+            if failures is None or not entry.get("subject"):
+                raise
+            failures.append({"subject": str(entry["subject"]), "reason": str(error)})
+    return items
 
 
 def contrast_key(contrast: str) -> str:
@@ -88,6 +98,8 @@ def _with_paths(entry: Mapping, path: Path, needed: Sequence[str], contrasts: Se
     subject = entry.get("subject")
     if not subject:
         raise CaseError(f"{path} has an entry without 'subject'; name it.")
+    if Path(str(subject)).name != str(subject):  # it names files, which must not land in another folder
+        raise CaseError(f"{path} has the subject {subject}, which is no name of a file; leave out the folders.")
     sources = _source_paths(entry, path, contrasts)
     others = {key: value for key, value in entry.items() if key not in ("source", "sources")}
     missing = [key for key in needed if key not in others and not (key == "source" and sources)]

@@ -6,7 +6,6 @@ predictor than the first for something else without a word.)
 
 from __future__ import annotations
 
-import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import CaseError
+from ..files import temporary_folder
 from .headers import Header, opened, quiet_pydicom
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ def _decoded_by_gdcm(dataset: Any) -> np.ndarray:
     plain["PixelData"].is_undefined_length = True
     if frames > 1:
         plain.NumberOfFrames = frames
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slice.dcm"
+    with temporary_folder() as folder:
+        path = folder / "slice.dcm"
         plain.save_as(path)
         return np.asarray(itk.array_from_image(itk.imread(str(path), itk.D))).astype(np.int64)
 

@@ -1,7 +1,6 @@
 """Figures of synthetic volumes against the real ones, whichever method made them: files in, tables out."""
 
-import concurrent.futures
-import multiprocessing
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,14 +8,15 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 from tqdm import tqdm
 
 from ..contrasts import contrast_named
-from ..errors import CaseError
-from ..files import write_whole
+from ..errors import CaseError, reason
+from ..files import check_folder, write_whole
+from ..options import whole_number
+from ..processes import run_isolated
 from ..transforms.checks import CheckVolumed
 from ..volumes.load import read_volume
 from ..volumes.scaling import check_not_negative
@@ -69,6 +69,7 @@ def evaluate(
         source_contrast: what the sources are, where no JSON beside the synthetic ones tells it.
         erode_mm: how far inside the brain's edge to compare.
     """
+    whole_number("workers", workers, least=0)
     check_against(against, output_dir)
     if pairs is None and synthetic is None and real is None and against is not None:
         text = comparison(read_subjects(output_dir), against)
@@ -77,6 +78,7 @@ def evaluate(
         print(text)
         return
     listed, left_out = _listed(synthetic, real, pairs, masks, source, target_contrast)
+    check_folder(output_dir)
     evaluation = evaluate_pairs(listed, workers, erode_mm, source_contrast)
     evaluation.failures = {**left_out, **evaluation.failures}
     if not evaluation.figures:
@@ -145,17 +147,19 @@ def _add(evaluation: Evaluation, pair: ResultPair, outcome: PairFigures) -> None
 def _outcomes(
     pairs: list[ResultPair], workers: int, erode_mm: float, source_contrast: str | None
 ) -> Iterator[PairFigures | str]:
-    """What `_figures_or_reason` gives for each pair, in order."""
+    """What `_figures_or_reason` gives for each pair, in order; a process that is killed fails its pair alone."""
     chosen = source_contrast and contrast_named(source_contrast)
     measure = partial(_figures_or_reason, erode_mm=erode_mm, alone=len(pairs) == 1, source_contrast=chosen)
     if workers <= 1 or len(pairs) == 1:
         yield from map(measure, pairs)
         return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        yield from pool.map(measure, pairs)
+    killed = "its process was killed, most likely for want of memory; give fewer workers"
+    done: dict[str, PairFigures | str] = {}
+    waiting = deque(pairs)
+    for pair, outcome in run_isolated(measure, pairs, workers):
+        done[pair.subject] = outcome or killed
+        while waiting and waiting[0].subject in done:
+            yield done.pop(waiting.popleft().subject)
 
 
 def _figures_or_reason(
@@ -169,6 +173,8 @@ def _figures_or_reason(
         return PairFigures(measured, case_rows(*volumes, compared.source) if alone else {}, compared.notes)
     except ValueError as error:  # CaseError, and volumes that have no figures
         return str(error)
+    except Exception as error:
+        return reason(error)
 
 
 @dataclass(frozen=True)

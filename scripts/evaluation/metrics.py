@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["VolumeMetric", "inter_slice_ssim", "metric_handler", "nrmse", "psnr", "ssim"]
 
-_WINDOW = 7
+SSIM_WINDOW = 7
 """Voxels of SSIM's uniform window in each direction; the papers', and scikit-image's default."""
 
 
@@ -117,13 +117,13 @@ def _ssim_map(image: Tensor, reference: Tensor) -> Tensor:
     """SSIM of each whole window, (B, 1, ...) -> (B, 1, ... - 6)."""
     dims = image.ndim - 2
     return compute_ssim_and_cs(
-        image, reference, dims, kernel_size=(_WINDOW,) * dims, kernel_sigma=(1.0,) * dims, kernel_type="uniform"
+        image, reference, dims, kernel_size=(SSIM_WINDOW,) * dims, kernel_sigma=(1.0,) * dims, kernel_type="uniform"
     )[0]
 
 
 def _windows(mask: Tensor, dims: int) -> Tensor:
     """The mask at the centres of whole windows over its last `dims` axes."""
-    reach = _WINDOW // 2
+    reach = SSIM_WINDOW // 2
     return mask[(..., *(slice(reach, -reach),) * dims)]
 
 

@@ -1,16 +1,18 @@
 """Which synthetic volume belongs to which real one: from a table, or from two folders by the files' names."""
 
-import csv
 import json
 import os
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..contrasts import CONTRASTS, contrast_ending, contrast_named
 from ..errors import CaseError
+from ..text import path_named, read_table, readable
 from ..volumes.find import stem_of, volumes_below
 
+_OPTIONAL = ("mask", "source", "target_contrast")
 _CONTRAST_ENDINGS = tuple(contrast_ending(contrast) for contrast in CONTRASTS)
 # endings that say what kind of image it is, whatever its contrast
 _KINDS = {"synthetic": ("_synthetic",), "real": ("_target", "_real", "_mr"), "source": ("_source",), "mask": ("_mask",)}
@@ -96,19 +98,21 @@ def pairs_of_table(
     file = Path(path)
     if not file.is_file():
         raise CaseError(f"There is no {file}; give a CSV with the columns subject, synthetic and real.")
-    rows = _table_rows(file)
-    contrasts = [_contrast_of_row(row, file.parent) for row in rows]
+    rows = [row for _, row in read_table(file, ("subject", "synthetic", "real"), _OPTIONAL) if any(row.values())]
+    contrasts, left_out = _contrasts_of_rows(rows, file.parent)
     contrast = chosen_contrast(contrasts, target_contrast)
-    pairs, left_out = {}, {}
-    for row, own in zip(rows, contrasts, strict=True):
-        subject = (row["subject"] or "").strip()
-        files = {k: file.parent / v.strip() for k in _KINDS if (v := row.get(k)) and v.strip()}
+    pairs: dict[str, ResultPair] = {}
+    for number, (row, own) in enumerate(zip(rows, contrasts, strict=True), start=1):
+        subject = row["subject"]
+        files = {kind: path_named(file.parent, row[kind]) for kind in _KINDS if row[kind]}
+        if subject and subject in left_out:
+            continue
         if own not in (None, contrast):
             left_out[subject] = f"its synthetic image is of {own}, not {contrast}"
         elif subject in pairs:
             left_out[subject] = f"{file.name} has it twice; keep one row"
         elif not {"synthetic", "real"} <= files.keys() or not subject:
-            left_out[subject or f"row {len(pairs) + len(left_out) + 1}"] = "the row is not complete; fill it in"
+            left_out[subject or f"row {number}"] = "the row is not complete; fill it in"
         else:
             pairs[subject] = ResultPair(subject, **files, target_contrast=contrast)
     kept = [pair for subject, pair in pairs.items() if subject not in left_out]
@@ -117,19 +121,18 @@ def pairs_of_table(
     return kept, left_out
 
 
-def _table_rows(file: Path) -> list[dict[str, str]]:
-    with open(file, newline="", encoding="utf-8-sig") as opened:
-        reader = csv.DictReader(opened)
-        missing = [c for c in ("subject", "synthetic", "real") if c not in (reader.fieldnames or ())]
-        if missing:
-            raise CaseError(f"{file} has no column {missing[0]}; it needs subject, synthetic and real.")
-        return list(reader)
-
-
-def _contrast_of_row(row: dict[str, str], folder: Path) -> str | None:
-    if row.get("target_contrast"):
-        return contrast_named(row["target_contrast"])
-    return recorded_contrast(folder / row["synthetic"].strip()) if row.get("synthetic") else None
+def _contrasts_of_rows(rows: Iterable[dict[str, str]], folder: Path) -> tuple[list[str | None], dict[str, str]]:
+    """The target contrast that each row or its record tells, None where none does; and whose is none that there is."""
+    contrasts, left_out = [], {}
+    for row in rows:
+        try:
+            told = row["target_contrast"]
+            image = path_named(folder, row["synthetic"]) if row["synthetic"] else None
+            contrasts.append(contrast_named(told) if told else image and recorded_contrast(image))
+        except CaseError as error:
+            contrasts.append(None)
+            left_out[row["subject"]] = str(error)
+    return contrasts, left_out
 
 
 def pairs_of_folders(
@@ -162,13 +165,15 @@ def pairs_of_folders(
         return [ResultPair(subject_of(_stem(paths["synthetic"])), **paths, target_contrast=contrast)], {}
     # the files themselves: a datalist.json there would name the sources alone
     items = {kind: volumes_below(path) for kind, path in paths.items()}
-    recorded = {item["image"]: recorded_contrast(Path(item["image"])) for item in items["synthetic"]}
+    recorded, unknown = _recorded(items["synthetic"])
+    items["synthetic"] = [item for item in items["synthetic"] if item["image"] in recorded]
     contrast = chosen_contrast(recorded.values(), target_contrast)
     items["synthetic"] = [item for item in items["synthetic"] if recorded[item["image"]] in (None, contrast)]
     translated = {recorded_contrast(Path(item["image"]), "source_contrast") for item in items["synthetic"]}
     sources = contrast_ending(translated.pop()) if len(translated) == 1 and None not in translated else None
     found = {kind: _by_subject(kind, listed, contrast, sources) for kind, listed in items.items()}
     pairs, left_out = _matched(found, contrast)
+    left_out |= unknown
     if not pairs:
         raise CaseError(
             f"No file in {synthetic} has a partner in {real}; files of one subject need the same name, but for endings "
@@ -178,8 +183,24 @@ def pairs_of_folders(
     return pairs, left_out
 
 
+def _recorded(items: Iterable[dict[str, str]]) -> tuple[dict[str, str | None], dict[str, str]]:
+    """`recorded_contrast` by image, and subject -> reason for images whose record names none that there is."""
+    recorded, unknown = {}, {}
+    for item in items:
+        try:
+            recorded[item["image"]] = recorded_contrast(Path(item["image"]))
+        except CaseError as error:
+            unknown[subject_of(item["case"])] = f"the JSON beside it is damaged: {error}"
+    return recorded, unknown
+
+
 def subject_of(name: str) -> str:
-    """A file's name without the endings that say which image it is: `anna_ct_t1` is anna."""
+    """A file's name without the endings that say which image it is: `anna_ct_t1` is anna.
+
+    Accents are one character each, and bytes that are no UTF-8 letters, so that files meet that were named on Windows,
+    macOS and Linux.
+    """
+    name = unicodedata.normalize("NFC", readable(name))
     lowered = name.lower()
     for ending in _ENDINGS:
         if lowered.endswith(ending) and len(name) > len(ending):

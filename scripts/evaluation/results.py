@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -15,7 +16,8 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..errors import CaseError
-from ..files import write_whole
+from ..files import check_folder, write_whole, writing_into
+from ..text import number_in, read_table
 from .figures import (
     LOWPASS_MM,
     case_table,
@@ -135,8 +137,7 @@ def write_results(
     Raises:
         CaseError: the other evaluation cannot be read or has no subject in common; all files but the summary are there.
     """
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = check_folder(output_dir)
     _write_subjects(evaluation.figures, folder / "subjects.csv")
     _write_cases(evaluation, folder)
     failures = [{"subject": subject, "reason": reason} for subject, reason in evaluation.failures.items()]
@@ -256,11 +257,10 @@ def read_subjects(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     if not file.is_file():
         raise CaseError(f"There is no {file}; give the folder of an evaluation, or its subjects.csv.")
     try:
-        with open(file, newline="", encoding="utf-8") as opened:
-            rows = {row.pop("subject"): row for row in csv.DictReader(opened)}
-        return {s: {k: float(v) for k, v in row.items()} for s, row in rows.items() if s not in _SUMMARIES}
-    except (KeyError, ValueError, TypeError) as error:
-        raise CaseError(f"{file} is no table of an evaluation ({error!r}); give a subjects.csv.") from error
+        rows = {row.pop("subject"): row for _, row in read_table(file, ("subject",))}
+        return {s: {k: number_in(v) for k, v in row.items()} for s, row in rows.items() if s not in _SUMMARIES}
+    except ValueError as error:
+        raise CaseError(f"{file} is no table of an evaluation ({error}); give a subjects.csv.") from error
 
 
 def versions() -> str:
@@ -275,10 +275,14 @@ def _write_subjects(figures: Mapping[str, Mapping[str, float]], file: Path) -> N
     spreads = [mean_and_deviation([row[name] for row in figures.values()]) for name in names]
     rows = [[subject, *(row[name] for name in names)] for subject, row in figures.items()]
     rows += [[summary, *(spread[n] for spread in spreads)] for n, summary in enumerate(_SUMMARIES)]
-    with open(file, "w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["subject", *names])
-        writer.writerows([row[0], *(f"{float(value):.6g}" for value in row[1:])] for row in rows)
+    cells = [[row[0], *(f"{float(value):.6g}" for value in row[1:])] for row in rows]
+    _write_csv([["subject", *names], *cells], file)
+
+
+def _write_csv(rows: Sequence[Sequence[str]], file: Path) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_whole(file, text.getvalue())
 
 
 def _write_cases(evaluation: Evaluation, folder: Path) -> None:
@@ -286,12 +290,11 @@ def _write_cases(evaluation: Evaluation, folder: Path) -> None:
     if not evaluation.cases:
         (folder / "cases.csv").unlink(missing_ok=True)
         return
-    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(CASE_COLUMNS)
-        for subject, files in evaluation.cases.items():
-            paths = ["" if (p := files.get(c)) is None else os.path.relpath(p, folder) for c in CASE_COLUMNS[1:-1]]
-            writer.writerow([subject, *paths, evaluation.target_contrast])
+    rows = []
+    for subject, files in evaluation.cases.items():
+        paths = ["" if (p := files.get(c)) is None else os.path.relpath(p, folder) for c in CASE_COLUMNS[1:-1]]
+        rows.append([subject, *paths, evaluation.target_contrast])
+    _write_csv([CASE_COLUMNS, *rows], folder / "cases.csv")
 
 
 class SubjectResults:
@@ -358,10 +361,10 @@ class SubjectResults:
         return low + (high - low) * source
 
     def _save(self, subject: str, kind: str, volume: np.ndarray, affine: np.ndarray) -> Path:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         file = self.output_dir / f"{subject}_{kind}.nii.gz"
         dtype = np.uint8 if kind == "mask" else np.float32
-        nib.save(nib.Nifti1Image(np.clip(volume, 0, 1).astype(dtype), affine), file)
+        with writing_into(self.output_dir):
+            nib.save(nib.Nifti1Image(np.clip(volume, 0, 1).astype(dtype), affine), file)
         return file
 
     def __call__(self, engine: Engine) -> None:

@@ -14,8 +14,10 @@ import torch
 from tqdm import tqdm
 
 from ..errors import CaseError
-from ..files import write_whole
+from ..files import check_folder, write_whole
+from ..options import whole_number
 from .figures import finite, volume_figures
+from .metrics import SSIM_WINDOW
 
 Figures = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
 """(image, reference, mask), (H, W, Z) each -> figures by name."""
@@ -129,8 +131,7 @@ def run_study(
     Returns:
         results, subject by subject.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = check_folder(folder)
     pairs, results = list(pairs), []
     variants = _with_known_keys(variants, pairs, sampler)
     with tqdm(total=len(pairs) * len(variants), desc="study", unit="volume", disable=None) as bar:
@@ -204,6 +205,21 @@ def select_items(items: Sequence[Mapping], subjects: Any) -> list[dict]:
     """Entries of a datalist by subject; "number" keeps their place in the list, by which a simulated CT is drawn."""
     wanted = select(subjects, [str(item["subject"]) for item in items], "subject")
     return [{**item, "number": n} for n, item in enumerate(items) if str(item["subject"]) in wanted]
+
+
+def check_slices(slices: Any) -> None:
+    """Refuse a piece of the volume that SSIM does not fit into, before the work rather than after it.
+
+    Args:
+        slices: axial slices in the middle of the brain; None for all.
+
+    Raises:
+        CaseError: fewer than SSIM's window has voxels, or no whole number.
+    """
+    if slices is not None and whole_number("slices", slices) < SSIM_WINDOW:
+        raise CaseError(
+            f"slices is {slices}, and SSIM's window needs {SSIM_WINDOW} voxels; give {SSIM_WINDOW} or more."
+        )
 
 
 def central_slices(pair: Mapping, number: int | None) -> dict:

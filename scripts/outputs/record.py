@@ -12,6 +12,7 @@ import nibabel as nib
 from monai.data import MetaTensor
 
 from ..dicom.series import patient_of, series_folder, series_name, series_record
+from ..errors import CaseError, machine_reason
 from ..files import sha256_of_file
 from .measures import UNKNOWN_ORIENTATION
 
@@ -43,10 +44,16 @@ class SourceRecorder:
         """Name and digest of a source file, or of the files of a DICOM series.
 
         Raises:
-            CaseError: a file of the series cannot be read.
+            CaseError: a file cannot be read, or is not there any more.
         """
         if not isinstance(source, list):
-            return {"file": self.name(source), "sha256": sha256_of_file(source)}
+            try:
+                return {"file": self.name(source), "sha256": sha256_of_file(source)}
+            except OSError as error:
+                name = Path(source).name
+                raise CaseError(
+                    machine_reason(error, name) or f"{name} cannot be read any more ({error.strerror}); give it again."
+                ) from error
         record = series_record(source)
         if self.keep_names:
             record = {"file": self.name(source), **record, **patient_of(source[0])}

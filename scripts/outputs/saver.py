@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..contrasts import contrast_ending, contrast_named
 from ..errors import CaseError
+from ..files import longest_name, move, writing_into
 from ..transforms.checks import value_range
 from ..volumes.load import file_name
 from .measures import case_warnings
@@ -200,12 +201,13 @@ class SaveSyntheticd(SaveImaged):
         """Write the files of a case, all of them or none."""
         working = self.output_dir / f".{outputs.stem}.partial"
         shutil.rmtree(working, ignore_errors=True)
-        working.mkdir(parents=True)
-        try:
-            self._stage(outputs, working)
-            self._commit(outputs.stem, working)
-        finally:
-            shutil.rmtree(working, ignore_errors=True)
+        with writing_into(self.output_dir):
+            working.mkdir(parents=True)
+            try:
+                self._stage(outputs, working)
+                self._commit(outputs.stem, working)
+            finally:
+                shutil.rmtree(working, ignore_errors=True)
 
     def _stage(self, outputs: _CaseOutputs, working: Path) -> None:
         """Write the files into a folder of their own."""
@@ -232,13 +234,26 @@ class SaveSyntheticd(SaveImaged):
             (self.output_dir / f"{stem}{ending}").unlink(missing_ok=True)
         for ending in (".nii.gz", ".png", UNCERTAINTY_ENDING, WATCH_ENDING):
             if (working / f"{stem}{ending}").is_file():
-                os.replace(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
+                move(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
         if replaced:
             with contextlib.suppress(FileNotFoundError):
-                os.replace(self.output_dir / f"{stem}_dicom", working / "replaced")
+                move(self.output_dir / f"{stem}_dicom", working / "replaced")
         if self.dicom is not None:
-            os.replace(working / f"{stem}_dicom", self.output_dir / f"{stem}_dicom")
-        os.replace(working / f"{stem}.json", self.output_dir / f"{stem}.json")
+            move(working / f"{stem}_dicom", self.output_dir / f"{stem}_dicom")
+        move(working / f"{stem}.json", self.output_dir / f"{stem}.json")
+
+    def name_problem(self, case: str) -> str | None:
+        """Why the files of a case cannot have their names, told before it is translated; None where they can."""
+        stem = f"{case}{self.suffix}"
+        longest = max(len(os.fsencode(name)) for name in (f".{stem}.partial", f"{stem}{UNCERTAINTY_ENDING}"))
+        allowed = longest_name(self.output_dir)
+        if longest <= allowed:
+            return None
+        return (
+            f"The names of its files would have {longest} bytes, and the disk of output_dir allows {allowed}, because "
+            "CASE joins the names of the folders and of the file; shorten these names, or give a folder further down "
+            "as dataset_dir."
+        )
 
     def is_done(self, item: Mapping[str, Any]) -> bool:
         """Whether the files of a case (`image`: its path or paths, `case`: CASE) are there, made alike of the same."""

@@ -13,6 +13,7 @@ from typing import Any
 from ..data.splits import SECTIONS, one_person_each, split_people
 from ..data.volume_cache import num_cores
 from ..errors import CaseError
+from ..options import names as option_names
 from ..transforms.skull_strip import SkullStripd
 from .conform import Recipe
 from .layouts import LAYOUTS, list_pairs
@@ -100,6 +101,11 @@ def prepare(
     for failure in failures:
         print(f"{failure['subject']} failed: {failure['reason']}")
     prepared = PreparedSet(folder, recipe, options)
+    if prepared.may_take_hd_bet(pairs):
+        print(
+            "Where a volume still has its skull, HD-BET looks for the brain: about ten minutes a subject on a CPU, "
+            "without a word meanwhile. Stripped volumes or brain masks (skull_strip, or the column mask) do without."
+        )
     failures += prepared.make(pairs, root if root.is_dir() else root.parent, min(workers, len(pairs)))
     done = [pair for pair in pairs if pair.subject in prepared.subjects]
     sections, conflicts = _sections(done, prepared.subjects, fractions, seed)
@@ -116,9 +122,10 @@ prepare.__doc__ = (
 
 
 def _names(given: Sequence[str] | str, option: str, known: Iterable[str]) -> set[str]:
-    """The names of an option; the command line gives one name alone as it is, and one of digits as a number."""
-    names = {str(name) for name in (given if isinstance(given, list | tuple | set) else [given])}
-    if unknown := sorted(names - set(known)):
+    """The names of an option, one that has a comma in it alone, or several that are separated by commas."""
+    known = set(known)
+    names = {given} if isinstance(given, str) and given in known else set(option_names(option, given))
+    if unknown := sorted(names - known):
         raise CaseError(f"{option} names {unknown[0]}, which no subject that is used has; correct the name.")
     return names
 
@@ -244,19 +251,31 @@ def _tell_end(
         f"{', '.join(f'{count[section]} {section}' for section in SECTIONS)}. "
         f"A process took up to {memory:.1f} GiB of memory."
     )
-    print(f"Look at {folder / 'quality.html'} before you train. Then type:")
+    print(f"Look at {folder / 'quality.html'} before you train.")
+    _tell_next(folder, pairs, count)
+    if failures:
+        print(
+            f"{len(failures)} of {len(sections) + len(failures)} subjects failed; {folder / 'failures.json'} tells why."
+        )
+
+
+def _tell_next(folder: Path, pairs: Sequence[Pair], count: Mapping[str, int]) -> None:
+    """What to type next, or why there is nothing to train on or to measure with."""
     contrast = pairs[0].source_contrast
     configs = _CONFIGS.get(contrast, MRI_CONFIGS)
     options = "" if contrast in (None, "CT", "FLAIR") else f" --source_contrast {contrast}"
     if (target := pairs[0].target_contrast) != "T1":
         options += f" --target_contrast {target}"
-    print(_bundle_command(configs, folder) + options)
-    trained = f"{options} --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
-    print(_bundle_command([*configs, "configs/evaluate.json"], folder) + trained)
-    if failures:
-        print(
-            f"{len(failures)} of {len(sections) + len(failures)} subjects failed; {folder / 'failures.json'} tells why."
-        )
+    if count["training"]:
+        print("Then type:")
+        print(_bundle_command(configs, folder) + options)
+    else:
+        print("Nobody is left to train on; add people, or lower validation_fraction and test_fraction.")
+    if count["test"]:
+        trained = f"{options} --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
+        print(_bundle_command([*configs, "configs/evaluate.json"], folder) + trained)
+    else:
+        print("Nobody is held out to measure the result with; raise test_fraction, or name test_people.")
 
 
 def _bundle_command(configs: Sequence[str], folder: Path) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from ..contrasts import contrast_named
 from ..errors import CaseError
+from ..text import path_named, read_table
 from ..volumes.find import IMAGE_SUFFIXES, volume_suffix
 from .pairs import Listing, Pair, safe_name, volume_problem
 
@@ -25,7 +24,7 @@ def list_table(root: Path, source_contrast: str | None = None, target_contrast: 
 
     Columns: subject, source, target; where wanted mask (of the brain, on the target's grid), labels, split (training,
     validation, test), person, source_contrast, target_contrast; any others are not read. Paths are relative to the
-    table; a source or target is a volume or a folder of DICOM. Separated by comma, semicolon or tab; UTF-8.
+    table; a source or target is a volume or a folder of DICOM. See `read_table` for what a table may be.
 
     Args:
         root: the table, or a folder with one .csv file in it.
@@ -62,59 +61,30 @@ def _find_table(root: Path) -> Path | None:
 
 
 def _rows(table: Path) -> list[Row]:
-    """The rows that are not blank, as {column: text without spaces around it, "" where it has none}."""
-    try:
-        text = table.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaseError(f"{table.name} is no UTF-8 text; save it as CSV UTF-8.") from error
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
-    header = [cell.strip().lower() for cell in next(lines, [])]
-    if missing := [name for name in REQUIRED if name not in header]:
-        raise CaseError(
-            f"{table.name} lacks the column {' and '.join(missing)}; its first line is to name "
-            f"{', '.join(REQUIRED)}, and where wanted {', '.join(OPTIONAL)}."
-        )
-    if twice := [name for name in REQUIRED + OPTIONAL if header.count(name) > 1]:
-        raise CaseError(f"{table.name} has the column {twice[0]} twice; keep one.")
+    """The rows that are not blank, as {column: text}."""
     rows: dict[str, Row] = {}
-    for cells in lines:
-        if any(cell.strip() for cell in cells):
-            row = _row(header, [cell.strip() for cell in cells], f"{table.name}, line {lines.line_num},")
-            if row["subject"] in rows:
-                raise CaseError(f"{table.name} has the subject {row['subject']} twice; give each row its own name.")
-            rows[row["subject"]] = row
+    for line, row in read_table(table, REQUIRED, OPTIONAL):
+        if not any(row.values()):
+            continue
+        _check_row(row, f"{table.name}, line {line},")
+        if row["subject"] in rows:
+            raise CaseError(f"{table.name} has the subject {row['subject']} twice; give each row its own name.")
+        rows[row["subject"]] = row
     return list(rows.values())
 
 
-def _row(header: list[str], cells: list[str], where: str) -> Row:
-    if any(cells[len(header) :]):
-        raise CaseError(
-            f"{where} has more cells than the first line; put quotes round a text that holds the separator."
-        )
-    row = dict.fromkeys(REQUIRED + OPTIONAL, "") | dict(zip(header, cells, strict=False))
+def _check_row(row: Row, where: str) -> None:
     if not row["subject"]:
         raise CaseError(f"{where} names no subject; fill in its name.")
     if row["split"].lower() not in _SPLITS | {"": ""}:
         raise CaseError(
             f"{where} has the split {row['split']!r}; write training, validation or test, or leave it empty."
         )
-    return row
-
-
-def _delimiter(text: str) -> str:
-    """The one by which the first line holds the most known columns."""
-    first = text.split("\n", 1)[0]
-
-    def known(delimiter: str) -> int:
-        cells = next(csv.reader([first], delimiter=delimiter), [])
-        return sum(cell.strip().lower() in REQUIRED + OPTIONAL for cell in cells)
-
-    return max(",;\t", key=known)
 
 
 def _pair(row: Row, folder: Path, source_contrast: str, target_contrast: str) -> Pair:
     def path(column: str) -> Path | None:
-        return folder / Path(row[column]).expanduser() if row[column] else None
+        return path_named(folder, row[column]) if row[column] else None
 
     return Pair(
         subject=safe_name(row["subject"]),

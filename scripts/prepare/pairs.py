@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from ..errors import CaseError
 from ..files import files_below
+from ..text import readable
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,14 @@ class Scans:
 def safe_name(text: str) -> str:
     """A name that can be a file's: what is no letter, digit, `.`, `_` or `-` becomes `_`.
 
+    A name of other letters alone, such as one in Chinese, becomes `subject_` and eight digits that stand for it.
+
     Raises:
-        CaseError: nothing is left of it.
+        CaseError: it has neither letters nor digits.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", text.strip()).lstrip(".-")
+    if not name.strip("_") and any(map(str.isalnum, readable(text))):
+        return f"subject_{sha256(unicodedata.normalize('NFC', readable(text)).encode()).hexdigest()[:8]}"
     if not name.strip("_"):
         raise CaseError(f"A subject called {text!r} cannot name a file; use letters and digits.")
     return name

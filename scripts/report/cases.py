@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import Counter
@@ -15,9 +14,11 @@ from ..contrasts import contrast_ending, contrast_named
 from ..dicom.series import Series, find_series, series_record
 from ..errors import CaseError
 from ..evaluation.pairs import real_endings
-from ..files import sha256_of_file
+from ..files import sha256_if_there
+from ..text import number_in, path_named, read_table
 from ..volumes.find import IMAGE_SUFFIXES, stem_of
 
+_OPTIONAL = ("real", "source", "mask", "target_contrast")
 SUMMARY_ROWS = ("mean", "std")  # rows of subjects.csv that are no subject
 
 
@@ -50,7 +51,9 @@ class Case:
     uncertainty: Path | None = None
 
 
-def list_cases(results_dir: Path, source_dirs: Iterable[Path] = (), real: Path | None = None) -> list[Case]:
+def list_cases(
+    results_dir: Path, source_dirs: Iterable[Path] = (), real: Path | None = None
+) -> tuple[list[Case], list[dict[str, str]]]:
     """The cases of an evaluation folder (`cases.csv`), else those of the main job's output folder.
 
     Args:
@@ -58,20 +61,23 @@ def list_cases(results_dir: Path, source_dirs: Iterable[Path] = (), real: Path |
         source_dirs: where the main job's sources may be, folders or files; each is known by its SHA-256.
         real: folder of real images named like the case, or one image where there is one case.
 
+    Returns:
+        the cases, and {"case", "file", "reason"} of those whose record or files are damaged or not there.
+
     Raises:
         CaseError: no folder, or nothing in it to report.
     """
     if not results_dir.is_dir():
         raise CaseError(f"{results_dir} is no folder; give the output folder of the main job or of an evaluation.")
     if (results_dir / "cases.csv").is_file():
-        cases = _evaluated_cases(results_dir)
+        cases, failures = _evaluated_cases(results_dir)
     else:
-        cases = _translated_cases(results_dir)
+        cases, failures = _translated_cases(results_dir)
         dicom = any((case.record.get("source") or {}).get("series_uid") for case in cases)
         series = [one for folder in source_dirs for one in find_series(folder)] if dicom else []
         for case in cases:
             case.source = _find_source(case, source_dirs, series)
-    if not cases:
+    if not cases and not failures:
         raise CaseError(
             f"{results_dir} holds no case: neither an image CASE_CONTRAST.nii.gz with its JSON, nor a cases.csv; "
             "give the output folder of the main job or of an evaluation."
@@ -79,9 +85,9 @@ def list_cases(results_dir: Path, source_dirs: Iterable[Path] = (), real: Path |
     for case in cases:
         beside = case.synthetic.with_name(f"{stem_of(case.synthetic)}_uncertainty.nii.gz")
         case.uncertainty = beside if beside.is_file() else None
-    if real is not None:
+    if real is not None and cases:
         _find_real(cases, real)
-    return cases
+    return cases, failures
 
 
 def list_failures(results_dir: Path) -> list[dict[str, str]]:
@@ -99,17 +105,22 @@ def list_failures(results_dir: Path) -> list[dict[str, str]]:
         raise CaseError(f"{path} is no list of failures; remove it, or run the main job again.") from None
 
 
-def _translated_cases(results_dir: Path) -> list[Case]:
-    """Each JSON with an image of the same name beside it."""
-    cases = []
+def _translated_cases(results_dir: Path) -> tuple[list[Case], list[dict[str, str]]]:
+    """Each JSON with an image of the same name beside it; and those whose JSON is damaged."""
+    cases, failures = [], []
     for path in sorted(results_dir.glob("*.json")):
         image = path.with_suffix(".nii.gz")
-        if image.is_file():
+        if not image.is_file():
+            continue
+        try:
             record = _read_record(path)
             contrast = contrast_named(record.get("target_contrast") or "T1")
-            subject = path.stem.removesuffix(contrast_ending(contrast))
-            cases.append(Case(subject, image, record=record, target_contrast=contrast, subject=subject))
-    return _named_apart(cases)
+        except CaseError as error:
+            failures.append({"case": path.stem, "file": path.name, "reason": str(error)})
+            continue
+        subject = path.stem.removesuffix(contrast_ending(contrast))
+        cases.append(Case(subject, image, record=record, target_contrast=contrast, subject=subject))
+    return _named_apart(cases), failures
 
 
 def _named_apart(cases: list[Case]) -> list[Case]:
@@ -127,40 +138,52 @@ def _named_apart(cases: list[Case]) -> list[Case]:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CaseError(f"{path} is not valid JSON ({error}); translate the case again.") from None
-    return record if isinstance(record, dict) else {}
+    except (OSError, ValueError) as error:
+        raise CaseError(f"{path.name} is not valid JSON ({error}); translate the case again.") from None
+    if not isinstance(record, dict):
+        raise CaseError(f"{path.name} is no record of a case; translate the case again.")
+    return record
 
 
-def _evaluated_cases(results_dir: Path) -> list[Case]:
-    """The rows of cases.csv, with the figures of subjects.csv and the JSON beside each synthetic image."""
+def _evaluated_cases(results_dir: Path) -> tuple[list[Case], list[dict[str, str]]]:
+    """The rows of cases.csv, with the figures of subjects.csv; and those of which a file is damaged or not there."""
     figures = _read_figures(results_dir / "subjects.csv")
-    cases = []
-    for row in _read_rows(results_dir / "cases.csv", ("subject", "synthetic")):
-        files = {key: results_dir / row[key] for key in ("synthetic", "real", "source", "mask") if row.get(key)}
-        for key, path in files.items():
-            if not path.is_file():
-                raise CaseError(f"The {key} of {row['subject']}, {path}, is not there; evaluate again.")
-        path = files["synthetic"].with_name(f"{stem_of(files['synthetic'])}.json")
-        record = _read_record(path) if path.is_file() else {}
-        cases.append(
-            Case(
-                row["subject"],
-                **files,
-                record=record,
-                figures=figures.get(row["subject"], {}),
-                target_contrast=contrast_named(row.get("target_contrast") or record.get("target_contrast") or "T1"),
-                subject=row["subject"],
-            )
-        )
-    return cases
+    cases, failures = [], []
+    for line, row in read_table(results_dir / "cases.csv", ("subject", "synthetic"), _OPTIONAL):
+        try:
+            cases.append(_evaluated_case(row, results_dir, figures.get(row["subject"], {})))
+        except CaseError as error:
+            name = row["subject"] or f"line {line} of cases.csv"
+            failures.append({"case": name, "file": row["synthetic"], "reason": str(error)})
+    return cases, failures
+
+
+def _evaluated_case(row: Mapping[str, str], results_dir: Path, figures: dict[str, float]) -> Case:
+    """A row with the JSON beside its synthetic image."""
+    if not row["subject"] or not row["synthetic"]:
+        raise CaseError("The row has no subject or no synthetic image; evaluate again.")
+    kinds = ("synthetic", "real", "source", "mask")
+    files = {key: path_named(results_dir, row[key]) for key in kinds if row[key]}
+    for key, path in files.items():
+        if not path.is_file():
+            raise CaseError(f"The {key} of {row['subject']}, {path}, is not there; evaluate again.")
+    path = files["synthetic"].with_name(f"{stem_of(files['synthetic'])}.json")
+    record = _read_record(path) if path.is_file() else {}
+    return Case(
+        row["subject"],
+        **files,
+        record=record,
+        figures=figures,
+        target_contrast=contrast_named(row["target_contrast"] or record.get("target_contrast") or "T1"),
+        subject=row["subject"],
+    )
 
 
 def _read_figures(path: Path) -> dict[str, dict[str, float]]:
     """Subject -> figures by name; cells that are no finite number are left out."""
     if not path.is_file():
         return {}
-    rows = _read_rows(path, ("subject",))
+    rows = [row for _, row in read_table(path, ("subject",))]
     return {row["subject"]: _numbers(row) for row in rows if row["subject"] not in SUMMARY_ROWS}
 
 
@@ -168,21 +191,12 @@ def _numbers(row: Mapping[str, str]) -> dict[str, float]:
     numbers = {}
     for name, cell in row.items():
         try:
-            value = float(cell)
-        except (TypeError, ValueError):
+            value = number_in(cell)
+        except ValueError:
             continue
         if name and name != "subject" and math.isfinite(value):
             numbers[name] = value
     return numbers
-
-
-def _read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for name in needed:
-        if any(not row.get(name) for row in rows):
-            raise CaseError(f"{path} has a row without {name!r}; evaluate again.")
-    return rows
 
 
 def _find_source(case: Case, source_dirs: Iterable[Path], series: Sequence[Series]) -> Path | list[str] | None:
@@ -194,10 +208,9 @@ def _find_source(case: Case, source_dirs: Iterable[Path], series: Sequence[Serie
     changed = False
     for folder in source_dirs:
         path = folder if folder.is_file() and folder.name == Path(name).name else folder / name
-        if name and path.is_file():
-            if sha256_of_file(path) == digest:
-                return path
-            changed = True
+        if name and sha256_if_there(path) == digest:
+            return path
+        changed |= bool(name) and path.is_file()
     case.notes.append(
         "The source is not shown: the file of that name is another one than was translated."
         if changed

@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tqdm import tqdm
 
-from ..errors import CaseError
+from ..errors import CaseError, reason
 from ..evaluation.figures import digits_of, label
-from ..files import write_whole
+from ..files import check_folder, write_whole
 from ..outputs.measures import HIGH_UNCERTAINTY, case_warnings
 from .cases import Case, list_cases, list_failures
 from .charts import distribution
@@ -46,13 +46,25 @@ MEASURES = {
 
 @dataclass
 class Page:
-    """A case with what its page shows."""
+    """A case with what its page shows.
+
+    Attributes:
+        case: what is shown.
+        file: name of the page.
+        volumes: its images.
+        figures: against the real image.
+        warnings: what is odd about it.
+        fields: of the template; with the images, empty once the page is written.
+        row: of the table.
+    """
 
     case: Case
     file: str
     volumes: list[ShownVolume]
     figures: dict[str, float]
     warnings: list[str]
+    fields: dict[str, Any] = field(default_factory=dict)
+    row: dict[str, Any] = field(default_factory=dict)
 
 
 def report(
@@ -71,8 +83,8 @@ def report(
     results = Path(str(results_dir)).expanduser()
     folder = results / "report" if output is None else Path(str(output)).expanduser()
     sources = [SAMPLE] if dataset_dir is None else [Path(str(dataset_dir)).expanduser()]
-    cases = list_cases(results, sources, None if real is None else Path(str(real)).expanduser())
-    failures = list_failures(results)
+    cases, damaged = list_cases(results, sources, None if real is None else Path(str(real)).expanduser())
+    failures = [*list_failures(results), *damaged]
     _write_assets(folder)
     pages, rows = _write_cases(folder, cases, failures)
     if not pages:
@@ -84,10 +96,8 @@ def report(
 
 def _write_assets(folder: Path) -> None:
     """The viewer, scripts and style that all pages share."""
-    try:
-        (folder / "assets").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CaseError(f"{folder} cannot be written ({error.strerror}); give another folder as output.") from None
+    check_folder(folder)
+    (folder / "assets").mkdir(exist_ok=True)
     for asset in ASSETS:
         shutil.copyfile(HERE / asset, folder / "assets" / _asset_name(asset))
 
@@ -107,7 +117,7 @@ def _write_cases(
             if pages:
                 _write_case(folder, pages, following=page.file)
             pages.append(page)
-            rows.append(_row(page))
+            rows.append(page.row)
     if pages:
         _write_case(folder, pages)
     return pages, rows
@@ -121,18 +131,26 @@ def _make_page(case: Case, file: str, failures: list[dict[str, str]]) -> Page | 
     """The case with its images; one that cannot be read joins the failures."""
     try:
         volumes, figures = case_volumes(case)
+        page = Page(case, file, volumes, figures, case_warnings(case.record))
+        page.fields, page.row = _case_fields(page), _row(page)
+        return page
     except CaseError as error:
-        failures.append({"case": case.name, "file": case.synthetic.name, "reason": str(error)})
-        return None
-    return Page(case, file, volumes, figures, case_warnings(case.record))
+        why = str(error)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # such as text in place of a number
+        logger.error("a case that cannot be shown", exc_info=error)
+        why = f"The JSON beside {case.synthetic.name} is damaged; translate or evaluate the case again."
+    except Exception as error:
+        why = reason(error)
+    failures.append({"case": case.name, "file": case.synthetic.name, "reason": why})
+    return None
 
 
 def _write_case(folder: Path, pages: Sequence[Page], following: str | None = None) -> None:
     """Write the last page and let go of its images: one case at a time stays in memory."""
     page = pages[-1]
     previous = pages[-2].file if len(pages) > 1 else None
-    write_whole(folder / page.file, _render("case.html", **_case_fields(page), previous=previous, following=following))
-    page.volumes = []
+    write_whole(folder / page.file, _render("case.html", **page.fields, previous=previous, following=following))
+    page.volumes, page.fields = [], {}
 
 
 def _remove_other_cases(folder: Path, written: set[str]) -> None:

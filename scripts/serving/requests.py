@@ -90,7 +90,7 @@ def _check_weights(name: Any) -> None:
 def _check_result_type(name: Any) -> None:
     try:
         fits = name in (None, "") or np.issubdtype(np.dtype(name), np.floating)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # what NumPy makes of a text that is none of its types
         fits = False
     if not fits:
         raise CaseError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shlex
 import signal
 import subprocess
-import tempfile
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..errors import CaseError
+from ..files import temporary_folder
 from ..volumes.find import IMAGE_SUFFIXES, stem_of
 from ..volumes.load import LoadVolume, file_name
 from .ct_brain_mask import ct_brain_mask, foreground, is_stripped
 from .mri_brain_mask import is_stripped_mri, mri_brain_mask
 
 __all__ = ["SkullStripd", "method_name"]
+
+logger = logging.getLogger(__name__)
 
 
 class SkullStripd(MapTransform):
@@ -99,6 +102,10 @@ class SkullStripd(MapTransform):
         if self.method == "hd-bet":
             if is_stripped_mri(volume, affine):
                 return foreground(volume), "already stripped"
+            logger.info(
+                f"{file_name(image)}: HD-BET looks for the brain, which takes about ten minutes on a CPU; a stripped "
+                "volume, or skull_strip with a folder of masks or none, does without."
+            )
             return mri_brain_mask(volume, affine), "hd-bet"
         if "{input}" in self.method:
             return self._command_mask(volume, affine, file_name(image)), method_name(self.method)
@@ -106,14 +113,14 @@ class SkullStripd(MapTransform):
         return _load_mask(path, volume.shape, affine, file_name(image)), path.name
 
     def _command_mask(self, volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
-        with tempfile.TemporaryDirectory(prefix="skull_strip_") as folder:
-            source, mask = Path(folder) / "input.nii.gz", Path(folder) / "mask.nii.gz"
+        with temporary_folder() as folder:
+            source, mask = folder / "input.nii.gz", folder / "mask.nii.gz"
             nib.save(nib.Nifti1Image(volume.astype(np.float32), affine), source)
             # split first: a path with blanks stays one argument
             arguments = [
                 part.replace("{input}", str(source)).replace("{mask}", str(mask)) for part in shlex.split(self.method)
             ]
-            _run(arguments, self.timeout, Path(folder) / "stderr", name)
+            _run(arguments, self.timeout, folder / "stderr", name)
             if not mask.exists():
                 raise CaseError(
                     f"The skull-strip command {arguments[0]} wrote no mask for {name}; it has to write one to {{mask}}."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, Orientation
 
 from ..dicom.convert import convert_series, only_volume
-from ..errors import CaseError
+from ..errors import CaseError, machine_reason
+from ..files import temporary_folder
 
 __all__ = ["LoadVolume", "LoadVolumed", "file_name", "read_volume"]
 
@@ -78,17 +78,19 @@ class LoadVolume(LoadImage):
         except CaseError:
             raise
         except Exception as error:
-            raise CaseError(_unreadable(path, error)) from error
+            raise CaseError(machine_reason(error, path.name) or _unreadable(path, error)) from error
 
     def _read_dicom(self, files: list[str]) -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "volume.nii"
+        with temporary_folder() as folder:
+            path = folder / "volume.nii"
             try:
                 series, corrected = convert_series(files, path)
             except CaseError:
                 raise
             except Exception as error:  # its message may hold a folder's name
-                raise CaseError(f"A DICOM series cannot be read ({type(error).__name__}); export it again.") from None
+                refused = machine_reason(error, "a DICOM series")
+                kind = type(error).__name__
+                raise CaseError(refused or f"A DICOM series cannot be read ({kind}); export it again.") from None
             loaded = super().__call__(str(path), NibabelReader())
         volume = loaded if self.image_only else loaded[0]
         volume.meta |= {"filename_or_obj": files[0], "dicom_files": files, "series_uid": series.uid}

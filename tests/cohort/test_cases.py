@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 import time
 
@@ -11,9 +12,10 @@ from ignite.engine import Events
 from monai.engines import IterationEvents
 from monai.transforms import Compose
 
-from scripts.cohort.cases import CaseEvaluator
+from scripts.cohort import cases as cases_module
+from scripts.cohort.cases import CaseEvaluator, pending_cases
 from scripts.cohort.loading import CaseDataset, CaseLoader, Overlap
-from scripts.errors import CaseError
+from scripts.errors import CaseError, MachineError
 from scripts.outputs.saver import SaveSyntheticd
 
 PATIENCE = 20  # seconds after which a stage that waits for another one gives up
@@ -188,6 +190,75 @@ def test_what_is_no_case_s_own_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(stages.evaluator, "_note", full)
     with pytest.raises(OSError, match="disk full"):
         stages.evaluator.run()
+
+
+def test_a_full_disk_ends_the_run_and_the_case_is_named(tmp_path):
+    """Every next case would be computed for nothing."""
+
+    def save(number):
+        if number == 1:
+            raise MachineError("The disk is full; free space.")
+
+    stages = Stages(4, tmp_path, "none", save=save)
+    with pytest.raises(MachineError, match="disk is full"):
+        stages.evaluator.run()
+    assert "save 0 ends" in stages.seen
+    assert "load 2" not in stages.seen
+    assert stages.failures() == [{"case": "c1", "file": "c1.nii", "reason": "The disk is full; free space."}]
+
+
+def test_a_full_disk_on_which_not_even_failures_json_fits_is_told_all_the_same(tmp_path, monkeypatch):
+    def save(number):
+        raise MachineError("The disk is full; free space.")
+
+    def full(path, content):
+        raise MachineError("no room for failures.json")
+
+    monkeypatch.setattr(cases_module, "write_whole", full)
+    with pytest.raises(MachineError, match="The disk is full; free space"):
+        Stages(2, tmp_path, save=save).evaluator.run()
+
+
+def test_an_output_folder_that_cannot_be_written_is_told_before_the_first_case(tmp_path):
+    stages = Stages(2, tmp_path)
+    stages.saver.output_dir.write_text("a file")
+    with pytest.raises(MachineError, match="give another folder"):
+        stages.evaluator.run()
+    assert stages.seen == []
+
+
+def test_what_makes_one_case_s_record_unreadable_is_that_case_s_alone(tmp_path, monkeypatch):
+    """Whether it is done cannot be told; the others are not asked to pay for it."""
+    saver = SaveSyntheticd(output_dir=tmp_path)
+    cases = [{"case": name, "image": str(tmp_path / f"{name}.nii")} for name in ("a", "b", "c")]
+
+    def is_done(item):
+        if item["case"] == "b":
+            raise PermissionError(13, "Permission denied")
+        return item["case"] == "a"
+
+    monkeypatch.setattr(saver, "is_done", is_done)
+    assert [item["case"] for item in pending_cases(cases, saver, overwrite=False)] == ["b", "c"]
+    assert pending_cases(cases, saver, overwrite=True) == cases
+
+
+def test_a_name_that_no_file_can_have_fails_before_it_is_computed(tmp_path):
+    saver = SaveSyntheticd(output_dir=tmp_path / "not" / "there")
+    fits = "a" * (os.pathconf(tmp_path, "PC_NAME_MAX") - len("_t1_uncertainty.nii.gz"))
+    cases = [{"case": case, "image": "x.nii"} for case in (fits, fits + "a", "\u00e9" * 200, "short")]
+    failing = [item.get("failure") for item in pending_cases(cases, saver, overwrite=False)]
+    assert [bool(why) for why in failing] == [False, True, True, False]
+    assert "shorten these names" in failing[1]
+
+
+def test_a_case_whose_source_cannot_be_named_any_more_is_noted(tmp_path, monkeypatch):
+    def load(number):
+        raise CaseError("gone")
+
+    stages = Stages(2, tmp_path, load=load)
+    monkeypatch.setattr(stages.saver, "source_name", lambda source: 1 / 0)
+    stages.evaluator.run()
+    assert [failure["file"] for failure in stages.failures()] == ["", ""]
 
 
 def test_an_interrupt_stops_loading_and_lets_saving_end(tmp_path):

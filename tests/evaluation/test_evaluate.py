@@ -1,7 +1,9 @@
 """The command `evaluate`: whatever grid and unit the files have, what is compared is the same brain."""
 
 import csv
+import importlib
 import json
+import os
 import re
 
 import nibabel as nib
@@ -11,7 +13,7 @@ import torch
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from scripts.errors import CaseError
+from scripts.errors import CaseError, MachineError
 from scripts.evaluation.evaluate import evaluate, load_pair
 from scripts.evaluation.figures import pearson
 from scripts.evaluation.metrics import psnr
@@ -19,6 +21,7 @@ from scripts.evaluation.pairs import ResultPair
 from scripts.evaluation.results import read_subjects
 from scripts.report import report
 
+module = importlib.import_module("scripts.evaluation.evaluate")  # the name is also that of its function
 SHAPE = (30, 34, 28)
 AFFINE = np.array([[4.0, 0, 0, -58], [0, 4, 0, -66], [0, 0, 4, -54], [0, 0, 0, 1]])
 
@@ -285,6 +288,63 @@ def test_a_contrast_whose_tissues_have_no_order_has_no_dice_and_says_so(save, tm
 
 
 @pytest.mark.slow
+def test_names_that_are_no_utf8_go_through_evaluation_and_report(save, tmp_path, capsys):
+    """In the tables they are letters; the report finds the files by them."""
+    name = os.fsdecode("Müller".encode("cp1252"))
+    for kind in ("syn", "real"):
+        save(f"{kind}/{name}.nii.gz", brain())
+        save(f"{kind}/b.nii.gz", brain(1))
+    evaluate(str(tmp_path / "syn"), str(tmp_path / "real"), output_dir=str(tmp_path / "ev"))
+    assert read_subjects(tmp_path / "ev").keys() == {"Müller", "b"}
+    assert "Müller" not in capsys.readouterr().err  # nothing is wrong with it
+    report(str(tmp_path / "ev"))
+    assert "Müller" in (tmp_path / "ev" / "report" / "index.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "ev" / "report" / "case-003.html").exists()
+    assert "2 of 2 cases shown" in capsys.readouterr().out
+
+
+def test_tables_from_a_german_excel(save, tmp_path):
+    """Of pairs, with semicolons and the letters of Windows; and an evaluation saved again, with decimal commas."""
+    for kind in ("syn", "real"):
+        save(f"{kind}/Jörg.nii.gz", brain())
+    table = tmp_path / "pairs.csv"
+    table.write_bytes("Subject;Synthetic;Real\r\nJörg;syn\\Jörg.nii.gz;real\\Jörg.nii.gz\r\n".encode("cp1252"))
+    evaluate(pairs=str(table), output_dir=str(tmp_path / "ev"))
+    figures = read_subjects(tmp_path / "ev")
+    saved = tmp_path / "other.csv"
+    plain = (tmp_path / "ev" / "subjects.csv").read_text(encoding="utf-8")
+    saved.write_bytes(plain.replace(",", ";").replace(".", ",").encode("cp1252"))
+    assert read_subjects(saved)["Jörg"] == pytest.approx(figures["Jörg"], nan_ok=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whatever_goes_wrong_with_a_pair_is_its_own(save, tmp_path, workers):
+    for kind in ("syn", "real"):
+        for number, name in enumerate("abc"):
+            save(f"{kind}/{name}.nii.gz", brain(number))
+    (tmp_path / "syn" / "a.json").write_text(json.dumps({"bundle": "x", "target_contrast": "no such"}))
+    (tmp_path / "real" / "b.nii.gz").unlink()
+    (tmp_path / "real" / "b.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    evaluate(str(tmp_path / "syn"), str(tmp_path / "real"), output_dir=str(tmp_path / "ev"), workers=workers)
+    assert read_subjects(tmp_path / "ev").keys() == {"c"}
+    failures = {f["subject"]: f["reason"] for f in json.loads((tmp_path / "ev" / "failures.json").read_text())}
+    assert "There is no contrast" in failures["a"]
+    assert "is not there" in failures["b"]
+
+
+def test_an_unforeseen_error_and_a_folder_that_cannot_be_written(save, tmp_path, monkeypatch):
+    for kind in ("syn", "real"):
+        for number, name in enumerate("ab"):
+            save(f"{kind}/{name}.nii.gz", brain(number))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="give another folder"):
+        evaluate(str(tmp_path / "syn"), str(tmp_path / "real"), output_dir=str(tmp_path / "file"))
+    load = module.load_pair
+    monkeypatch.setattr(module, "load_pair", lambda pair, mm: 1 / 0 if pair.subject == "a" else load(pair, mm))
+    evaluate(str(tmp_path / "syn"), str(tmp_path / "real"), output_dir=str(tmp_path / "ev"))
+    assert read_subjects(tmp_path / "ev").keys() == {"b"}
+
+
 def test_several_processes_give_the_same(save, tmp_path):
     ours, real = folders(save, tmp_path)
     for workers in (1, 2):

@@ -111,7 +111,7 @@ def test_a_table_names_files_beside_it(tmp_path):
     ("content", "sentence"),
     [
         (None, "There is no"),
-        ("subject,real\n", "has no column synthetic"),
+        ("subject,real\n", "lacks the column synthetic"),
         ("subject,synthetic,real\n", "no complete row"),
     ],
 )

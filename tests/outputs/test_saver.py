@@ -1,7 +1,9 @@
 """What lies on disk after a case: where its voxels are, what its record says, and nothing half."""
 
+import errno
 import gzip
 import json
+import os
 
 import itk
 import nibabel as nib
@@ -12,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, SaveImaged
 from PIL import Image
 
-from scripts.errors import CaseError
+from scripts.errors import CaseError, MachineError
 from scripts.files import sha256_of_file
 from scripts.outputs import saver as saver_module
 from scripts.outputs.picture import _centre, three_planes
@@ -366,6 +368,44 @@ def test_killed_at_any_rename_the_dicom_series_is_an_old_or_a_new_one_and_the_ne
     saver(item_of(path))
     assert saver.is_done(item)
     assert len(list(folder.iterdir())) == 3
+
+
+def test_a_source_that_vanished_is_not_done_and_no_error(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD)
+    saver(item_of(path))
+    item = {"image": str(path), "case": "case"}
+    assert saver.is_done(item)
+    path.unlink()
+    assert not saver.is_done(item)
+    with pytest.raises(CaseError, match=r"ct\.nii\.gz cannot be read any more"):
+        saver.source_recorder.record(str(path))
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM])
+def test_on_a_file_system_without_renaming_the_case_is_saved_all_the_same(tmp_path, monkeypatch, number):
+    def refused(source, target):
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+    path = write_source(tmp_path / "ct.nii.gz")
+    saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(2))
+    monkeypatch.setattr(os, "replace", refused)
+    for _ in range(2):  # the second replaces the first
+        saver(item_of(path))
+    assert saver.is_done({"image": str(path), "case": "case"})
+    endings = ("_dicom", ".json", ".nii.gz", ".png")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"case_t1{ending}" for ending in sorted(endings)]
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_folder_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = write_source(tmp_path / "ct.nii.gz")
+    monkeypatch.setattr(saver_module, "write_nifti", full)
+    with pytest.raises(MachineError, match=r"out is full.*free space on it, or give another folder"):
+        SaveSyntheticd(output_dir=tmp_path / "out")(item_of(path))
+    assert list(tmp_path.glob("out/*")) == list(tmp_path.glob("out/.*")) == []
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -281,10 +282,28 @@ def test_tables_that_contradict_themselves_are_refused(tmp_path, text, reason):
         list_pairs("csv", write_table(tmp_path, text))
 
 
-def test_a_table_that_is_no_text_is_refused(tmp_path):
-    table = write_table(tmp_path, "subject;source;target\nJörg;a.nii.gz;b.nii.gz\n", "cp1252")
-    with pytest.raises(CaseError, match="save it as CSV UTF-8"):
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+def test_a_table_from_excel_is_read_as_it_looks_there(tmp_path, encoding):
+    (tmp_path / "Jörg").mkdir()
+    table = write_table(tmp_path, "Subject;Source;Target\r\nJörg;Jörg\\a.nii.gz;b.nii.gz\r\n;;\r\n", encoding)
+    write_cube(tmp_path / "Jörg" / "a.nii.gz")
+    [pair], incomplete = list_pairs("csv", table)
+    assert (pair.subject, pair.person, pair.source) == ("J_rg", "Jörg", tmp_path / "Jörg" / "a.nii.gz")
+    assert incomplete == []
+
+
+def test_a_workbook_is_refused_with_the_way_out(tmp_path):
+    table = write_table(tmp_path, "PK\x03\x04")
+    with pytest.raises(CaseError, match="save the sheet as CSV UTF-8"):
         list_pairs("csv", table)
+
+
+def test_names_in_other_letters_are_subjects_of_their_own(tmp_path):
+    rows = "李明,a.nii.gz,b.nii.gz\n王芳,c.nii.gz,d.nii.gz\n"
+    pairs, _ = list_pairs("csv", write_table(tmp_path, "subject,source,target\n" + rows))
+    assert len({pair.subject for pair in pairs}) == 2
+    assert all(re.fullmatch(r"subject_[0-9a-f]{8}", pair.subject) for pair in pairs)
+    assert {pair.person for pair in pairs} == {"李明", "王芳"}
 
 
 def test_the_split_of_a_person_holds_for_all_rows_of_the_person(tmp_path):

@@ -1,5 +1,6 @@
 """The command `prepare`: raw scans in, a training set out, and whoever fails is named."""
 
+import errno
 import json
 import sys
 from dataclasses import fields
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from scripts.errors import CaseError
+from scripts.errors import CaseError, MachineError
 from scripts.prepare import conform
 from scripts.prepare.command import prepare
 from scripts.prepare.register import Registration
@@ -407,6 +408,43 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_made(people, 
     with pytest.raises(CaseError, match=sentence):
         run(people, out, **options)
     assert not out.exists()
+
+
+def test_a_full_disk_ends_it_at_once_and_what_is_done_is_kept(people, out, monkeypatch):
+    write = conform._write
+
+    def full(volumes, affine, picture, pair, folder):
+        if pair.subject == "bert":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(volumes, affine, picture, pair, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conform, "_write", full)
+        with pytest.raises(MachineError, match=r"is full.*give another folder"):
+            run(people, out)
+    assert json.loads((out / "prepare.json").read_text())["subjects"].keys() == {"anna"}
+    before = modified(out)
+    assert entries(run(people, out)).keys() == {"anna", "bert", "cleo", "dora"}
+    assert before.items() <= modified(out).items()
+
+
+def test_a_folder_that_cannot_be_written_is_told_first(people, out):
+    out.write_text("a file")
+    with pytest.raises(MachineError, match="give another folder"):
+        run(people, out)
+
+
+def test_remains_of_a_subject_that_left_the_table_are_removed(people, out):
+    (out / ".zoe.partial" / "quality").mkdir(parents=True)
+    run(people, out)
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_subject_whose_files_could_have_no_name_fails_alone(people, out):
+    people.rows[1]["subject"] = "b" * 300
+    assert entries(run(people, out)).keys() == {"anna", "cleo", "dora"}
+    [failure] = json.loads((out / "failures.json").read_text())
+    assert "shorten its name" in failure["reason"]
 
 
 def test_output_is_not_the_input(people):

@@ -4,6 +4,7 @@ import base64
 import csv
 import gzip
 import json
+import os
 import shutil
 from html.parser import HTMLParser
 
@@ -245,6 +246,53 @@ def test_a_case_that_cannot_be_read_is_told_and_the_others_are_shown(results, tm
     assert "b_t1.nii.gz cannot be read" in index.text
     assert {"case-001.html", "case-002.html"} <= set(index.links)
     assert "case-003.html" not in index.links
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda record: "{ half", "b_t1.json is not valid JSON"),
+        (lambda record: "[1]", "b_t1.json is no record of a case"),
+        (lambda record: json.dumps({**record, "target_contrast": "no such"}), "There is no contrast"),
+        (lambda record: json.dumps({**record, "measured": {"source_distance": "far"}}), "b_t1.nii.gz is damaged"),
+        (lambda record: json.dumps({**record, "grid": 7}), "b_t1.nii.gz is damaged"),
+    ],
+)
+def test_a_damaged_record_costs_its_case_alone(results, tmp_path, damage, said):
+    out, _, _ = results
+    for path in [*out.glob("*_t1.nii.gz"), *out.glob("*_t1.json")]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    record = json.loads((tmp_path / "b_t1.json").read_text())
+    (tmp_path / "b_t1.json").write_text(damage(record))
+    report(str(tmp_path))
+    index = Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+    assert said in index.text
+    assert {"case-001.html", "case-002.html"} <= set(index.links)
+    assert "case-003.html" not in index.links
+
+
+def test_a_name_that_is_no_utf8_is_shown_in_letters(results, tmp_path):
+    out, _, _ = results
+    name = os.fsdecode("Müller".encode("cp1252"))
+    for ending in ("nii.gz", "json"):
+        (tmp_path / f"{name}_t1.{ending}").write_bytes((out / f"b_t1.{ending}").read_bytes())
+    failure = {"case": name, "file": f"{name}.nii", "reason": f"{name} is bad."}
+    (tmp_path / "failures.json").write_text(json.dumps([failure]))
+    report(str(tmp_path))
+    index = Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+    assert "Müller" in index.cells
+    assert "Müller is bad." in index.text
+
+
+def test_a_file_of_one_subject_that_is_gone_costs_that_subject_alone(results, tmp_path):
+    out, _, real = results
+    rows = "".join(f"{name};{out}/{name}_t1.nii.gz;{real}/{name}.nii.gz;;\r\n" for name in ("b", "c", "gone"))
+    (tmp_path / "cases.csv").write_bytes(("subject;synthetic;real;source;mask\r\n" + rows).encode("utf-16"))
+    (tmp_path / "subjects.csv").write_text("subject;psnr_brain\nb;21,25\nc;7,5\n")
+    report(str(tmp_path))
+    index = Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+    assert "The synthetic of gone" in index.text
+    assert {"21.25", "7.5"} <= set(index.cells)  # also as Excel saves them
 
 
 def test_pages_of_removed_cases_are_deleted_and_nothing_else(results, tmp_path):

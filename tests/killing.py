@@ -1,0 +1,71 @@
+"""Work in a process that is killed at random moments and started again, until it is done."""
+
+import contextlib
+import copy
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.bundle import run
+
+from scripts.prepare.command import prepare
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_PARTS = ("scripts.cohort.cases", "scripts.data.datalists", "scripts.transforms.steps")  # the config imports them
+_CONTEXT.set_forkserver_preload([__name__, *_PARTS])
+
+
+def translate_all(config_file: str, settings: dict) -> None:
+    """The main job."""
+    run(config_file=config_file, logging_file=False, **copy.deepcopy(settings))
+
+
+def prepare_all(settings: dict) -> None:
+    """The command `prepare`."""
+    prepare(**settings)
+
+
+def done_with_kills(work: Callable[..., None], arguments: tuple, waits: list[float], look: Callable[[], None]) -> int:
+    """Start `work` and kill it (SIGKILL) after each of the waits, s; then let it end. How often it was killed at work.
+
+    Args:
+        work: of this module.
+        arguments: of it.
+        waits: from the first thing that a process does to its end.
+        look: called while no process runs.
+    """
+    killed = 0
+    for wait in [*waits, None]:
+        begun = _CONTEXT.Event()
+        process = _CONTEXT.Process(target=_work, args=(work, arguments, begun))
+        process.start()
+        if wait is not None:
+            assert begun.wait(120)
+            time.sleep(wait)
+            killed += process.is_alive()
+            process.kill()
+        process.join(600)
+        assert process.exitcode is not None, "it hangs"
+        look()
+    return killed
+
+
+def _work(work: Callable[..., None], arguments: tuple, begun: multiprocessing.Event) -> None:
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        begun.set()
+        work(*arguments)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Path below a folder -> bytes of each file in it, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def random_waits(number: int, longest: float, seed: int) -> list[float]:
+    """Waits of up to `longest` s; most are short, because saving takes little of the time of a case."""
+    return list(np.random.default_rng(seed).uniform(0.02, longest, number))
