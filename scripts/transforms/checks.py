@@ -15,6 +15,7 @@ from monai.utils import convert_to_tensor
 
 from ..errors import CaseError
 from ..volumes.load import file_name
+from ..volumes.placement import shear_degrees
 
 __all__ = ["CheckMagnituded", "CheckVolumed", "value_range"]
 
@@ -71,9 +72,7 @@ class CheckVolumed(MapTransform):
             raise CaseError(f"{name} has voxels of {_by(spacing)} mm, which no head scan has; repair the header.")
         if (extent < self.extent_limits[0]).any() or (extent > self.extent_limits[1]).any():
             raise CaseError(f"{name} spans {_by(extent)} mm, which is no head; repair the voxel size in its header.")
-        directions = axes / spacing
-        cosines = np.abs(np.triu(directions.T @ directions, k=1)).max()
-        shear = np.degrees(np.arcsin(min(cosines, 1.0)))
+        shear = shear_degrees(axes)
         if shear > self.max_shear:
             raise CaseError(
                 f"{name} has axes that are {shear:.1f} degrees off a right angle (gantry tilt?); resample it to an "
