@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, Orientat
 from monai.utils import ensure_tuple
 
 from ..dicom.convert import convert_series, only_volume
+from ..dicom.headers import read_header
 from ..errors import CaseError
 from .placement import Placement, nifti_placement
 from .size import check_size
@@ -145,6 +146,7 @@ class LoadVolume(LoadImage):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "volume.nii"
             try:
+                _check_series_size(files)
                 series, corrected = convert_series(files, path)
             except CaseError:
                 raise
@@ -159,6 +161,13 @@ class LoadVolume(LoadImage):
             volume.meta["corrected"] = corrected
             logger.info(f"{file_name(volume)}: corrected {corrected}")
         return loaded
+
+
+def _check_series_size(files: Sequence[str]) -> None:
+    header = read_header(Path(files[0]), ("Rows", "Columns", "NumberOfFrames"))
+    if header is not None:
+        sizes = [header.number(name) or 1 for name in ("Rows", "Columns", "NumberOfFrames")]
+        check_size((*sizes[:2], sizes[2] * len(files)), "The DICOM series")
 
 
 def _itk_reader(path: Path) -> ITKReader:
