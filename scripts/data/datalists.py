@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..contrasts import CONTRASTS, contrast_ending, contrast_named, without_contrast_ending
+from ..contrasts import CONTRASTS, contrast_ending, contrast_in_name, contrast_named, without_contrast_ending
 from ..errors import CaseError
-from ..volumes.find import IMAGE_SUFFIXES, refuse_clashes, volume_suffix, volumes_below
+from ..volumes.find import IMAGE_SUFFIXES, refuse_clashes, stem_of, volume_suffix, volumes_below
 from .splits import SECTIONS
 from .studies import dicom_cases, named_by_folder, series_below, uids_of
 from .training import DATALIST, contrast_key, listed_ct_window, training_datalist
@@ -33,6 +33,9 @@ def inference_datalist(
 
     DICOM is known by its content, whatever the files are called, and gives one case a study: the series that
     `choose_series` chooses; the log tells why. A study without one gives a case that fails.
+
+    Of one contrast that is not CT, volumes whose names say another (`contrast_in_name`) are left out; the log names
+    them.
 
     Several `contrasts` are told apart by what their files' names end in, before the extension: `anna_t2.nii.gz` and
     `anna_flair.nii.gz` (or `anna/t2.nii.gz` and `anna/flair.nii.gz`) are the case `anna`. Other files are left out. Of
@@ -83,6 +86,8 @@ def _cases_below(
     files = [] if uids or (series and root.is_file()) else volumes_below(root, output_dir, may_be_none=True)
     if not files and not items:  # no path: a folder of what is hardly DICOM any more may be a patient's
         raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
+    if len(contrasts) == 1 and contrasts[0] != "CT":  # a CT is known by its values
+        files = _not_named_otherwise(files, contrasts[0], may_be_none=root.is_file() or bool(items))
     if len(contrasts) > 1:
         files = _by_contrast(files, contrasts)
         if not files and not items:
@@ -90,6 +95,26 @@ def _cases_below(
     dicom = named_by_folder(items, root, [item["case"] for item in files]) if keep_names else items
     refuse_clashes([*files, *dicom])
     return [*files, *dicom]
+
+
+def _not_named_otherwise(files: Sequence[dict[str, str]], contrast: str, may_be_none: bool) -> list[dict[str, str]]:
+    """Without the volumes whose names say that they are of another contrast, or labels; a file given alone stays."""
+    named = [(item, contrast_in_name(stem_of(item["image"]))) for item in files]
+    others = [(item, name) for item, name in named if name not in (None, contrast)]
+    if not others:
+        return list(files)
+    kinds = ", ".join(sorted({name for _, name in others}))
+    if len(others) == len(files) and not may_be_none:
+        raise CaseError(
+            f"dataset_dir holds no volume that may be a {contrast}: by their names the {len(files)} there are {kinds}; "
+            f"rename them if they are, or give the folder of the {contrast}."
+        )
+    if len(files) == 1:
+        logger.warning(f"{Path(others[0][0]['image']).name} is taken for a {contrast}, though its name says {kinds}.")
+        return list(files)
+    listed = ", ".join(Path(item["image"]).name for item, _ in others)
+    logger.warning(f"{len(others)} volumes are left out, since their names say {kinds}, not {contrast}: {listed}.")
+    return [item for item, name in named if name in (None, contrast)]
 
 
 def _by_contrast(files: Sequence[dict[str, str]], contrasts: Sequence[str]) -> list[dict[str, str]]:
