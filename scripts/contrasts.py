@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from .errors import CaseError
 
-__all__ = ["CONTRASTS", "contrast_ending", "contrast_named", "without_contrast_ending"]
+__all__ = ["CONTRASTS", "contrast_ending", "contrast_in_name", "contrast_named", "without_contrast_ending"]
 
 CONTRASTS = ("CT", "T1", "T1ce", "T2", "FLAIR", "PD")
 # What data sets and people call them, in small letters.
@@ -13,6 +15,34 @@ _SPELLINGS = {
     **{"t1w": "T1", "t1n": "T1", "mr": "T1", "mri": "T1", "t2w": "T2", "pdw": "PD"},
     **{"t1c": "T1ce", "t1gd": "T1ce", "t2f": "FLAIR", "t2flair": "FLAIR", "t2-flair": "FLAIR"},
 }
+# What else files are called, which is none of these.
+_OTHERS = {
+    **{
+        name: name for name in ("cta", "ctp", "pet", "mra", "swi", "dwi", "adc", "dti", "bold", "asl", "t1map", "t2map")
+    },
+    **dict.fromkeys(("seg", "dseg", "segmentation", "mask", "brainmask", "label", "labels", "aseg", "roi"), "labels"),
+}
+# Words after the contrast that say what was done to a volume, or how it lies.
+_NO_CONTRAST = re.compile(
+    r"\d+|\d+mm|run|brain|bet|stripped|ss|n4|reg|registered|defaced|orig|resampled|mni|iso|[23]d|"
+    "ax|axial|tra|sag|sagittal|cor|coronal"
+)
+
+
+def contrast_in_name(stem: str) -> str | None:
+    """What a file's name says it is: BraTS (`-t2f`, `_seg`), BIDS (`_T1w`, `_dseg`), IXI (`-T1`) and all like them.
+
+    Args:
+        stem: the name without folders and suffix.
+
+    Returns:
+        One of `CONTRASTS`, "labels", another kind of scan as the name has it ("adc"), or None where the name tells
+        nothing; a name that ends in `_mri` tells no contrast.
+    """
+    for word in reversed(re.split(r"[^a-z0-9]+", stem.lower())):
+        if not _NO_CONTRAST.fullmatch(word):
+            return None if word in ("mr", "mri") else {**_SPELLINGS, **_OTHERS}.get(word)
+    return None
 
 
 def contrast_named(text: str) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..contrasts import CONTRASTS, contrast_ending, contrast_named, without_contrast_ending
+from ..contrasts import CONTRASTS, contrast_ending, contrast_in_name, contrast_named, without_contrast_ending
 from ..errors import CaseError
 from ..files import files_below
-from ..volumes.find import IMAGE_SUFFIXES, left_unread, refuse_clashes, volume_suffix, volumes_below
+from ..volumes.find import IMAGE_SUFFIXES, left_unread, refuse_clashes, stem_of, volume_suffix, volumes_below
 from .splits import SECTIONS
 from .studies import DicomBelow, dicom_below, dicom_cases, named_by_folder, uids_of
 from .training import DATALIST, contrast_key, listed_ct_window, training_datalist
@@ -34,6 +34,9 @@ def inference_datalist(
 
     DICOM is known by its content, whatever the files are called, and gives one case a study: the series that
     `choose_series` chooses; the log tells why. A study without one gives a case that fails.
+
+    Of one contrast that is not CT, volumes whose names say another (`contrast_in_name`) are left out; the log names
+    them.
 
     Several `contrasts` are told apart by what their files' names end in, before the extension: `anna_t2.nii.gz` and
     `anna_flair.nii.gz` (or `anna/t2.nii.gz` and `anna/flair.nii.gz`) are the case `anna`. Other files are left out. Of
@@ -86,6 +89,8 @@ def _cases_below(
     unread = [] if uids or root.is_file() else _unread(root, below, files, output_dir)
     if not files and not items and not unread:  # no path: a folder of what is hardly DICOM any more may be a patient's
         raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
+    if len(contrasts) == 1 and contrasts[0] != "CT":  # a CT is known by its values
+        files = _not_named_otherwise(files, contrasts[0], may_be_none=root.is_file() or bool(items))
     if len(contrasts) > 1:
         files = _by_contrast(files, contrasts)
         if not files and not items and not unread:
@@ -100,6 +105,26 @@ def _unread(root: Path, below: DicomBelow, files: Sequence[dict[str, str]], outp
     read = {item["image"] for item in files}
     volumes = [path for path in files_below(root, output_dir) if volume_suffix(path) and str(path) not in read]
     return [*below.failures, *left_unread([*below.others, *volumes], below.unseen, root)]
+
+
+def _not_named_otherwise(files: Sequence[dict[str, str]], contrast: str, may_be_none: bool) -> list[dict[str, str]]:
+    """Without the volumes whose names say that they are of another contrast, or labels; a file given alone stays."""
+    named = [(item, contrast_in_name(stem_of(item["image"]))) for item in files]
+    others = [(item, name) for item, name in named if name not in (None, contrast)]
+    if not others:
+        return list(files)
+    kinds = ", ".join(sorted({name for _, name in others}))
+    if len(others) == len(files) and not may_be_none:
+        raise CaseError(
+            f"dataset_dir holds no volume that may be a {contrast}: by their names the {len(files)} there are {kinds}; "
+            f"rename them if they are, or give the folder of the {contrast}."
+        )
+    if len(files) == 1:
+        logger.warning(f"{Path(others[0][0]['image']).name} is taken for a {contrast}, though its name says {kinds}.")
+        return list(files)
+    listed = ", ".join(Path(item["image"]).name for item, _ in others)
+    logger.warning(f"{len(others)} volumes are left out, since their names say {kinds}, not {contrast}: {listed}.")
+    return [item for item, name in named if name in (None, contrast)]
 
 
 def _by_contrast(files: Sequence[dict[str, str]], contrasts: Sequence[str]) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ __all__ = ["UNKNOWN_ORIENTATION", "CaseMeasures", "border_area", "case_warnings"
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN_ORIENTATION = "unknown: sform and qform codes of the source are 0, so that left and right are a guess"
+UNKNOWN_ORIENTATION = "unknown: the source's header does not say how its axes lie, so that left and right are a guess"
 # Median of the brain's soft tissue: 20 to 31 HU in real CT, 20 to 40 in the simulated CT of the training.
 PLAUSIBLE_MEDIAN_HU = (12.0, 50.0)
 # Largest cut through the brain by a face of the volume that is still harmless: brainstem and cerebellum at its foot.
@@ -155,6 +155,8 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     thickest = max(grid.get("spacing_mm") or [0.0])
     if thickest > THICKEST_SLICE:
         warnings.append(f"Thick slices: {thickest:.1f} mm from one to the next; what lies between them is guessed.")
+    if grid.get("doubt"):
+        warnings.append(f"The source's header contradicts itself: {grid['doubt']}.")
     if str(grid.get("orientation", "")).startswith("unknown"):
         warnings.append(f"Orientation {grid['orientation']}.")
     return warnings

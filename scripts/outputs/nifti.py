@@ -11,8 +11,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from ..volumes.load import open_image, stored_placement
+
 __all__ = ["nifti_like", "write_nifti"]
 
+NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 # the fields of a NIfTI header that say where a voxel lies; nothing else is copied, since text fields may hold names
 GEOMETRY_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -65,22 +68,27 @@ def nifti_like(
 
     Args:
         volume: the voxels, in the order of the source's.
-        source_file: where a NIfTI source's sform, qform and codes are taken from.
+        source_file: where a NIfTI source's sform, qform and codes are taken from. Where they contradict each other, the
+            affine that was decided on is both of them.
         affine: voxel to RAS+ mm, for a source of another format; written as sform and qform with code 1.
         dtype: of the voxels.
         largest: what a viewer shows as white.
     """
     array = np.asarray(torch.as_tensor(volume).detach().cpu(), dtype=dtype)
     image = nib.Nifti1Image(array, affine)
-    if source_file.name.lower().endswith((".nii", ".nii.gz")):
-        header = nib.load(source_file).header
+    header, code = None, 1
+    if source_file.name.lower().endswith(NIFTI_SUFFIXES):
+        source = open_image(source_file)
+        placement = stored_placement(source, source_file.name)
+        header, code = source.header if placement.as_stored else None, placement.code
+    if isinstance(header, nib.Nifti1Header):
         image = nib.Nifti1Image(array, None)
         for field in GEOMETRY_FIELDS:
             image.header[field] = header[field]
         image.header["pixdim"][:4] = header["pixdim"][:4]
     else:
-        image.set_sform(affine, code=1)
-        image.set_qform(affine, code=1)
+        image.set_sform(affine, code=code)
+        image.set_qform(affine, code=code)
         image.header.set_xyzt_units("mm")
     image.header["cal_max"] = largest
     return image

@@ -64,7 +64,7 @@ def case_record(
     settings: Mapping[str, Any],
     source: Mapping[str, Any],
     image: nib.Nifti1Image,
-    corrected: str | None = None,
+    meta: Mapping[str, Any] | None = None,
     mask: Any = None,
     measured: Mapping[str, float] | None = None,
     batch_size_used: int | None = None,
@@ -76,15 +76,13 @@ def case_record(
         settings: what every volume of the run was made with.
         source: see `SourceRecorder.record`.
         image: the synthetic volume as it is written.
-        corrected: what was corrected when the source was converted from DICOM, in words.
+        meta: of the source as `LoadVolume` loaded it: what of its place was corrected, is in doubt or is not known.
         mask: the brain mask; a MetaTensor says where it came from (`skull_strip` of its meta).
         measured: see `CaseMeasures`.
         batch_size_used: slabs the network was given at a time.
         lesion_watch: findings of `LesionWatchd`, where it looked.
     """
-    record = {**settings, "source": dict(source), "grid": _grid_record(image)}
-    if corrected:
-        record["grid"]["corrected"] = corrected
+    record = {**settings, "source": dict(source), "grid": _grid_record(image, meta or {})}
     if isinstance(mask, MetaTensor):
         record["mask_from"] = mask.meta.get("skull_strip")
     if measured is not None:
@@ -96,10 +94,11 @@ def case_record(
     return record
 
 
-def _grid_record(image: nib.Nifti1Image) -> dict[str, Any]:
-    """Voxels and edges (mm) of the written grid, and whether its file says which side is left."""
-    known = int(image.header["qform_code"]) > 0 or int(image.header["sform_code"]) > 0
+def _grid_record(image: nib.Nifti1Image, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Voxels and edges (mm) of the written grid, and whether the source says which side is left."""
+    known = not meta.get("unplaced", False)
     return {
+        **{key: meta[key] for key in ("corrected", "doubt") if key in meta},
         "voxels": list(image.shape),
         "spacing_mm": [round(float(edge), 6) for edge in image.header.get_zooms()],
         "orientation": "as in the source's header" if known else UNKNOWN_ORIENTATION,

@@ -179,7 +179,7 @@ class SaveSyntheticd(SaveImaged):
                 {**self.record, **self.notes},
                 self.source_recorder.record(source.meta.get("dicom_files") or source_file),
                 image,
-                corrected=source.meta.get("corrected"),
+                meta=source.meta,
                 mask=data.get(self.mask_key),
                 measured=None if self.measures is None else self.measures(measured),
                 batch_size_used=data.get("batch_size_used"),

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 
 from ..dicom.convert import convert_dicom
 from ..errors import CaseError
-from ..transforms.checks import CheckVolumed
+from ..transforms.checks import CheckNoLabelsd, CheckVolumed
 from ..transforms.hounsfield import CheckHounsfieldd
 from ..transforms.spatial import SmoothForSpacingd
 from ..volumes.load import read_volume
@@ -72,7 +72,7 @@ def load_volume(path: Path, contrast: str, working: Path) -> Volume:
         file = convert_dicom(path, working / f"{path.name}.nii.gz")
     elif path.suffix == ".npz":
         file = convert_npz(path, working / f"{path.stem}.nii")
-    checks = [CheckVolumed("image"), *([CheckHounsfieldd("image")] if contrast == "CT" else [])]
+    checks = CheckVolumed("image"), (CheckHounsfieldd if contrast == "CT" else CheckNoLabelsd)("image")
     return Volume(read_volume(file, *checks, name=path), contrast, path)
 
 

@@ -15,8 +15,11 @@ from monai.utils import convert_to_tensor
 
 from ..errors import CaseError
 from ..volumes.load import file_name
+from ..volumes.placement import shear_degrees
 
-__all__ = ["CheckMagnituded", "CheckVolumed", "value_range"]
+__all__ = ["CheckMagnituded", "CheckNoLabelsd", "CheckVolumed", "value_range"]
+
+MOST_LABELS = 20  # of a segmentation that is no atlas
 
 
 class CheckVolumed(MapTransform):
@@ -71,9 +74,7 @@ class CheckVolumed(MapTransform):
             raise CaseError(f"{name} has voxels of {_by(spacing)} mm, which no head scan has; repair the header.")
         if (extent < self.extent_limits[0]).any() or (extent > self.extent_limits[1]).any():
             raise CaseError(f"{name} spans {_by(extent)} mm, which is no head; repair the voxel size in its header.")
-        directions = axes / spacing
-        cosines = np.abs(np.triu(directions.T @ directions, k=1)).max()
-        shear = np.degrees(np.arcsin(min(cosines, 1.0)))
+        shear = shear_degrees(axes)
         if shear > self.max_shear:
             raise CaseError(
                 f"{name} has axes that are {shear:.1f} degrees off a right angle (gantry tilt?); resample it to an "
@@ -111,6 +112,47 @@ class CheckMagnituded(MapTransform):
                     "as after z-scoring; give the original file, in which air is 0."
                 )
         return d
+
+
+class CheckNoLabelsd(MapTransform):
+    """Lets through what is no map of labels; for MRI, whose unit tells nothing.
+
+    Args:
+        keys: keys of the volumes, (1, H, W, Z).
+        allow_missing_keys: no error where a key is missing.
+
+    Raises:
+        CaseError: few whole numbers, as a mask or a segmentation has them.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Check the volume at each key."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if (count := _label_count(d[key])) is not None:
+                raise CaseError(
+                    f"{file_name(d[key])} holds {count} whole numbers, as a mask or a segmentation does; give the scan "
+                    "itself."
+                )
+        return d
+
+
+def _label_count(volume: torch.Tensor) -> int | None:
+    """How many labels a volume has; None where it is a scan.
+
+    Labels are few small numbers or, where a whole atlas is drawn, numbers that nearly all neighbours share.
+    """
+    values = convert_to_tensor(volume, track_meta=False)[0]
+    sample = values.flatten()[:: max(values.numel() // 1_000_000, 1)]
+    if float(sample.min()) < 0 or not bool((sample == sample.round()).all()):
+        return None
+    levels = torch.unique(sample)
+    if len(levels) <= MOST_LABELS and float(levels[-1]) <= 255:
+        return len(levels)
+    middle = values[:, :, values.shape[2] // 2]
+    both = (middle[1:] > 0) & (middle[:-1] > 0)
+    alike = (middle[1:] == middle[:-1])[both].float().mean() if both.any() else 0.0
+    return len(levels) if MOST_LABELS < len(levels) <= 20 * MOST_LABELS and alike > 0.85 else None
 
 
 def one_volume(volume: MetaTensor, name: str) -> MetaTensor:

@@ -9,11 +9,17 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from monai.utils import convert_to_tensor
+from scipy import ndimage
+from torch.nn.functional import adaptive_avg_pool3d
 
 from ..errors import CaseError
 from ..volumes.load import file_name
+from .checks import value_range
 
 __all__ = ["CheckHounsfieldd", "WindowToHUd"]
+
+PADDING = -1100.0  # HU; what is below is no air, but what a scanner puts where it did not look
 
 
 class WindowToHUd(MapTransform):
@@ -75,13 +81,16 @@ def _scale(volume: torch.Tensor) -> tuple[float, float]:
 class CheckHounsfieldd(MapTransform):
     """Lets through volumes whose values can be Hounsfield units; for CT only.
 
-    Refuses, with the range that was found and the option that maps it back: a range too narrow for HU (a rescaled CT),
-    8-bit grey levels, HU stored with an offset of 1024, and volumes without soft tissue (0 to 100 HU).
+    Refuses, with the range that was found and the way back: a range too narrow for HU (a rescaled CT), 8-bit grey
+    levels, volumes without soft tissue (0 to 100 HU), and those in which something thicker than any bone is as dense as
+    bone: HU stored with an offset of 1024, HU that wrapped around in unsigned numbers, an MRI. A few voxels have no
+    say, and neither has padding.
 
     Args:
         keys: keys of the volumes, (1, H, W, Z).
         min_range: least difference of largest and smallest value, HU.
-        min_soft_tissue: least volume between 0 and 100 HU, mL.
+        min_soft_tissue: least volume of solid tissue between 0 and 100 HU, mL.
+        max_dense: largest volume of solid tissue above 300 HU, mL; of bone, 15 mm are hardly ever solid.
         allow_missing_keys: no error where a key is missing.
 
     Raises:
@@ -93,48 +102,83 @@ class CheckHounsfieldd(MapTransform):
         keys: KeysCollection = "image",
         min_range: float = 30.0,
         min_soft_tissue: float = 50.0,
+        max_dense: float = 400.0,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.min_range = min_range
         self.min_soft_tissue = min_soft_tissue
+        self.max_dense = max_dense
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Check the volume at each key."""
         d = dict(data)
         for key in self.key_iterator(d):
-            reason = self._reason(d[key])
-            if reason is not None:
-                low, high = float(d[key].min()), float(d[key].max())
+            found = self._reason(d[key])
+            if found is not None:
+                reason, example = found
+                low, high = value_range(d[key])
                 raise CaseError(
                     f"{file_name(d[key])} has values from {low:g} to {high:g}, {reason}; export the CT in Hounsfield "
-                    f"units, or say what range of HU its values stand for, for example {_example(low, high)}."
+                    f"units, or {example}."
                 )
         return d
 
-    def _reason(self, volume: torch.Tensor) -> str | None:
-        low, high = float(volume.min()), float(volume.max())
+    def _reason(self, volume: torch.Tensor) -> tuple[str, str] | None:
+        """Why the values are no HU, and what can be done about it."""
+        low, high = value_range(volume)
+        brain_window = f"{_window_of(0, 80)} for a brain window"
         if high - low < self.min_range:
-            return "too narrow a range for Hounsfield units"
-        sample = torch.as_tensor(volume).flatten()[:: max(volume.numel() // 1_000_000, 1)]
-        positive = sample[sample > 0]
-        if low >= 0 and high <= 255:
-            grey_levels = low == 0 and high == 255 and bool((sample == sample.round()).all())
-            # a brain of 30 HU lies above 60 in any 8-bit window narrower than the whole CT scale
-            if grey_levels or float(positive.median()) > 60:
-                return "which look like 8-bit grey levels, not Hounsfield units"
-        dense = positive[positive > 300]
-        if low > -200 and high > 1000 and float(((dense > 900) & (dense < 1150)).float().mean()) > 0.5:
-            return "with soft tissue near 1024, so not Hounsfield units but shifted ones"
-        voxel = float(abs(np.linalg.det(np.asarray(volume.affine, dtype=np.float64)[:3, :3]))) / 1000
-        soft = float(((sample > 0) & (sample <= 100)).float().mean()) * volume.numel() * voxel
+            return "too narrow a range for Hounsfield units", brain_window
+        if _looks_like_grey_levels(volume):
+            return "which look like 8-bit grey levels, not Hounsfield units", brain_window
+        blocks, block_ml = _block_means(volume)
+        soft = _solid((blocks > 0) & (blocks <= 100)).sum() * block_ml
+        dense = _solid(blocks > 300)
+        dense_ml, level = dense.sum() * block_ml, float(np.median(blocks[dense])) if dense.any() else 0.0
+        if dense_ml > self.max_dense and 900 < level < 1150:
+            shifted = "with soft tissue near 1024, so not Hounsfield units but shifted ones"
+            return shifted, _window_of(low - 1024, high - 1024)
         if soft < self.min_soft_tissue:
-            return f"with only {soft:.0f} mL of soft tissue (0 to 100 HU) among them"
+            return f"with only {soft:.0f} mL of soft tissue (0 to 100 HU) among them", brain_window
+        if dense_ml > self.max_dense and (size := _wrapped_at(level)) is not None:
+            wrapped = f"with air near {level:.0f}, so Hounsfield units below 0 wrapped around at {size}"
+            return wrapped, f"subtract {size} from the values above {size // 2 - 1}"
+        if dense_ml > self.max_dense:
+            return f"with {dense_ml:.0f} mL of solid tissue near {level:.0f}, as no bone is", brain_window
         return None
 
 
-def _example(low: float, high: float) -> str:
-    """The option as typed, with the offset spelled out where that is what it looks like."""
-    if low > -200 and high > 1000:
-        return f'--ct_window "[{low - 1024:g}, {high - 1024:g}]"'
-    return '--ct_window "[0, 80]" for a brain window'
+def _window_of(low: float, high: float) -> str:
+    return f'say what range of HU its values stand for, for example --ct_window "[{low:g}, {high:g}]"'
+
+
+def _wrapped_at(level: float) -> int | None:
+    """The size of an unsigned number in which the HU of air, -1050 to -850, become a level."""
+    return next((size for size in (2**12, 2**16) if size - 1050 <= level <= size - 850), None)
+
+
+def _looks_like_grey_levels(volume: torch.Tensor) -> bool:
+    values = convert_to_tensor(volume, track_meta=False).flatten()
+    sample = values[:: max(values.numel() // 1_000_000, 1)]
+    sample = sample[sample > PADDING]
+    if not sample.numel() or float(sample.min()) < 0 or float(sample.max()) > 255:
+        return False
+    positive = sample[sample > 0]
+    full = float(sample.min()) == 0 and float(volume.max()) == 255
+    # a brain of 30 HU lies above 60 in any 8-bit window narrower than the whole CT scale
+    return (full and bool((sample == sample.round()).all())) or float(positive.median()) > 60
+
+
+def _block_means(volume: torch.Tensor, edge: float = 5.0) -> tuple[np.ndarray, float]:
+    """Means over blocks of about `edge` mm, in which noise averages out, and the volume of a block, mL."""
+    spacing = np.linalg.norm(np.asarray(volume.affine, dtype=np.float64)[:3, :3], axis=0)
+    shape = volume.shape[1:]
+    size = [max(1, min(n, round(n * s / edge))) for n, s in zip(shape, spacing, strict=True)]
+    means = adaptive_avg_pool3d(convert_to_tensor(volume, track_meta=False).float().cpu(), size)[0].numpy()
+    return means, float(np.prod(spacing * shape / size)) / 1000
+
+
+def _solid(blocks: np.ndarray) -> np.ndarray:
+    """Where three blocks in each direction belong to it: neither a shell nor the edge between two other things."""
+    return ndimage.binary_opening(blocks, np.ones((3, 3, 3)))

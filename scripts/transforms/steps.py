@@ -23,7 +23,7 @@ from monai.utils import ensure_tuple
 
 from ..volumes.scaling import ScaleByBrainModed
 from .bias_field import BiasFieldCorrectd
-from .checks import CheckMagnituded, CheckVolumed
+from .checks import CheckMagnituded, CheckNoLabelsd, CheckVolumed
 from .hounsfield import CheckHounsfieldd, WindowToHUd
 from .intensity import FlattenHUTrendd
 from .spatial import BackgroundOutsided, SmoothForSpacingd, VolumeSpacingd
@@ -59,14 +59,15 @@ def volume_checks(
         image_keys: those that have to be scans: finite, not constant, on a usable grid.
         source_key: the source, which may be a CT.
         ct_window: see `WindowToHUd`.
-        check_hounsfield: whether the source has to be in HU.
+        check_hounsfield: whether the source has to be in HU; else it may be no map of labels.
     """
+    check = CheckHounsfieldd if check_hounsfield else CheckNoLabelsd
     steps = [
         EnsureChannelFirstd(keys, allow_missing_keys=True),
         CheckVolumed(image_keys),
         WindowToHUd(source_key, ct_window, allow_missing_keys=True),
     ]
-    return Compose([*steps, *([CheckHounsfieldd(source_key, allow_missing_keys=True)] if check_hounsfield else [])])
+    return Compose([*steps, check(source_key, allow_missing_keys=True)])
 
 
 def volume_geometry(keys: KeysCollection, mask_key: str, spacing: Sequence[float], dtype: Any) -> Compose:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,16 @@ import numpy as np
 from monai.config import DtypeLike, KeysCollection
 from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, Orientation
+from monai.utils import ensure_tuple
 
 from ..dicom.convert import convert_series, only_volume
+from ..dicom.headers import read_header
 from ..errors import CaseError, machine_reason
 from ..files import temporary_folder
+from .placement import Placement, nifti_placement
+from .size import check_size
 
-__all__ = ["LoadVolume", "LoadVolumed", "file_name", "read_volume"]
+__all__ = ["LoadVolume", "LoadVolumed", "file_name", "open_image", "read_volume", "stored_placement"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +36,7 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
-NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz")
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".mgz")
 
 
 def file_name(volume: Any) -> str:
@@ -44,13 +50,67 @@ def file_name(volume: Any) -> str:
     return Path(path).name if path else "the volume"
 
 
+def open_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
+    """nibabel's image of a NIfTI, Analyze or MGZ file, its voxels not read yet; packed or not, whatever its name says.
+
+    Raises:
+        Exception: whatever nibabel raises where it is none.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if packed == path.name.lower().endswith("gz") or not path.name.lower().endswith(NIBABEL_SUFFIXES):
+        return nib.load(path)
+    file = gzip.GzipFile(path) if packed else io.FileIO(path)
+    size = file.read(4)
+    file.seek(0)
+    kinds = (nib.Nifti1Image, nib.Nifti2Image)
+    kind = kinds[540 in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))]
+    kind = nib.MGHImage if path.name.lower().endswith(".mgz") else kind
+    return kind.from_file_map(kind.make_file_map({"image": file}))
+
+
+def stored_placement(image: nib.spatialimages.SpatialImage, name: str) -> Placement:
+    """Where the voxels of nibabel's image lie; see `nifti_placement`.
+
+    Raises:
+        CaseError: the header of a NIfTI contradicts itself.
+    """
+    if isinstance(image.header, nib.Nifti1Header):
+        return nifti_placement(image.header, name)
+    known = isinstance(image, nib.MGHImage)  # Analyze has no place for an orientation
+    return Placement(np.asarray(image.affine, dtype=np.float64), int(known))
+
+
+class _PlacedReader(NibabelReader):
+    """MONAI's reader by nibabel, without its repair of headers: where voxels lie is `stored_placement`'s to decide."""
+
+    def read(self, data: Any, **kwargs: Any) -> nib.spatialimages.SpatialImage:
+        """A path -> nibabel's image."""
+        self.filenames = ensure_tuple(data)
+        name = Path(self.filenames[0]).name
+        image = open_image(self.filenames[0])
+        check_size(image.shape, name)
+        self.placement = stored_placement(image, name)
+        return image
+
+    def _get_affine(self, img: nib.spatialimages.SpatialImage) -> np.ndarray:
+        return self.placement.affine.copy()
+
+    def _get_array_data(self, img: nib.spatialimages.SpatialImage, filename: str) -> np.ndarray:
+        if img.get_data_dtype().names:
+            raise CaseError(_coloured(Path(filename).name))
+        return np.asarray(img.dataobj, dtype=np.float32)  # scaled values would be float64
+
+
 class LoadVolume(LoadImage):
     """MONAI's `LoadImage` with one reader for each format, and every failure as a `CaseError`.
 
-    nibabel reads NIfTI and MGZ, ITK everything else: of MONAI's readers that take an NRRD file only ITK's heeds all
-    values of the header's `space`. A list is the files of one DICOM series, and a folder has to hold one; the
+    nibabel reads NIfTI, Analyze and MGZ, ITK everything else: of MONAI's readers that take an NRRD file only ITK's
+    heeds all values of the header's `space`. A list is the files of one DICOM series, and a folder has to hold one; the
     MetaTensor's meta then has the files as `dicom_files` and its UID as `series_uid`, `filename_or_obj` is the first of
-    them, and `corrected` tells in words what of their places was.
+    them, and `corrected` tells in words what of their places was. Of a file, `doubt` tells in words what in its header
+    contradicts where it was taken to lie, and `unplaced` is there where the header does not say it at all.
     """
 
     def __call__(self, filename: Any, reader: Any = None) -> Any:
@@ -73,8 +133,10 @@ class LoadVolume(LoadImage):
             raise CaseError(f"{path.name} is not there; check the path.")
         try:
             if reader is None and path.is_file():
-                reader = NibabelReader() if path.name.lower().endswith(NIBABEL_SUFFIXES) else _itk_reader(path)
-            return super().__call__(str(path), reader)
+                reader = _PlacedReader() if path.name.lower().endswith(NIBABEL_SUFFIXES) else _itk_reader(path)
+            loaded = super().__call__(str(path), reader)
+            _note_placement(loaded if self.image_only else loaded[0], reader, path)
+            return loaded
         except CaseError:
             raise
         except Exception as error:
@@ -84,6 +146,7 @@ class LoadVolume(LoadImage):
         with temporary_folder() as folder:
             path = folder / "volume.nii"
             try:
+                _check_series_size(files)
                 series, corrected = convert_series(files, path)
             except CaseError:
                 raise
@@ -91,7 +154,7 @@ class LoadVolume(LoadImage):
                 refused = machine_reason(error, "a DICOM series")
                 kind = type(error).__name__
                 raise CaseError(refused or f"A DICOM series cannot be read ({kind}); export it again.") from None
-            loaded = super().__call__(str(path), NibabelReader())
+            loaded = super().__call__(str(path), _PlacedReader())
         volume = loaded if self.image_only else loaded[0]
         volume.meta |= {"filename_or_obj": files[0], "dicom_files": files, "series_uid": series.uid}
         if series.doubt is not None:
@@ -102,6 +165,13 @@ class LoadVolume(LoadImage):
         return loaded
 
 
+def _check_series_size(files: Sequence[str]) -> None:
+    header = read_header(Path(files[0]), ("Rows", "Columns", "NumberOfFrames"))
+    if header is not None:
+        sizes = [header.number(name) or 1 for name in ("Rows", "Columns", "NumberOfFrames")]
+        check_size((*sizes[:2], sizes[2] * len(files)), "The DICOM series")
+
+
 def _itk_reader(path: Path) -> ITKReader:
     """A reader of float32, whatever scalar the file holds; asked for another type, ITK would turn colours grey."""
     file = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
@@ -110,7 +180,29 @@ def _itk_reader(path: Path) -> ITKReader:
         file.ReadImageInformation()
         if file.GetNumberOfComponents() > 1:
             raise CaseError(_coloured(path.name))
+        check_size([file.GetDimensions(axis) for axis in range(file.GetNumberOfDimensions())], path.name)
     return ITKReader(pixel_type=itk.F)
+
+
+def _note_placement(volume: MetaTensor, reader: Any, path: Path) -> None:
+    """What the meta of a volume tells of its place, as far as there is something to tell."""
+    if isinstance(reader, _PlacedReader):
+        if reader.placement.doubt is not None:
+            volume.meta["doubt"] = reader.placement.doubt
+        placed = reader.placement.code > 0
+    else:
+        placed = not isinstance(reader, ITKReader) or _itk_placed(path)
+    if not placed:
+        volume.meta["unplaced"] = True
+
+
+def _itk_placed(path: Path) -> bool:
+    """Whether the text header of an NRRD or MetaImage says how its axes lie; ITK takes L, P, S where it does not."""
+    with path.open("rb") as file:
+        header = file.read(65536).split(b"\n\n")[0].lower()
+    names = (b"space:", b"space directions:") if header.startswith(b"nrrd") else (b"transformmatrix", b"orientation")
+    found = [re.search(rb"^" + name, header, re.MULTILINE) is not None for name in names]
+    return all(found) if header.startswith(b"nrrd") else any(found)
 
 
 def _coloured(name: str) -> str:
@@ -119,8 +211,6 @@ def _coloured(name: str) -> str:
 
 def _unreadable(path: Path, error: Exception) -> str:
     """The readers' many ways to fail, as a sentence without folders, whose names may be a patient's."""
-    if "('R', " in str(error):  # the voxel type of a NIfTI with colours
-        return _coloured(path.name)
     # ITK begins with a line of its own source and the reader's address in memory
     message = re.sub(r"^.*ITK ERROR: (\w+\(0x\w+\): )?", "", " ".join(str(error).split()))
     what = message.replace(str(path), path.name)[:120] or type(error).__name__
@@ -148,6 +238,13 @@ class LoadVolumed(LoadImaged):
         self._loader = LoadVolume(dtype=dtype, image_only=image_only)
 
 
+def _tell_doubt(volume: MetaTensor) -> None:
+    if doubt := volume.meta.get("doubt"):
+        logger.warning(f"{file_name(volume)} contradicts itself: {doubt}.")
+    if volume.meta.get("unplaced"):
+        logger.warning(f"{file_name(volume)} does not say how its axes lie, so that left and right are a guess.")
+
+
 def read_volume(path: Any, *steps: Callable[[dict], dict], name: str | os.PathLike | None = None) -> nib.Nifti1Image:
     """Read one volume for work outside MONAI's pipelines.
 
@@ -166,6 +263,7 @@ def read_volume(path: Any, *steps: Callable[[dict], dict], name: str | os.PathLi
     data = {"image": EnsureChannelFirst()(LoadVolume()(path))}
     if name is not None:
         data["image"].meta["filename_or_obj"] = os.fspath(name)
+    _tell_doubt(data["image"])
     for step in steps:
         data = step(data)
     volume = data["image"]

@@ -148,9 +148,25 @@ def test_contrasts_are_told_apart_by_what_names_end_in(several, caplog):
     assert first["image"] == first["contrast_FLAIR"]
 
 
-def test_one_contrast_goes_by_no_name(several):
+def test_of_one_contrast_what_is_named_otherwise_is_left_out(several, caplog):
+    """A CT is known by its values; an MRI only by its name, where that tells."""
     assert inference_datalist(several, contrasts=["FLAIR"]) == inference_datalist(several, contrast="FLAIR")
     assert len(inference_datalist(several)) == 8
+    caplog.clear()
+    cases = [item["case"] for item in inference_datalist(several, contrast="FLAIR")]
+    assert cases == ["anna_flair", "bert_FLAIR", "cleo_FLAIR", "nobody", "scout_2"]
+    assert "3 volumes are left out, since their names say T1, T2, not FLAIR: anna_t1.nii.gz, anna_t2.nii.gz, T2" in (
+        caplog.text
+    )
+
+
+def test_a_folder_without_the_contrast_and_a_file_that_was_meant(tmp_path, caplog):
+    for name in ("a_t1", "a_t2", "a_seg"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    with pytest.raises(CaseError, match="no volume that may be a FLAIR: .* the 3 there are T1, T2, labels"):
+        inference_datalist(tmp_path, contrast="FLAIR")
+    assert len(inference_datalist(tmp_path / "a_t1.nii.gz", contrast="FLAIR")) == 1
+    assert "a_t1.nii.gz is taken for a FLAIR, though its name says T1" in caplog.text
 
 
 def test_names_that_tell_no_contrast_are_an_error(folder):

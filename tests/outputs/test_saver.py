@@ -83,7 +83,8 @@ def test_the_packed_file_is_the_same_every_time_and_read_by_others(tmp_path):
 
 
 def test_differing_sform_and_qform_are_both_kept(tmp_path):
-    other = nib.affines.from_matvec(np.diag([-2.0, 2.5, 3.0]), [1.0, 2.0, 3.0])
+    turned = nib.eulerangles.euler2mat(0.1, -0.2, 0.1)  # as the head lay, beside its alignment to a template
+    other = nib.affines.from_matvec(turned @ np.diag([2.0, 2.5, 3.0]), [1.0, 2.0, 3.0])
     sform = nib.affines.from_matvec(np.diag([2.0, 2.5, 3.0]), [9.0, 9.0, 9.0])
     path = write_source(tmp_path / "ct.nii.gz", (1, 2), sform, other)
     SaveSyntheticd(output_dir=tmp_path)(item_of(path))
@@ -91,6 +92,21 @@ def test_differing_sform_and_qform_are_both_kept(tmp_path):
     np.testing.assert_array_equal(made.get_qform(), source.get_qform())
     np.testing.assert_array_equal(made.get_sform(), source.get_sform())
     assert not np.allclose(made.get_sform(), made.get_qform())
+
+
+def test_a_form_that_was_not_believed_is_not_passed_on(tmp_path):
+    """Whatever form a viewer goes by, the output lies where the source was taken to lie."""
+    for name, codes, sform, qform in (
+        ("a", (1, 2), np.eye(4), OBLIQUE),
+        ("b", (1, 2), OBLIQUE, np.eye(4)),
+        ("c", (0, 2), OBLIQUE, np.eye(4)),
+    ):
+        path = write_source(tmp_path / f"{name}.nii.gz", codes, sform, qform)
+        SaveSyntheticd(output_dir=tmp_path)(item_of(path, name))
+        made = nib.load(tmp_path / f"{name}_t1.nii.gz")
+        for form in (made.get_sform(), made.get_qform(), nib.load(path).get_sform() if codes[0] == 0 else OBLIQUE):
+            np.testing.assert_allclose(form, OBLIQUE, atol=1e-4)
+        np.testing.assert_allclose(made.header.get_zooms(), nib.affines.voxel_sizes(OBLIQUE), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ct.nrrd", "ct.mha"])

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from scripts.errors import CaseError
-from scripts.transforms.checks import CheckMagnituded, CheckVolumed, one_volume
+from scripts.transforms.checks import CheckMagnituded, CheckNoLabelsd, CheckVolumed, one_volume
 from scripts.volumes.load import LoadVolumed, file_name
 
 LOAD = Compose([LoadVolumed("image"), EnsureChannelFirstd("image"), CheckVolumed("image")])
@@ -216,3 +216,18 @@ def test_an_mri_whose_air_is_below_zero_is_refused():
     ringing = torch.where(head < 20, -0.5 * head, head)
     for passed in (head, ringing):
         assert check({"image": passed})["image"] is passed
+
+
+def test_maps_of_labels_are_refused_and_scans_are_not():
+    """Few numbers, and an atlas of many; a scan of 8 bits, however smooth, is none."""
+    random, place = np.random.default_rng(0), np.indices((40, 44, 36))
+    tumour = random.choice([0, 1, 2, 4], (40, 44, 36))
+    atlas = 1000 + place[0] // 10 * 100 + place[1] // 8 * 10 + place[2] // 9
+    check = CheckNoLabelsd("image")
+    for labels, count in ((tumour, 4), (tumour > 0, 2), (atlas * (place[0] > 4), len(np.unique(atlas)) + 1)):
+        volume = MetaTensor(torch.as_tensor(labels)[None].float(), meta={"filename_or_obj": "/in/seg.nii.gz"})
+        with pytest.raises(CaseError, match=rf"^seg\.nii\.gz holds {count} whole numbers, .*give the scan itself"):
+            check({"image": volume})
+    smooth = 100 + 50 * np.sin(place[0] / 8) * np.cos(place[1] / 9) + random.normal(0, 3, place[0].shape)
+    for scan in (smooth.round(), smooth, 0.5 * tumour):
+        assert check({"image": MetaTensor(torch.as_tensor(scan)[None].float())})

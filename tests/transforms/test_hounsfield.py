@@ -53,6 +53,44 @@ def test_refuses_other_units_and_names_the_option(values, found):
     assert str(caught.value).startswith("ct.nii.gz has values from")
 
 
+CORNERS = np.zeros(SHAPE, bool)
+CORNERS[:, :6], CORNERS[:, -6:] = True, True
+
+
+@pytest.mark.parametrize("padding", [-2000, -1024, -1000, -3024, -500, 0])
+@pytest.mark.parametrize("offset", [1024, 1000])
+def test_stored_values_are_refused_whatever_the_padding(padding, offset):
+    """The smallest value is the padding's; the air about the head is near 0, as soft tissue should be."""
+    with pytest.raises(CaseError, match=r"soft tissue near 1024.*--ct_window .\["):
+        CheckHounsfieldd()(volume(np.where(CORNERS, padding, HU + offset)))
+    assert CheckHounsfieldd()(volume(np.where(CORNERS, padding, HU)))
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_hounsfield_units_that_wrapped_around(bits):
+    wrapped = np.mod(np.round(HU), 2**bits)
+    with pytest.raises(CaseError, match=f"wrapped around at {2**bits}; .*subtract {2**bits} from the values above"):
+        CheckHounsfieldd()(volume(wrapped))
+    back = np.where(wrapped > 2 ** (bits - 1) - 1, wrapped - 2**bits, wrapped)
+    np.testing.assert_array_equal(back, np.round(HU))
+
+
+@pytest.mark.parametrize(
+    "values", [(HU + 1024) / 2, np.where(CORNERS, -2000, windowed(0, 80, 255)), HU - 1024, HU + 2048, HU + 32768]
+)
+def test_other_scales_with_air_where_tissue_should_be(values):
+    with pytest.raises(CaseError, match="has values from"):
+        CheckHounsfieldd()(volume(values))
+
+
+def test_a_few_voxels_have_no_say():
+    """Metal, and a detector's fault, in a head that is in HU."""
+    odd = HU.copy()
+    odd[15:17, 18:20, 16:18] = 30000
+    odd[3, 3, 3] = -32768
+    assert CheckHounsfieldd()(volume(odd))
+
+
 @pytest.mark.parametrize(
     ("stored", "window"),
     [
