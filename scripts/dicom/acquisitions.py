@@ -7,8 +7,10 @@ uneven one. They are told apart by what their headers say of the acquisition, an
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 
@@ -21,9 +23,19 @@ FEWEST_SLICES = 3
 # each with its name in a multi-frame image; what describes an acquisition comes before its numbers and times
 ATTRIBUTES = (
     *(("ConvolutionKernel",), ("ContrastBolusAgent",), ("KVP",), ("ImageType", "FrameType"), ("EchoNumbers",)),
-    *(("EchoTime",), ("StackID",), ("TemporalPositionIdentifier", "TemporalPositionIndex"), ("AcquisitionUID",)),
+    *(
+        ("EchoTime",),
+        ("InversionTime",),
+        ("RepetitionTime",),
+        ("SeriesDescription",),
+        ("ProtocolName",),
+        ("ScanOptions",),
+    ),
+    *(("SliceThickness",), ("PatientPosition",), ("StationName",), ("DeviceSerialNumber",), ("SeriesNumber",)),
+    *(("StackID",), ("TemporalPositionIdentifier", "TemporalPositionIndex"), ("AcquisitionUID",)),
     *(("AcquisitionNumber", "FrameAcquisitionNumber"), ("AcquisitionDateTime", "FrameAcquisitionDateTime")),
-    *(("AcquisitionTime",), ("ContentTime",), ("InstanceNumber",)),
+    *(("AcquisitionDate",), ("AcquisitionTime",), ("SeriesTime",), ("ContentDate",), ("ContentTime",)),
+    *(("InstanceCreationTime",), ("InstanceNumber",)),
 )
 _WIDEST_GAP_MM = 15.0
 _COPY_MM = 1e-3
@@ -67,8 +79,9 @@ def taken_once(slices: list[Slice], name: str) -> list[Slice]:
     if len(slices) < 2 or np.diff(heights[order]).min() >= SAME_PLACE_MM:
         return slices
     dropped: set[int] = set()
+    values_of = lru_cache(maxsize=4)(partial(_values, name=name))  # the frames of one file stand together
     for tried, together in enumerate(_at_one_place(slices, order), start=1):
-        dropped |= {together[index] for index in _twice([slices[index] for index in together], name)}
+        dropped |= {together[index] for index in _twice([slices[index] for index in together], values_of)}
         if tried == _TRIED and not dropped:
             break
     return [one for index, one in enumerate(slices) if index not in dropped]
@@ -86,20 +99,24 @@ def _at_one_place(slices: Sequence[Slice], order: Iterable[int]) -> list[list[in
     return [sorted(place) for place in places if len(place) > 1]
 
 
-def _twice(slices: Sequence[Slice], name: str) -> list[int]:
+def _values(path: Path, name: str) -> np.ndarray | None:
+    with contextlib.suppress(CaseError):
+        return frame_values(path, name)
+    return None
+
+
+def _twice(slices: Sequence[Slice], values_of: Callable[[Path], np.ndarray | None]) -> list[int]:
     """Indices of those that can be left out, being like an earlier one or unreadable."""
     kept: list[np.ndarray] = []
     left_out, unreadable = [], []
     for index, one in enumerate(slices):
-        values = None
-        with contextlib.suppress(CaseError):
-            values = frame_values(one.header.path, name)[one.frame]
-        if values is None:
+        frames = values_of(one.header.path)
+        if frames is None:
             unreadable.append(index)
-        elif any(np.array_equal(values, other) for other in kept):
+        elif any(np.array_equal(frames[one.frame], other) for other in kept):
             left_out.append(index)
         else:
-            kept.append(values)
+            kept.append(frames[one.frame])
     return [*left_out, *(unreadable if kept else unreadable[1:])]
 
 

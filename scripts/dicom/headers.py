@@ -36,7 +36,9 @@ _TAGS = (
     *("PhotometricInterpretation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     # what tells acquisitions and patients apart
     *("AcquisitionUID", "AcquisitionNumber", "AcquisitionDateTime", "AcquisitionTime", "ContentTime", "KVP", "StackID"),
-    *("TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "SliceThickness"),
+    *("TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "SliceThickness", "InversionTime", "RepetitionTime"),
+    *("SeriesTime", "AcquisitionDate", "ContentDate", "InstanceCreationTime", "PatientPosition", "ScanOptions"),
+    *("StationName", "DeviceSerialNumber"),
     *("PatientID", "PatientName", "PatientBirthDate", "SpecificCharacterSet"),
 )
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -99,9 +101,11 @@ class Header:
 
     @property
     def planes(self) -> list[Plane | None]:
-        """Where each frame lies; None for one that does not say."""
-        shape = self.number("Rows"), self.number("Columns")
-        return [_plane(shape, groups) for groups in self._groups()]
+        """Where each frame lies; None for one that does not say, as where several frames have one place."""
+        shape, groups = (self.number("Rows"), self.number("Columns")), self._groups()
+        if len(groups) > 1 and groups[0] is groups[1]:
+            return [None] * len(groups)
+        return [_plane(shape, group) for group in groups]
 
     @property
     def rescales(self) -> list[tuple[float | None, float | None]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..contrasts import contrast_named
 from ..errors import CaseError
 from ..files import files_below
-from ..volumes.find import stem_of, volume_suffix
+from ..volumes.find import stem_of, tell_unread, volume_suffix
 from .pair_table import list_table
 from .pairs import Listing, Pair, Scans, files_in, folders_below, pair_scans, safe_name, subfolders
 from .t1_list import list_t1
@@ -54,6 +54,8 @@ def list_pairs(
     if root.is_file() and not LAYOUTS[layout].is_file:
         raise CaseError(f"{root} is a file, and the layout {layout} is a folder: it looks for {looks_for}.")
     pairs, incomplete = LAYOUTS[layout](root, *contrasts)
+    if root.is_dir():
+        tell_unread(root)
     if not pairs and not incomplete:
         raise CaseError(
             f"{root} holds no subject of the layout {layout}, which looks for {looks_for}; {_advice(layout, root)}."

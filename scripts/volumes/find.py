@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import nibabel as nib
 from ..errors import CaseError
 from ..files import files_below
 
-__all__ = ["IMAGE_SUFFIXES", "case_name", "left_unread", "refuse_clashes", "stem_of", "volume_suffix", "volumes_below"]
+__all__ = ["IMAGE_SUFFIXES", "case_name", "left_unread", "refuse_clashes", "stem_of", "tell_unread", "volume_suffix"]
+__all__ += ["volumes_below"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +62,26 @@ def left_unread(files: Iterable[Path], unseen: Iterable[Path], root: Path) -> li
         unseen: hidden files and folders, and folders that may not be read.
         root: the folder.
     """
-    items, others = [], []
-    for path in files:
-        if why := _why_unread(path):
-            items.append(_failed(path, root, f"{_shown(path.name)} {why}."))
-        else:
-            others.append(path)
-    hidden = [path for path in unseen if path.name.startswith(".")]
-    for path in sorted(set(unseen) - set(hidden)):
+    reasons = {path: _why_unread(path) for path in files}
+    hidden = {path for path in unseen if path.name.startswith(".")}
+    _count([path for path, why in reasons.items() if why is None], hidden)
+    return _unread_items(reasons, set(unseen) - hidden, root)
+
+
+def tell_unread(root: Path) -> None:
+    """Warn of each file below a folder that `left_unread` would list, where something else is read by its name."""
+    unseen: list[Path] = []
+    files = files_below(root, unseen=unseen)
+    reasons = {path: _why_unread(path) for path in files if _pair_problem(path) or not volume_suffix(path)}
+    locked = [path for path in unseen if not path.name.startswith(".")]
+    for item in _unread_items(reasons, locked, root):
+        logger.warning(item["failure"])
+
+
+def _unread_items(reasons: Mapping[Path, str | None], locked: Iterable[Path], root: Path) -> list[dict[str, str]]:
+    items = [_failed(path, root, f"{_shown(path.name)} {why}.") for path, why in reasons.items() if why]
+    for path in sorted(locked):
         items.append(_failed(path, root, f"The folder {_shown(path.name)} may not be read; change its permissions."))
-    _count(others, hidden)
     return items
 
 
@@ -85,7 +96,7 @@ def _shown(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _count(others: Sequence[Path], hidden: Sequence[Path]) -> None:
+def _count(others: Sequence[Path], hidden: Collection[Path]) -> None:
     if others:
         kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
         most = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))

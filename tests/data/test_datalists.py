@@ -85,9 +85,12 @@ def test_a_clash_of_names_is_an_error(tmp_path, pair):
 def test_nothing_to_do_is_an_error(tmp_path):
     with pytest.raises(CaseError, match=r"There is no file or folder .*gone; check dataset_dir"):
         inference_datalist(tmp_path / "gone")
-    (tmp_path / "slice.dcm").touch()
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(CaseError, match=r"dataset_dir holds no volume; give \.nii\.gz, .* files or DICOM series"):
         inference_datalist(tmp_path)
+    (tmp_path / "slice.dcm").touch()
+    (item,) = inference_datalist(tmp_path)
+    assert "1 file is marked or named as DICOM and cannot be read: empty" in item["failure"]
 
 
 def test_case_name(tmp_path):

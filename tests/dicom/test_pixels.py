@@ -214,3 +214,54 @@ def test_what_is_unclear_is_refused(tmp_path, change, words):
     folder = write_dicom_series(tmp_path / "in", HEIGHTS, change=spoil)
     with pytest.raises(CaseError, match=words):
         frame_values(next(folder.iterdir()), "the DICOM series 1.2")
+
+
+def spoilt(tmp_path, name, values):
+    """A series in which single slices, by their number from 1, have another value of an element (None: not there)."""
+
+    def change(slice_, index):
+        if index in values:
+            setattr(slice_, name, values[index])
+            if values[index] is None:
+                delattr(slice_, name)
+
+    heights = [10.0 * i + 5 for i in range(8)]
+    return write_dicom_series(tmp_path / "in", heights, voxels=48, spacing=5.0, hu_of=hu_of, change=change)
+
+
+def exchanged(folder, name):
+    """The third slice and the sixth have each other's value of an element."""
+    paths = [folder / "1_003", folder / "1_006"]
+    one, other = map(pydicom.dcmread, paths)
+    one[name], other[name] = other[name], one[name]
+    one.save_as(paths[0])
+    other.save_as(paths[1])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("RescaleIntercept", {4: None}), ("RescaleIntercept", {8: 0}), ("RescaleSlope", {1: 3}), ("BitsStored", {5: 9})],
+)
+def test_a_slice_whose_header_contradicts_those_beside_it_is_refused(tmp_path, name, values):
+    with pytest.raises(CaseError, match="are stored in different ways"):
+        values_of(spoilt(tmp_path, name, values))
+
+
+@pytest.mark.parametrize(("name", "value"), [("BitsStored", 17), ("HighBit", 3), ("PixelRepresentation", 5)])
+def test_bits_that_cannot_be_are_refused(tmp_path, name, value):
+    with pytest.raises(CaseError, match="truncated, damaged"):
+        values_of(spoilt(tmp_path, name, {2: value}))
+
+
+def test_a_slope_of_zero_is_refused(tmp_path):
+    with pytest.raises(CaseError, match="has a RescaleSlope of 0"):
+        values_of(spoilt(tmp_path, "RescaleSlope", {2: 0}))
+
+
+def test_slices_that_have_changed_places_are_refused_and_numbers_that_have_are_not(tmp_path):
+    truth = values_of(spoilt(tmp_path / "truth", "KVP", {}))
+    numbers = exchanged(spoilt(tmp_path / "numbers", "KVP", {}), "InstanceNumber")
+    np.testing.assert_array_equal(values_of(numbers), truth)
+    with pytest.raises(CaseError, match=r"Slices 3 and 6 of .* do not lie where their InstanceNumber puts them"):
+        values_of(exchanged(spoilt(tmp_path / "places", "KVP", {}), "ImagePositionPatient"))

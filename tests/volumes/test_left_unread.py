@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from scripts.data.datalists import inference_datalist
+from scripts.prepare.layouts import list_pairs
 from scripts.volumes.load import LoadVolume
-from tests.trees import write_cube, write_dicom_series
+from tests.trees import ixi_tree, write_cube, write_dicom_series
 
 AFFINE = np.array([[-2.0, 0, 0, 7], [0, 3, 0, -8], [0, 0, 4, 9], [0, 0, 0, 1]])
 VALUES = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
@@ -136,3 +137,13 @@ def test_damaged_dicom_is_one_line_without_names(tmp_path):
 def test_nothing_but_what_is_not_read_is_still_listed(tmp_path):
     (tmp_path / "scans.7z").write_bytes(b"7z")
     assert list(listed(tmp_path)) == ["scans.7z"]
+
+
+def test_preparing_warns_of_what_is_not_read(tmp_path, caplog):
+    ixi_tree(tmp_path)
+    (tmp_path / "IXI-T1" / "IXI099-HH-1-T1.nii.bz2").write_bytes(b"BZh")
+    (tmp_path / "IXI-T1.tar").write_bytes(b"packed")
+    assert len(list_pairs("ixi", tmp_path)[0]) == 3
+    assert len(caplog.messages) == 2
+    for name in ("IXI099-HH-1-T1.nii.bz2", "IXI-T1.tar"):
+        assert f"{name} is packed, and archives are not opened; unpack it" in caplog.text
