@@ -39,7 +39,8 @@ ARROWS = {
     "simulation": {"errors", "volumes"},
     "data": {"errors", "files", "contrasts", "processes", "slabs", "conditioning", "volumes", "transforms", "dicom"},
     "watch": set(),
-    "outputs": {"errors", "files", "contrasts", "conditioning", "volumes", "transforms", "dicom"},
+    # watch: measures of the brain's shape beside those of its values
+    "outputs": {"errors", "files", "contrasts", "conditioning", "volumes", "transforms", "dicom", "watch"},
     # work
     "prepare": {
         *("errors", "files", "options", "processes", "contrasts", "workflow", "text"),

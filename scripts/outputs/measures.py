@@ -13,7 +13,8 @@ from monai.utils import convert_to_numpy
 
 from ..conditioning.style_key import compute_style_key, load_style_keys
 from ..conditioning.training_range import TrainingRange, key_contrast
-from .ct_oddities import ct_measures, ct_warnings
+from ..watch.brain_shape import orientation_by_shape
+from .ct_oddities import ct_measures, ct_warnings, metal_measures
 
 __all__ = ["UNKNOWN_ORIENTATION", "CaseMeasures", "border_area", "case_warnings"]
 
@@ -27,6 +28,10 @@ LARGEST_BORDER_AREA = 20.0
 THICKEST_SLICE = 3.0
 # Standard deviation from which a voxel says little: grey and white matter differ by about twice as much.
 HIGH_UNCERTAINTY = 0.15
+# Logarithms: how much likelier another orientation must be by the brain's shape (at most 5 for heads bent by 25
+# degrees), and how likely the shape (-4 to -20 for whole brains, less for parts of one)
+LEAST_BRAIN_ML = 500.0
+LEAST_SHAPE_MARGIN, LEAST_SHAPE_LIKELIHOOD = 8.0, -25.0
 LARGEST_UNCERTAIN_SHARE = 0.3
 
 
@@ -66,8 +71,9 @@ class CaseMeasures:
         `source_distance`, `source_contrast`, `synthetic_distance` and their `_limit` (`TrainingRange`);
         `source_median` in the source's unit; `brain_ml`; `brain_at_border_cm2` (`border_area`); where there is an item
         `uncertainty`, its mean in the brain `uncertainty_mean` and the share of the brain that is above
-        `HIGH_UNCERTAINTY`, `uncertainty_high_share`; of a CT those of `ct_measures` and, where the lesion watch looked,
-        `asymmetric_ml`.
+        `HIGH_UNCERTAINTY`, `uncertainty_high_share`; `shape_margin`, `shape_likelihood`, `shape_front` and `shape_top`
+        of the orientation that suits the brain's shape best (`ShapeOrientation`); of a CT those of `ct_measures`,
+        `metal_measures` and, where the lesion watch looked, `asymmetric_ml`.
         """
         mask = np.asarray(torch.as_tensor(data[self.mask_key])[0].cpu()) > 0.5
         source = np.asarray(torch.as_tensor(data[self.source_key])[0].cpu())
@@ -76,6 +82,7 @@ class CaseMeasures:
             "source_median": float(np.median(source[mask])),
             "brain_ml": float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000),
             "brain_at_border_cm2": border_area(mask, affine),
+            **_shape_measures(mask, affine),
         }
         if "uncertainty" in data:
             spread = np.asarray(torch.as_tensor(data["uncertainty"])[0].cpu())[mask]
@@ -88,9 +95,23 @@ class CaseMeasures:
         if self.window is not None:
             image = data[self.input_key]
             measured |= ct_measures(convert_to_numpy(image[0]), convert_to_numpy(image.pixdim), source, self.window)
+            measured |= metal_measures(source, mask, affine)
         if "asymmetric_ml" in data:
             measured["asymmetric_ml"] = data["asymmetric_ml"]
         return {name: round(value, 4) for name, value in measured.items()}
+
+
+def _shape_measures(mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+    whole = mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000 > LEAST_BRAIN_ML
+    found = orientation_by_shape(mask, affine) if whole else None
+    if found is None:
+        return {}
+    return {
+        "shape_margin": found.margin,
+        "shape_likelihood": found.log_likelihood,
+        "shape_front": float(found.front),
+        "shape_top": float(found.top),
+    }
 
 
 def _range(keys_file: str | Path) -> TrainingRange | None:
@@ -155,11 +176,26 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     thickest = max(grid.get("spacing_mm") or [0.0])
     if thickest > THICKEST_SLICE:
         warnings.append(f"Thick slices: {thickest:.1f} mm from one to the next; what lies between them is guessed.")
+    if _lies_otherwise(measured):
+        front, top = (_SIDES[int(measured[name])] for name in ("shape_front", "shape_top"))
+        warnings.append(
+            f"Orientation doubtful: by the brain's shape its forehead is at the {front} and its crown at the {top} of "
+            "the image; check the source's header, and left and right with it."
+        )
     if grid.get("doubt"):
         warnings.append(f"The source's header contradicts itself: {grid['doubt']}.")
     if str(grid.get("orientation", "")).startswith("unknown"):
         warnings.append(f"Orientation {grid['orientation']}.")
     return warnings
+
+
+_SIDES = {1: "right", -1: "left", 2: "front", -2: "back", 3: "top", -3: "bottom"}
+
+
+def _lies_otherwise(measured: Mapping[str, float]) -> bool:
+    """Whether another orientation than the header's suits the brain's shape, if it is a whole brain's."""
+    likely = measured.get("shape_likelihood", -np.inf) > LEAST_SHAPE_LIKELIHOOD
+    return likely and measured.get("shape_margin", 0.0) > LEAST_SHAPE_MARGIN
 
 
 def _watch_warnings(record: Mapping[str, Any]) -> list[str]:

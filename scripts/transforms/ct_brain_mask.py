@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..errors import CaseError
 
-__all__ = ["ct_brain_mask", "foreground", "is_stripped"]
+__all__ = ["block_means", "close_mask", "ct_brain_mask", "foreground", "is_stripped"]
 
 SOFT_TISSUE = -15.0  # HU; 0 with room for noise and the dark bands of the skull base
 BONE = 150.0  # HU; the mean of a coarse voxel that is a third bone
@@ -52,7 +52,7 @@ def ct_brain_mask(
     axes = nib.io_orientation(affine)
     canonical = nib.apply_orientation(hu, axes)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(axes[:, 0])]
-    coarse, coarse_spacing = _resize(canonical, spacing, working_spacing)
+    coarse, coarse_spacing = block_means(canonical, spacing, working_spacing)
     level = _brain(coarse, coarse_spacing, name)
     fine = functional.interpolate(torch.from_numpy(level)[None, None], canonical.shape, mode="trilinear") > 0
     back = nib.orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), axes)
@@ -104,7 +104,7 @@ def _not_background(volume: np.ndarray, background: float) -> np.ndarray:
     return np.abs(volume - background) > 1e-2
 
 
-def _resize(hu: np.ndarray, spacing: np.ndarray, working_spacing: float) -> tuple[np.ndarray, np.ndarray]:
+def block_means(hu: np.ndarray, spacing: np.ndarray, working_spacing: float) -> tuple[np.ndarray, np.ndarray]:
     """HU on voxels of about `working_spacing`, and their edges: means where they are larger, linear where smaller.
 
     Both keep the field of view and treat its two ends alike, so that a mirrored volume gives a mirrored result.
@@ -164,7 +164,7 @@ def _cavity(soft: np.ndarray, no_bone: np.ndarray, head: np.ndarray, spacing: np
     if not core.any():
         return core
     grown = tissue & (_depth(~core, spacing) < CORE_DEPTH + 2)
-    closed = _close(_largest(ndimage.binary_opening(grown)), 4.0, spacing)
+    closed = close_mask(_largest(ndimage.binary_opening(grown)), 4.0, spacing)
     return ndimage.binary_fill_holes(closed)
 
 
@@ -210,7 +210,7 @@ def _depth(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     return ndimage.distance_transform_edt(mask, sampling=spacing)
 
 
-def _close(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
+def close_mask(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
     """Closing with a ball; beyond the field of view the mask goes on as at its border."""
     border = int(np.ceil(radius / spacing.min())) + 1
     padded = np.pad(mask, border, mode="edge")
@@ -220,7 +220,7 @@ def _close(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
 
 def _open(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
     """Opening with a ball: the complement's closing."""
-    return ~_close(~mask, radius, spacing)
+    return ~close_mask(~mask, radius, spacing)
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

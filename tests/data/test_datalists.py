@@ -166,7 +166,7 @@ def test_of_one_contrast_what_is_named_otherwise_is_left_out(several, caplog):
 def test_a_folder_without_the_contrast_and_a_file_that_was_meant(tmp_path, caplog):
     for name in ("a_t1", "a_t2", "a_seg"):
         (tmp_path / f"{name}.nii.gz").touch()
-    with pytest.raises(CaseError, match="no volume that may be a FLAIR: .* the 3 there are T1, T2, labels"):
+    with pytest.raises(CaseError, match=r"no volume that may be a FLAIR: .* the 3 there are T1, T2, labels"):
         inference_datalist(tmp_path, contrast="FLAIR")
     assert len(inference_datalist(tmp_path / "a_t1.nii.gz", contrast="FLAIR")) == 1
     assert "a_t1.nii.gz is taken for a FLAIR, though its name says T1" in caplog.text

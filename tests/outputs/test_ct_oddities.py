@@ -1,9 +1,11 @@
 """What is odd about a CT: each warning comes for its change of a head, and none for the head itself."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.outputs.ct_oddities import ct_measures, ct_warnings
+from scripts.outputs.ct_oddities import ct_measures, ct_warnings, metal_measures
+from tests.phantoms import centred_affine, head_ct
 
 SHAPE, SPACING = (52, 60, 46), np.full(3, 3.0)
 PLACES = (np.moveaxis(np.indices(SHAPE), 0, -1) - (np.array(SHAPE) - 1) / 2) * SPACING
@@ -100,3 +102,40 @@ def test_the_window_says_what_the_image_stands_for_and_a_known_one_is_no_news():
     clipped = {"clipped_share": 0.3}
     assert "clipped scale" in ct_warnings(clipped)[0]
     assert not ct_warnings(clipped, windowed=True)
+
+
+GRID = (60, 68, 56)
+PLACE = centred_affine(np.diag([3.0, 3.0, 3.0]), GRID)
+
+
+def metal_of(hu: np.ndarray, mask: np.ndarray, axes: str = "RAS") -> dict[str, float]:
+    turn = nib.orientations.ornt_transform(nib.io_orientation(PLACE), nib.orientations.axcodes2ornt(axes))
+    affine = PLACE @ nib.orientations.inv_ornt_aff(turn, GRID)
+    return metal_measures(nib.apply_orientation(hu, turn), nib.apply_orientation(mask, turn), affine)
+
+
+def test_metal_and_its_streaks_are_told_in_every_orientation():
+    """A ball of metal, dark streaks that the mask leaves out, and the half of a brain that it lost with them."""
+    hu = head_ct(PLACE, GRID)
+    points = nib.affines.apply_affine(PLACE, np.moveaxis(np.indices(GRID), 0, -1))
+    mask = (hu < 100) & (hu > 0) & (np.linalg.norm(points / (69, 82, 65), axis=-1) < 1)
+    assert metal_of(hu, mask) == {"metal_ml": 0, "streaks_ml": 0, "missing_ml": 0}
+    ball = np.linalg.norm(points - (20, 20, 0), axis=-1) < 8
+    streak = mask & (np.abs(points[..., 2]) < 5) & (np.abs(points[..., 1] - 20) < 8) & ~ball
+    odd = np.where(ball, 30000, np.where(streak, -200, hu)).astype(np.float32)
+    for axes in ("RAS", "LPI", "SAL"):
+        measured = metal_of(odd, mask & ~streak & ~ball, axes)
+        assert measured["metal_ml"] == pytest.approx(ball.sum() * 0.027)
+        assert measured["streaks_ml"] == pytest.approx(streak.sum() * 0.027, rel=0.3)
+    assert "metal at the brain: 2." in ct_warnings(measured)[0]
+    lost = metal_of(hu, mask & (points[..., 1] > 0))
+    assert lost["missing_ml"] > 200
+    assert "The brain mask leaves out" in ct_warnings(lost)[0]
+
+
+def test_a_tooth_is_far_from_the_brain():
+    hu = head_ct(PLACE, GRID)
+    hu[30, 60, 1] = 9000
+    mask = np.zeros(GRID, bool)
+    mask[20:40, 20:40, 30:45] = True
+    assert metal_of(hu, mask)["metal_ml"] == 0

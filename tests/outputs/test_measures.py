@@ -74,6 +74,11 @@ def test_strange_sources_are_told(keys_file, network_input, said):
         ({"measured": {"brain_at_border_cm2": 55.0}}, "The brain is cut off: 55 cm²"),
         ({"grid": {"spacing_mm": [0.5, 0.5, 5.0]}}, "Thick slices: 5.0 mm"),
         ({"grid": {"orientation": "unknown: left and right are a guess"}}, "Orientation unknown"),
+        ({"grid": {"doubt": "its sform is singular"}}, "contradicts itself: its sform is singular"),
+        (
+            {"measured": {"shape_margin": 40, "shape_likelihood": -6, "shape_front": -2, "shape_top": 3}},
+            "its forehead is at the back and its crown at the top",
+        ),
         ({"measured": {"source_median": 610.0}, "hu_window": None}, None),  # an MRI has no unit
         ({"measured": {"uncertainty_high_share": 0.42}}, "above 0.15 in 42% of the brain"),
         ({"measured": {"uncertainty_high_share": 0.1}}, None),
