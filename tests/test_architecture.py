@@ -34,7 +34,7 @@ ARROWS = {
     "exports": {"errors", "files", "weights", "workflow"},
     # volumes
     "dicom": {"errors", "files"},
-    "volumes": {"errors", "files", "devices", "dicom"},  # devices: what memory is free
+    "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free
     "transforms": {"errors", "files", "slabs", "volumes", "dicom"},
     "simulation": {"errors", "volumes"},
     "data": {"errors", "files", "contrasts", "processes", "slabs", "conditioning", "volumes", "transforms", "dicom"},

@@ -90,7 +90,7 @@ def _cases_below(
     if not files and not items and not unread:  # no path: a folder of what is hardly DICOM any more may be a patient's
         raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     if len(contrasts) == 1 and contrasts[0] != "CT":  # a CT is known by its values
-        files = _not_named_otherwise(files, contrasts[0], may_be_none=root.is_file() or bool(items))
+        files = _not_named_otherwise(files, contrasts[0], may_be_none=root.is_file() or bool(items or unread))
     if len(contrasts) > 1:
         files = _by_contrast(files, contrasts)
         if not files and not items and not unread:

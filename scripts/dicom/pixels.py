@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import CaseError
+from ..errors import CaseError, MachineError
 from ..files import temporary_folder
 from .headers import Header, opened, quiet_pydicom
 
@@ -80,6 +80,8 @@ def _frames(file: Path, name: str) -> list[FrameValues]:
         if len(stored) != len(Header(file, dataset).planes):
             raise ValueError("frames are missing")
         stored = _significant(stored, dataset)
+    except MachineError:
+        raise
     except Exception:  # its message may quote the header or name the file
         raise CaseError(
             f"A slice of {name} cannot be read: it is truncated, damaged or compressed in an unknown way; export the "

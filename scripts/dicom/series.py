@@ -497,6 +497,6 @@ def series_identity(files: Sequence[str]) -> tuple[str, str]:
     if header is None:
         raise CaseError("A file of the DICOM series is not there any more or damaged; give the series again.")
     if not (header.text("SeriesInstanceUID") and header.text("StudyInstanceUID")):
-        (group, *_) = by_series(read_headers(map(Path, files)))
+        group, *_ = by_series(read_headers(map(Path, files)))
         return group.uid, group.study_uid
     return header.text("SeriesInstanceUID"), header.text("StudyInstanceUID")

@@ -12,6 +12,7 @@ import nibabel as nib
 
 from ..errors import CaseError
 from ..files import files_below
+from ..text import readable
 
 __all__ = ["IMAGE_SUFFIXES", "case_name", "left_unread", "refuse_clashes", "stem_of", "tell_unread", "volume_suffix"]
 __all__ += ["volumes_below"]
@@ -79,21 +80,16 @@ def tell_unread(root: Path) -> None:
 
 
 def _unread_items(reasons: Mapping[Path, str | None], locked: Iterable[Path], root: Path) -> list[dict[str, str]]:
-    items = [_failed(path, root, f"{_shown(path.name)} {why}.") for path, why in reasons.items() if why]
+    items = [_failed(path, root, f"{readable(path.name)} {why}.") for path, why in reasons.items() if why]
     for path in sorted(locked):
-        items.append(_failed(path, root, f"The folder {_shown(path.name)} may not be read; change its permissions."))
+        items.append(_failed(path, root, f"The folder {readable(path.name)} may not be read; change its permissions."))
     return items
 
 
 def _failed(path: Path, root: Path, why: str) -> dict[str, str]:
     """The item of a file; its CASE has the suffix, so that it is nobody else's."""
-    case = _shown(path.relative_to(root).as_posix().replace("/", "_"))
+    case = readable(path.relative_to(root).as_posix().replace("/", "_"))
     return {"image": str(path), "case": case, "failure": why}
-
-
-def _shown(name: str) -> str:
-    """A name that any log can show, whatever bytes it is made of."""
-    return name.encode("utf-8", "replace").decode()
 
 
 def _count(others: Sequence[Path], hidden: Collection[Path]) -> None:
