@@ -2,6 +2,7 @@
 
 import json
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,16 @@ def test_paths_are_read_as_typed(typed, word):
     text = str(Path.cwd() / word) if word == "~no_such_user" else word  # pathlib would look for the home of that user
     assert setting("dataset_dir") == text
     assert setting("both") == f"{text}|3.0"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_folder_is_found_however_its_accents_are_stored(typed, tmp_path, form):
+    """macOS stores two characters where a keyboard types one."""
+    stored = tmp_path / unicodedata.normalize(form, "J\u00fcrgen")
+    stored.mkdir()
+    for other in ("NFC", "NFD"):
+        word = unicodedata.normalize(other, str(stored))
+        assert typed("--dataset_dir", word, dataset_dir=word)("dataset_dir") == str(stored)
 
 
 def test_what_is_no_text_is_left_to_the_command_line_but_none_is_none(typed):
