@@ -392,7 +392,7 @@ def test_another_contrast_needs_no_hounsfield_units(tmp_path, translate):
     ("overrides", "sentence"),
     [
         ({"style_key": "nobody"}, "The style key nobody is neither"),
-        ({"output_dir": "/dev/null/out"}, "output_dir cannot be written"),
+        ({"output_dir": "/dev/null/out"}, "/dev/null/out is no folder, or a part of its path is none"),
         ({"dataset_dir": "/nowhere"}, "There is no file or folder /nowhere"),
         ({"weights": "/nowhere.pt"}, "There is no weights file /nowhere.pt"),
         ({"network_def#channels": [16, 32]}, "do not fit the network"),
