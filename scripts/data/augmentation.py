@@ -78,7 +78,7 @@ def affine_slab(slab: torch.Tensor, angle: float, zoom: float, shift: Sequence[f
     return functional.grid_sample(slab[None], grid, mode="bicubic", align_corners=False)[0].clamp_(0, 1)
 
 
-def smooth_field(rng: np.random.Generator, shape: Sequence[int], num_knots: int) -> torch.Tensor:
+def smooth_plane(rng: np.random.Generator, shape: Sequence[int], num_knots: int) -> torch.Tensor:
     """A smooth random field of a plane, (H, W): U(-1, 1) at num_knots x num_knots places and cubic between them."""
     knots = torch.from_numpy(rng.uniform(-1, 1, (1, 1, num_knots, num_knots)).astype(np.float32))
     return functional.interpolate(knots, size=tuple(shape), mode="bicubic", align_corners=True)[0, 0]
@@ -86,7 +86,7 @@ def smooth_field(rng: np.random.Generator, shape: Sequence[int], num_knots: int)
 
 def smooth_shading(rng: np.random.Generator, shape: Sequence[int], strength: float) -> torch.Tensor:
     """A smooth positive field of a plane, (H, W), as a receive coil leaves it; its logarithm is up to ``strength``."""
-    return (strength * smooth_field(rng, shape, num_knots=4)).exp()
+    return (strength * smooth_plane(rng, shape, num_knots=4)).exp()
 
 
 def bright_lesion(
@@ -104,7 +104,7 @@ def bright_lesion(
     Returns:
         source and target, [0, 1]; unchanged where the slab has no tissue.
     """
-    field = smooth_field(rng, source.shape[-2:], num_knots=6)
+    field = smooth_plane(rng, source.shape[-2:], num_knots=6)
     share, level, darkening = rng.uniform(0.7, 0.95), rng.uniform(0.8, 1.0), rng.uniform(0.1, 0.4)
     weight = ((source - tissue[0]) / (tissue[1] - tissue[0])).clamp(0, 1)
     inside = weight[len(weight) // 2] > 0.5

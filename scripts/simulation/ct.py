@@ -16,13 +16,13 @@ import torch
 from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import convert_to_numpy
 
+from ..volumes.separable import apply_along_axes, apply_along_z, gaussian_matrix
 from .ct_anatomy import CALCIFIED_PLACES, CHOROID_PLEXUS, Anatomy, smooth_field, stamp_ball
 from .ct_artefacts import bone_artefacts, cupping_field
 from .ct_noise import noise_field
 from .ct_parameters import SimulatedCTParameters
 from .ct_skull import Skull
 from .ct_slices import axial_response
-from .separable import apply_along_axes, apply_along_z, gaussian_matrix
 from .tissue import CSF, voxel_size
 
 # every stage has random numbers of its own, so that one left out does not change the others

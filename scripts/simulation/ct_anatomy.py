@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.special import ndtri
 from torch.nn import functional
 
-from .separable import apply_along_axes, gaussian_matrix
+from ..volumes.separable import apply_along_axes, gaussian_matrix
 from .tissue import CSF, GREY, brain_coordinates
 
 # Top of the cerebellum, where the tentorium lies, in brain coordinates: w = c . (1, |u|, u^2, v, v^2, |u| v), least

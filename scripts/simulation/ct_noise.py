@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..volumes.separable import apply_along_z
 from .ct_parameters import SimulatedCTParameters
 from .ct_slices import AxialResponse, axial_response
-from .separable import apply_along_z
 
 
 def noise_power(frequency: np.ndarray, p: SimulatedCTParameters) -> np.ndarray:

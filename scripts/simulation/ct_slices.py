@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..volumes.separable import gaussian_matrix
 from .ct_parameters import SimulatedCTParameters
-from .separable import gaussian_matrix
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.interpolate import BSpline
 from torch.nn import functional
 
-from .separable import apply_along_axes
+from ..volumes.separable import apply_along_axes
 from .tissue import voxel_size
 
 __all__ = ["RandDeformd", "linear_map", "spline_displacement"]

@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
+from ..volumes.separable import apply_along_axes, gaussian_matrix
 from .ct_anatomy import Anatomy, midsagittal_distance
-from .separable import apply_along_axes, gaussian_matrix
 from .tissue import CSF, DEEP_GREY, GREY, WHITE
 
 Box = tuple[slice, slice, slice]

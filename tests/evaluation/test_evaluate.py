@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from scripts.errors import CaseError, MachineError
 from scripts.evaluation.evaluate import evaluate, load_pair
+from scripts.evaluation.figures import pearson
 from scripts.evaluation.metrics import psnr
 from scripts.evaluation.pairs import ResultPair
 from scripts.evaluation.results import read_subjects
@@ -145,6 +146,15 @@ def test_what_does_not_show_the_same_is_refused(save, change, sentence):
         image = 0 * image
     with pytest.raises(CaseError, match=sentence):
         load_pair(pair_of(save, image, real, affine=affine))
+
+
+def test_an_image_that_fits_neither_way_round_is_bad_but_its_header_is_not_blamed(save):
+    real = brain()
+    odd = real - real[::-1]  # correlates with the real image and, with the other sign, with its mirror image
+    noise = np.random.default_rng(1).normal(0, 0.11, SHAPE)
+    image = np.clip(0.5 - 0.4 * odd + noise, 0.01, 1) * (real > 0)
+    assert -0.3 < pearson(image, real, real > 0) < -0.2 < 0.2 < pearson(image[::-1], real, real > 0) < 0.3
+    np.testing.assert_array_equal(load_pair(pair_of(save, image, real)).mask, real > 0)
 
 
 def test_a_mask_makes_a_whole_head_comparable(save):

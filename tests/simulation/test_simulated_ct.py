@@ -18,8 +18,8 @@ from scripts.simulation.ct_artefacts import (
     radial_streaks,
 )
 from scripts.simulation.ct_parameters import SimulatedCTParameters
-from scripts.simulation.separable import apply_along_axes, gaussian_matrix
 from scripts.simulation.tissue import CSF, DEEP_GREY, GREY, WHITE
+from scripts.volumes.separable import apply_along_axes, gaussian_matrix
 
 SPACING = (3.0, 3.0, 3.0)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.interpolate import CubicSpline
 
 
 def gaussian_matrix(size: int, sigma: float) -> np.ndarray:
@@ -14,8 +15,20 @@ def gaussian_matrix(size: int, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode="nearest").astype(np.float32)
 
 
+def spline_matrix(size: int, places: np.ndarray) -> np.ndarray:
+    """(len(places), size) float32: values at the voxels of an axis -> the cubic spline through them at places.
+
+    Args:
+        size: voxels of the axis.
+        places: (N,), in voxels; the first or last voxel stands for what lies beyond it.
+    """
+    if size == 1:
+        return np.ones((len(places), 1), dtype=np.float32)
+    return CubicSpline(np.arange(size), np.eye(size))(np.clip(places, 0, size - 1)).astype(np.float32)
+
+
 def apply_along_axes(volume: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Apply one square matrix along each of the first axes of (H, W, Z), two or three."""
+    """Apply one matrix (N, n) along each of the first axes of (H, W, Z), two or three, of n voxels each."""
     h, w, *z = (torch.from_numpy(np.ascontiguousarray(m)) for m in matrices)
     result = torch.from_numpy(np.ascontiguousarray(volume))
     if z:
