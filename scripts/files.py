@@ -131,7 +131,7 @@ def check_folder(folder: str | os.PathLike) -> Path:
                 shutil.rmtree(working, ignore_errors=True)
                 working.with_name(f"{working.name}.moved").unlink(missing_ok=True)
     except RefusedError as error:
-        raise MachineError(str(error)) from error
+        raise MachineError(str(error)) from None
     return folder
 
 

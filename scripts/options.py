@@ -20,6 +20,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 
 from .errors import CaseError
+from .text import as_on_disk
 
 __all__ = [
     *("check_options", "is_text", "taking_text", "texts_as_written", "typed_options"),
@@ -156,7 +157,7 @@ def taking_text(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _text(word: str, or_none: bool, or_list: bool) -> Any:
     as_python = (or_none and word == "None") or (or_list and word.startswith("["))
-    return DefaultParseValue(word) if as_python else _no_home(word)
+    return DefaultParseValue(word) if as_python else _as_path(word)
 
 
 def check_options(arguments: Sequence[str]) -> None:
@@ -197,11 +198,15 @@ def texts_as_written(arguments: Sequence[str]) -> dict[str, str]:
         for name, value in _settings_of_files(typed).items()
         if is_text(name) and isinstance(value, str) and "#" in value and value[0] not in "$@%"
     }
-    return written | {name: _no_home(value) for name, value in typed.items() if is_text(name) and value}
+    return written | {name: _as_path(value) for name, value in typed.items() if is_text(name) and value}
 
 
-def _no_home(text: str) -> str:
-    """A path that begins like the home of a user who does not exist, as one that nobody takes for that."""
+def _as_path(text: str) -> str:
+    """A text as typed, but with accents as they are stored on the disk, and a `~` of nobody's home below its folder.
+
+    `pathlib` would look for the home of a user of that name.
+    """
+    text = as_on_disk(text)
     return os.path.abspath(text) if text.startswith("~") and os.path.expanduser(text) == text else text
 
 

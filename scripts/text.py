@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import CaseError, machine_reason
 
-__all__ = ["number_in", "path_named", "read_table", "readable", "table_text"]
+__all__ = ["as_on_disk", "number_in", "path_named", "read_table", "readable", "table_text"]
 
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how .xlsx (or .ods) and .xls files begin
 
@@ -44,6 +44,11 @@ def path_named(folder: Path, text: str) -> Path:
     names = [name for one in (written, written.replace("\\", "/")) for name in _spellings(one)]
     paths = [folder / os.path.expanduser(name) for name in dict.fromkeys(names)]
     return next((path for path in paths if os.path.lexists(path)), paths[0])
+
+
+def as_on_disk(text: str) -> str:
+    """A path that is typed, in the spelling of its accents that is on the disk; as it was typed where there is none."""
+    return next((name for name in _spellings(text) if os.path.lexists(name)), text)
 
 
 def _spellings(name: str) -> list[str]:

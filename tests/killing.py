@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import itk
 import numpy as np
 import torch
 from monai.bundle import run
@@ -56,6 +57,7 @@ def done_with_kills(work: Callable[..., None], arguments: tuple, waits: list[flo
 
 def _work(work: Callable[..., None], arguments: tuple, begun: multiprocessing.Event) -> None:
     torch.set_num_threads(1)
+    itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(1)  # its threads do not survive the fork
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         begun.set()
         work(*arguments)

@@ -12,7 +12,7 @@ ARROWS = {
     "errors": set(),
     "text": {"errors"},
     "files": {"errors", "text"},
-    "options": {"errors"},
+    "options": {"errors", "text"},
     "contrasts": {"errors"},
     "devices": set(),
     "floating_type": {"errors", "files", "inferers"},  # it calls the network as the inferers do

@@ -211,6 +211,30 @@ def test_bad_cases_do_not_stop_the_others(tmp_path, translate):
     assert all(before[name] == after[name] for name in output_names("a", "e"))
 
 
+def test_a_source_that_vanished_after_a_run_fails_alone_and_the_new_case_is_done(tmp_path, translate, echo):
+    """Its link leads nowhere; what was made of it stays."""
+    sources = [write_head_ct(tmp_path / "elsewhere" / name / "x.nii.gz") for name in ("a", "b")]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.nii.gz").symlink_to(sources[0])
+    assert translate(tmp_path / "in", **echo) is None
+    sources[0].unlink()
+    (tmp_path / "in" / "b.nii.gz").symlink_to(sources[1])
+    assert translate(tmp_path / "in", **echo).startswith("1 of 2 cases failed")
+    [failure] = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure == {"case": "a", "file": "a.nii.gz", "reason": "a.nii.gz is not there; check the path."}
+    assert outputs(tmp_path / "out") == sorted([*output_names("a", "b"), "failures.json"])
+
+
+def test_a_name_that_would_be_too_long_fails_before_it_is_computed(tmp_path, translate, echo):
+    """CASE joins the names of the folders, each of which the disk allows."""
+    write_head_ct(tmp_path / "in" / ("d" * 200) / ("f" * 200 + ".nii.gz"))
+    write_head_ct(tmp_path / "in" / "b.nii.gz")
+    assert translate(tmp_path / "in", **echo).startswith("1 of 2 cases failed")
+    [failure] = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert "shorten these names" in failure["reason"]
+    assert outputs(tmp_path / "out") == sorted([*output_names("b"), "failures.json"])
+
+
 def test_an_unforeseen_error_is_one_case_s_too(tmp_path, translate, monkeypatch):
     for name in ("a", "b"):
         write_head_ct(tmp_path / "in" / f"{name}.nii.gz")
@@ -368,7 +392,7 @@ def test_another_contrast_needs_no_hounsfield_units(tmp_path, translate):
     ("overrides", "sentence"),
     [
         ({"style_key": "nobody"}, "The style key nobody is neither"),
-        ({"output_dir": "/dev/null/out"}, "output_dir cannot be written"),
+        ({"output_dir": "/dev/null/out"}, "/dev/null/out is no folder, or a part of its path is none"),
         ({"dataset_dir": "/nowhere"}, "There is no file or folder /nowhere"),
         ({"weights": "/nowhere.pt"}, "There is no weights file /nowhere.pt"),
         ({"network_def#channels": [16, 32]}, "do not fit the network"),

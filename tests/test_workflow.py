@@ -1,7 +1,9 @@
 """What all workflows share."""
 
 import json
+import re
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from monai.bundle import ConfigParser
 
 from scripts import workflow
 from scripts.errors import CaseError
+from scripts.options import is_text
 
 
 def test_bundle_root(bundle_root):
@@ -71,6 +74,16 @@ def test_paths_are_read_as_typed(typed, word):
     assert setting("both") == f"{text}|3.0"
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_folder_is_found_however_its_accents_are_stored(typed, tmp_path, form):
+    """macOS stores two characters where a keyboard types one."""
+    stored = tmp_path / unicodedata.normalize(form, "J\u00fcrgen")
+    stored.mkdir()
+    for other in ("NFC", "NFD"):
+        word = unicodedata.normalize(other, str(stored))
+        assert typed("--dataset_dir", word, dataset_dir=word)("dataset_dir") == str(stored)
+
+
 def test_what_is_no_text_is_left_to_the_command_line_but_none_is_none(typed):
     setting = typed("--window", "10,20", "--section", "None", window=(10, 20))
     assert setting("window") == (10, 20)
@@ -91,9 +104,18 @@ def test_other_commands_change_nothing(typed, monkeypatch):
 
 
 def test_every_workflow_starts_before_anything_else(bundle_root):
-    """Else a typed path could be evaluated, or the errors of the first steps come with a traceback."""
+    """Else a typed path could be evaluated, or the errors of the first steps come with a traceback.
+
+    The main job may be typed in any folder, from which MONAI finds this package only once it runs; what it does before
+    needs no path and no name.
+    """
+    start = {"_target_": "scripts.workflow.start"}
     for path in (bundle_root / "configs").glob("*.json"):
-        if "initialize" in (content := json.loads(path.read_text(encoding="utf-8"))):
-            assert content["initialize"][0] == {"_target_": "scripts.workflow.start"}, path.name
-    files = [bundle_root / "configs" / name for name in ("inference.json", "train.json")]
-    assert all("initialize" in json.loads(file.read_text(encoding="utf-8")) for file in files)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "inference.json":
+            before = re.findall(r"@(\w+)", json.dumps(content["initialize"]))
+            assert content["run"][0] == start
+            assert not any(map(is_text, before))
+        elif "initialize" in content:
+            assert content["initialize"][0] == start, path.name
+    assert json.loads((bundle_root / "configs" / "train.json").read_text(encoding="utf-8"))["initialize"]

@@ -80,7 +80,7 @@ def test_prepare(tmp_path, number, kills, longest):
     (tmp_path / "in" / "pairs.csv").write_text("\n".join(lines))
     settings = {
         **{"layout": "csv", "input": str(tmp_path / "in" / "pairs.csv"), "source_contrast": "FLAIR", "spacing": 12.0},
-        **{"registration": False, "bias_correction": False, "num_workers": 0},
+        **{"registration": False, "bias_correction": False, "skull_strip": "none", "num_workers": 0},
     }
     done_with_kills(prepare_all, ({**settings, "output": str(tmp_path / "whole")},), [], lambda: None)
     work = ({**settings, "output": str(tmp_path / "out")},)

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from scripts.errors import CaseError
-from scripts.evaluation.study import VariantSampler, central_slices, real_results, run_study, select, select_items
+from scripts.evaluation.study import (
+    VariantSampler,
+    central_slices,
+    check_slices,
+    real_results,
+    run_study,
+    select,
+    select_items,
+)
 from scripts.inferers import ISTAInferer
 from scripts.schedulers import BrownianBridgeScheduler
 
@@ -178,3 +186,14 @@ def test_central_slices_are_those_in_the_middle_of_the_brain(pairs):
     assert piece["mask"].shape == piece["target"].shape == (1, 16, 16, 3)
     assert central_slices(pair, 100)["source"].shape == SHAPE
     torch.testing.assert_close(central_slices(pair, None)["target"], pair["target"])
+
+
+@pytest.mark.parametrize("slices", [4, 6, 0, "7", True])
+def test_too_few_slices_are_refused_before_anything_is_translated(slices):
+    with pytest.raises(CaseError, match="slices is"):
+        check_slices(slices)
+
+
+def test_enough_slices_or_all_pass():
+    check_slices(7)
+    check_slices(None)

@@ -378,6 +378,18 @@ def test_last_lines_are_the_next_commands(people, out, capsys):
     assert "configs/evaluate.json" in lines[-1]
 
 
+def test_no_command_is_proposed_for_an_empty_list(people, out, capsys):
+    run(people, out, test_fraction=0.0, validation_fraction=0.0)
+    said = capsys.readouterr().out
+    assert "configs/train.json" in said
+    assert "configs/evaluate.json" not in said
+    assert "Nobody is held out to measure the result with; raise test_fraction" in said
+    run(people, out, test_people="anna,bert,cleo,dora")
+    said = capsys.readouterr().out
+    assert "configs/evaluate.json" in said
+    assert "Nobody is left to train on" in said
+
+
 def test_works_in_processes_of_its_own_and_a_killed_one_leaves_nothing(people, out):
     killing = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
     command = f'{sys.executable} -c "' + killing + '" {input} {mask}'
