@@ -4,6 +4,7 @@ import contextlib
 import copy
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,7 @@ import itk
 import numpy as np
 import torch
 from monai.bundle import run
-
-from scripts.prepare.command import prepare
+from tqdm import tqdm
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PARTS = ("scripts.cohort.cases", "scripts.data.datalists", "scripts.transforms.steps")  # the config imports them
@@ -23,11 +23,6 @@ _CONTEXT.set_forkserver_preload([__name__, *_PARTS])
 def translate_all(config_file: str, settings: dict) -> None:
     """The main job."""
     run(config_file=config_file, logging_file=False, **copy.deepcopy(settings))
-
-
-def prepare_all(settings: dict) -> None:
-    """The command `prepare`."""
-    prepare(**settings)
 
 
 def done_with_kills(work: Callable[..., None], arguments: tuple, waits: list[float], look: Callable[[], None]) -> int:
@@ -57,6 +52,7 @@ def done_with_kills(work: Callable[..., None], arguments: tuple, waits: list[flo
 
 def _work(work: Callable[..., None], arguments: tuple, begun: multiprocessing.Event) -> None:
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is shared by all that are forked, and stays locked by one that is killed
     itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(1)  # its threads do not survive the fork
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         begun.set()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.killing import contents, done_with_kills, prepare_all, random_waits, translate_all
+from tests.killing import contents, done_with_kills, random_waits, translate_all
 from tests.phantoms import centred_affine, head_ct
 
 SHAPE = (17, 20, 16)
@@ -62,36 +62,3 @@ def test_the_main_job(bundle_root, tmp_path, number, kills, longest):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     failures = json.loads((tmp_path / "out" / "failures.json").read_text())
     assert [failure["case"] for failure in failures] == [f"c{case:03d}" for case in range(number) if is_bad(case)]
-
-
-@pytest.mark.parametrize(("number", "kills", "longest"), SIZES)
-def test_prepare(tmp_path, number, kills, longest):
-    (tmp_path / "in").mkdir()
-    lines = ["subject,source,target"]
-    for case in range(number):
-        for kind in ("source", "target"):
-            inside = head_ct(AFFINE, SHAPE) > -900
-            values = np.random.default_rng(2 * case + (kind == "source")).uniform(300, 900, SHAPE) * inside
-            path = tmp_path / "in" / f"c{case:03d}_{kind}.nii.gz"
-            nib.save(nib.Nifti1Image(values.astype(np.float32), AFFINE), path)
-        if is_bad(case):
-            path.write_bytes(path.read_bytes()[:1000])
-        lines.append(f"c{case:03d},c{case:03d}_source.nii.gz,c{case:03d}_target.nii.gz")
-    (tmp_path / "in" / "pairs.csv").write_text("\n".join(lines))
-    settings = {
-        **{"layout": "csv", "input": str(tmp_path / "in" / "pairs.csv"), "source_contrast": "FLAIR", "spacing": 12.0},
-        **{"registration": False, "bias_correction": False, "skull_strip": "none", "num_workers": 0},
-    }
-    done_with_kills(prepare_all, ({**settings, "output": str(tmp_path / "whole")},), [], lambda: None)
-    work = ({**settings, "output": str(tmp_path / "out")},)
-    killed = done_with_kills(prepare_all, work, random_waits(kills, longest, seed=number), lambda: None)
-    assert killed > kills // 3
-    one, other = (contents(tmp_path / name) for name in ("out", "whole"))
-    records = [json.loads(found.pop("prepare.json")) for found in (one, other)]
-    assert one == other
-    for record in records:  # how long it took and what it needed differ
-        for subject in record["subjects"].values():
-            subject |= {"seconds": 0, "peak_memory_mib": 0}
-    assert records[0] == records[1]
-    failures = json.loads(one["failures.json"])
-    assert [failure["subject"] for failure in failures] == [f"c{case:03d}" for case in range(number) if is_bad(case)]
