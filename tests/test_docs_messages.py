@@ -20,16 +20,15 @@ def quoted_messages(page: str) -> list[str]:
 
 
 def strings_of(code: str) -> Iterator[str]:
-    """Each string of a file but the docstrings; what an f-string fills in is `FILLED_IN`."""
+    """Each string of a file but docstrings and format specifications; what an f-string fills in is `FILLED_IN`."""
     nodes = list(ast.walk(ast.parse(code)))
     parts = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     parts |= {id(node.format_spec) for node in nodes if isinstance(node, ast.FormattedValue)}
     for node in nodes:
-        if isinstance(node, ast.JoinedStr) and id(node) in parts:
+        if isinstance(node, ast.JoinedStr):
             parts |= {id(value) for value in node.values}
-        elif isinstance(node, ast.JoinedStr):
-            parts |= {id(value) for value in node.values}
-            yield "".join(value.value if isinstance(value, ast.Constant) else FILLED_IN for value in node.values)
+            if id(node) not in parts:
+                yield "".join(value.value if isinstance(value, ast.Constant) else FILLED_IN for value in node.values)
     for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
             yield node.value
