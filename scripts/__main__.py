@@ -6,7 +6,7 @@ from pkgutil import resolve_name
 import fire
 
 from .errors import shorten_errors
-from .options import taking_text
+from .options import check_arguments, taking_text
 
 COMMANDS = {
     "prepare": "scripts.prepare.command:prepare",
@@ -24,4 +24,7 @@ if __name__ == "__main__":
     shorten_errors()
     # the libraries of all commands together take ten seconds to load
     names = [name for name in sys.argv[1:2] if name in COMMANDS] or COMMANDS
-    fire.Fire({name: taking_text(resolve_name(COMMANDS[name])) for name in names}, name="scripts")
+    functions = {name: resolve_name(COMMANDS[name]) for name in names}
+    if len(functions) == 1:
+        check_arguments(*functions.values(), sys.argv[2:])
+    fire.Fire({name: taking_text(function) for name, function in functions.items()}, name="scripts")

@@ -7,7 +7,7 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from math import inf
@@ -160,6 +160,30 @@ def _text(word: str, or_none: bool, or_list: bool) -> Any:
     return DefaultParseValue(word) if as_python else _as_path(word)
 
 
+def check_arguments(command: Callable[..., Any], arguments: Sequence[str]) -> None:
+    """Refuse options that a command of `python -m scripts` does not have; Fire would only say so after its work.
+
+    Args:
+        command: the function; one that takes any option by name (`**options`) looks after them itself.
+        arguments: what was typed after its name.
+
+    Raises:
+        CaseError: an unknown option; the sentence names the nearest one that is known.
+    """
+    parameters = inspect.signature(command).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for word in arguments:
+        name = word[2:].partition("=")[0].replace("-", "_")
+        if word.startswith("--") and name not in {*parameters, "help", ""}:
+            raise CaseError(f"There is no option {name}; {_hint(name, parameters)}")
+
+
+def _hint(name: str, known: Collection[str], otherwise: str = "--help lists them.") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
 def check_options(arguments: Sequence[str]) -> None:
     """Refuse options typed after `python -m monai.bundle run` that no config file knows, and paths without a value.
 
@@ -176,8 +200,7 @@ def check_options(arguments: Sequence[str]) -> None:
     for name, value in typed.items():
         top = name.split("#")[0].lstrip("+")
         if settings and top not in settings.keys() | _of_monai():
-            near = difflib.get_close_matches(top, settings.keys() | _of_monai(), n=1)
-            hint = f"did you mean {near[0]}?" if near else "the keys of the config files are what can be set."
+            hint = _hint(top, settings.keys() | _of_monai(), "use a key of the config file.")
             raise CaseError(f"There is no setting {top}; {hint}")
         if is_text(name) and not value:
             raise CaseError(f"{name} has no value; type one, as in --{name}=VALUE where it begins with a hyphen.")

@@ -66,7 +66,7 @@ def test_every_row_quotes_a_message(bundle_root: Path) -> None:
 
 
 def test_made_up_message_is_not_found(strings: str) -> None:
-    assert is_in("There is no file or folder …; check dataset_dir.", strings)
+    assert is_in("There is no file or folder …; check the path.", strings)
     assert not is_in("There is no file or folder …; ask a doctor.", strings)
     assert not is_in("is full of eels", strings)
 

@@ -34,6 +34,14 @@ def test_help_lists_every_command_with_a_sentence(scripts):
         assert shown[line + 1].strip() == resolve_name(function).__doc__.splitlines()[0]
 
 
+def test_an_option_that_is_not_there_is_refused_before_any_work(scripts, tmp_path):
+    ended = scripts("evaluate", "--synthetic", "a", "--reel", "b", "--output_dir", str(tmp_path / "out"))
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1] == "There is no option reel; did you mean real?"
+    assert not (tmp_path / "out").exists()
+    assert scripts("evaluate", "--help").returncode == 0
+
+
 def test_evaluate_prints_a_table(scripts, tmp_path):
     volume = np.random.default_rng(0).random((12, 13, 14)) * (np.indices((12, 13, 14)).min(axis=0) > 1)
     for name in ("synthetic", "real"):

@@ -74,7 +74,7 @@ def inference_datalist(
     if section is not None:
         raise CaseError(f"{root} has no {DATALIST}, so there is no section {section!r} of it; leave section out.")
     if not root.exists():
-        raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
+        raise CaseError(f"There is no file or folder {root}; check the path.")
     return _cases_below(root, output_dir, wanted, uids_of(series_uid), keep_names)
 
 

@@ -109,8 +109,8 @@ class Series:
         if abs(abs(self.gantry_tilt) - lean) < 1:
             return None
         return (
-            f"GantryDetectorTilt is {self.gantry_tilt:.1f} degrees, but the slices lean by {lean:.1f}; where they lie "
-            "is believed, look at the picture"
+            f"GantryDetectorTilt is {self.gantry_tilt:.1f} degrees, but the slices lean by {lean:.1f}; their "
+            "positions are used, look at the picture"
         )
 
     @property

@@ -140,7 +140,7 @@ def _why(failures: Path, log: Path, status: int) -> str:
         return f"The translation was ended by {signal.Signals(-status).name}; the memory may have run out."
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if not lines:
-        return f"The main job ended with status {status} and no word."
+        return f"The main job ended with status {status} and said nothing; run it on the study to see more."
     if any(line.startswith("Traceback (most recent call last)") for line in lines):
         kind = re.match(r"[\w.]+", lines[-1])
         return f"Unforeseen {kind.group() if kind else 'error'} in the main job; run that on the study to see more."

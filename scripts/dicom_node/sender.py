@@ -211,7 +211,7 @@ class PeerDelivery:
         try:
             answer = association.send_c_store(quiet_pydicom().dcmread(file))
         except ValueError:
-            raise CaseError(f"{self} takes no MR images; let it.") from None
+            raise CaseError(f"{self} takes no MR images; let it take MR Image Storage.") from None
         if "Status" not in answer:
             raise UnreachableError("it gave no answer")
         if code_to_category(answer.Status) not in ("Success", "Warning"):

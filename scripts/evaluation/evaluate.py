@@ -82,7 +82,8 @@ def evaluate(
     evaluation = evaluate_pairs(listed, workers, erode_mm, source_contrast)
     evaluation.failures = {**left_out, **evaluation.failures}
     if not evaluation.figures:
-        raise CaseError(f"No pair could be evaluated; the first: {next(iter(evaluation.failures.items()))}.")
+        subject, why = next(iter(evaluation.failures.items()))
+        raise CaseError(f"No pair could be evaluated. The first, {subject}: {why}")
     print(write_results(evaluation, output_dir, against))
     print(f"Evaluated {len(evaluation.figures)} subjects; the tables are in {Path(output_dir).resolve()}")
 

@@ -193,7 +193,7 @@ class ISTAInferer(Inferer):
             )
         if sampler.evaluations != 1:
             raise ValueError(
-                f"The sampler {self.sampler} evaluates the network {sampler.evaluations} times a step; one is possible."
+                f"The sampler {self.sampler} evaluates the network {sampler.evaluations} times a step; use one with a single evaluation."
             )
         # What the scheduler refuses (number of steps, eta), it refuses here and not at the first volume.
         self._timesteps()

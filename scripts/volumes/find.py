@@ -43,7 +43,7 @@ def volumes_below(root: Path, left_out: Any = None, may_be_none: bool = False) -
             )
         return [{"image": str(root), "case": case_name(Path(root.name))}]
     if not root.is_dir():
-        raise CaseError(f"There is no file or folder {root}; check dataset_dir.")
+        raise CaseError(f"There is no file or folder {root}; check the path.")
     files = [path for path in files_below(root, left_out) if volume_suffix(path) and not _pair_problem(path)]
     if not files and not may_be_none:
         raise CaseError(f"The folder {root} holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")

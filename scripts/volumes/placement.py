@@ -110,8 +110,8 @@ def _beside_voxel_sizes(placement: Placement, header: nib.Nifti1Header, name: st
     odd, likely = _oddness(edges * shape) > _oddness(stored * shape) + 1, _oddness(stored * shape) < 1.5
     if likely and (odd or _is_unset(placement.affine)):
         raise CaseError(
-            f"{name} has a sform with voxels of {_by(edges)} mm and voxel sizes (pixdim) of {_by(stored)} mm; set the "
-            "one that is wrong right."
+            f"{name} has a sform with voxels of {_by(edges)} mm and voxel sizes (pixdim) of {_by(stored)} mm; "
+            "correct the wrong one."
         )
     return Placement(placement.affine, placement.code, placement.doubt, as_stored=False)
 

@@ -83,7 +83,7 @@ def test_a_clash_of_names_is_an_error(tmp_path, pair):
 
 
 def test_nothing_to_do_is_an_error(tmp_path):
-    with pytest.raises(CaseError, match=r"There is no file or folder .*gone; check dataset_dir"):
+    with pytest.raises(CaseError, match=r"There is no file or folder .*gone; check the path"):
         inference_datalist(tmp_path / "gone")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(CaseError, match=r"dataset_dir holds no volume; give \.nii\.gz, .* files or DICOM series"):
