@@ -21,7 +21,7 @@ from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, Orientat
 from monai.utils import ensure_tuple
 
 from ..dicom.convert import convert_series, only_volume
-from ..dicom.headers import read_header
+from ..dicom.headers import header_of
 from ..errors import CaseError, machine_reason
 from ..files import temporary_folder
 from .placement import Placement, nifti_placement
@@ -166,7 +166,7 @@ class LoadVolume(LoadImage):
 
 
 def _check_series_size(files: Sequence[str]) -> None:
-    header = read_header(Path(files[0]), ("Rows", "Columns", "NumberOfFrames"))
+    header = header_of(Path(files[0]), ("Rows", "Columns", "NumberOfFrames"))
     if header is not None:
         sizes = [header.number(name) or 1 for name in ("Rows", "Columns", "NumberOfFrames")]
         check_size((*sizes[:2], sizes[2] * len(files)), "The DICOM series")
