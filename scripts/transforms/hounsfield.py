@@ -162,10 +162,12 @@ def _looks_like_grey_levels(volume: torch.Tensor) -> bool:
     values = convert_to_tensor(volume, track_meta=False).flatten()
     sample = values[:: max(values.numel() // 1_000_000, 1)]
     sample = sample[sample > PADDING]
-    if not sample.numel() or float(sample.min()) < 0 or float(sample.max()) > 255:
+    if sample.numel() and float(sample.min()) < 0:  # padding that could be air; of HU, fat and air lie above it
+        sample = sample[sample > sample.min()]
+    if not sample.numel() or float((sample < 0).float().mean()) > 0.002 or float(sample.max()) > 255:
         return False
     positive = sample[sample > 0]
-    full = float(sample.min()) == 0 and float(volume.max()) == 255
+    full = bool((sample == 0).any()) and float(volume.max()) == 255
     # a brain of 30 HU lies above 60 in any 8-bit window narrower than the whole CT scale
     return (full and bool((sample == sample.round()).all())) or float(positive.median()) > 60
 

@@ -128,3 +128,10 @@ def test_refuses_a_window_that_is_none(window):
 def test_a_window_is_not_put_on_what_is_in_hounsfield_units_already():
     with pytest.raises(CaseError, match="units already"):
         WindowToHUd(window=(0, 80))(volume(HU))
+
+
+@pytest.mark.parametrize("padding", [-1, -500, -1000, -1024, -2000])
+@pytest.mark.parametrize("window", [(0, 80), (-20, 100), (-150, 250), (-1000, 1000)])
+def test_grey_levels_are_refused_whatever_the_padding(padding, window):
+    with pytest.raises(CaseError, match="which look like 8-bit grey levels"):
+        CheckHounsfieldd()(volume(np.where(CORNERS, padding, windowed(*window, 255))))
