@@ -69,11 +69,12 @@ def _two_numbers(window: Any) -> tuple[float, float]:
 
 
 def _scale(volume: torch.Tensor) -> tuple[float, float]:
-    """The values at the ends of the scale that a volume was stored in."""
+    """The values at the ends of the scale that a volume was stored in; padding below it is no part of it."""
     low, high = float(volume.min()), float(volume.max())
-    if low >= 0 and high <= 1:
+    from_0 = low >= 0 or not bool(((volume < 0) & (volume > low)).any())
+    if from_0 and high <= 1:
         return 0.0, 1.0
-    if low >= 0 and high <= 255 and bool((volume == volume.round()).all()):
+    if from_0 and high <= 255 and bool((volume == volume.round()).all()):
         return 0.0, 255.0
     return low, high
 

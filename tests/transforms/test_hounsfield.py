@@ -114,6 +114,15 @@ def test_a_stripped_8_bit_volume_keeps_the_whole_scale():
     np.testing.assert_allclose(restored[brain], HU[brain], atol=0.2)
 
 
+@pytest.mark.parametrize("padding", [-1, -1000, -2000])
+@pytest.mark.parametrize("levels", [1, 255])
+def test_padding_is_no_part_of_the_scale(padding, levels):
+    stored = np.where(CORNERS, padding, np.clip(HU, 0, 80) / 80 if levels == 1 else windowed(0, 80, 255))
+    given = WindowToHUd(window=(0, 80))(volume(stored))
+    np.testing.assert_allclose(given["image"][0].numpy()[~CORNERS], np.clip(HU, 0, 80)[~CORNERS], atol=0.17)
+    assert CheckHounsfieldd()(given)
+
+
 def test_no_window_changes_nothing():
     given = volume(HU)
     assert WindowToHUd()(given)["image"] is given["image"]
