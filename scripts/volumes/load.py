@@ -78,8 +78,15 @@ def stored_placement(image: nib.spatialimages.SpatialImage, name: str) -> Placem
     """
     if isinstance(image.header, nib.Nifti1Header):
         return nifti_placement(image.header, name)
-    known = isinstance(image, nib.MGHImage)  # Analyze has no place for an orientation
+    known = isinstance(image, nib.MGHImage) and _is_placed_mgh(image)  # Analyze has no place for an orientation
     return Placement(np.asarray(image.affine, dtype=np.float64), int(known))
+
+
+def _is_placed_mgh(image: nib.MGHImage) -> bool:
+    """Whether an MGH file says how its axes lie (goodRASFlag), which nibabel sets where it does not."""
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        file.seek(28)
+        return file.read(2) != bytes(2)
 
 
 class _PlacedReader(NibabelReader):
