@@ -15,6 +15,11 @@ _SPELLINGS = {
     **{"t1w": "T1", "t1n": "T1", "mr": "T1", "mri": "T1", "t2w": "T2", "pdw": "PD"},
     **{"t1c": "T1ce", "t1gd": "T1ce", "t2f": "FLAIR", "t2flair": "FLAIR", "t2-flair": "FLAIR"},
 }
+# Sequences that files are named after instead.
+_SEQUENCES = {
+    **dict.fromkeys(("mprage", "mp2rage", "bravo", "spgr"), "T1"),
+    **dict.fromkeys(("tirm", "darkfluid", "fluid"), "FLAIR"),
+}
 # What else files are called, which is none of these.
 _OTHERS = {
     **{
@@ -25,8 +30,10 @@ _OTHERS = {
 # Words after the contrast that say what was done to a volume, or how it lies.
 _NO_CONTRAST = re.compile(
     r"\d+|\d+mm|run|brain|bet|stripped|ss|n4|reg|registered|defaced|orig|resampled|mni|iso|[23]d|"
-    "ax|axial|tra|sag|sagittal|cor|coronal"
+    "ax|axial|tra|sag|sagittal|cor|coronal|pre|post|gd|gad|ce|fs"
 )
+# Words before the contrast of another volume, onto which this one was registered.
+_ONTO = ("to", "in", "on", "onto", "into", "space", "reg", "coreg", "registered", "aligned")
 
 
 def contrast_in_name(stem: str) -> str | None:
@@ -39,9 +46,15 @@ def contrast_in_name(stem: str) -> str | None:
         One of `CONTRASTS`, "labels", another kind of scan as the name has it ("adc"), or None where the name tells
         nothing; a name that ends in `_mri` tells no contrast.
     """
-    for word in reversed(re.split(r"[^a-z0-9]+", stem.lower())):
-        if not _NO_CONTRAST.fullmatch(word):
-            return None if word in ("mr", "mri") else {**_SPELLINGS, **_OTHERS}.get(word)
+    words = [word for word in re.split(r"[^a-z0-9]+", stem.lower()) if word]
+    known = {**_SPELLINGS, **_SEQUENCES, **_OTHERS}
+    while words:
+        word = words.pop()
+        onto = words[-1:] and words[-1] in _ONTO and word in _SPELLINGS
+        if onto and any(other in _SPELLINGS and other not in ("mr", "mri") for other in words):
+            words = words[: -next(n for n, one in enumerate([*reversed(words), ""]) if one not in _ONTO)]
+        elif not _NO_CONTRAST.fullmatch(word):
+            return None if word in ("mr", "mri") else known.get(word)
     return None
 
 

@@ -95,8 +95,7 @@ def writing_into(folder: str | os.PathLike, called: str | None = None) -> Iterat
 
 
 def _is_below(name: str | bytes | int, folder: str | os.PathLike) -> bool:
-    parent = os.path.abspath(folder)
-    return isinstance(name, int) or os.path.abspath(os.fsdecode(name)).startswith(parent)
+    return isinstance(name, int) or Path(os.path.abspath(os.fsdecode(name))).is_relative_to(os.path.abspath(folder))
 
 
 def _is_full(folder: str | os.PathLike) -> bool:

@@ -60,12 +60,13 @@ def _spellings(name: str) -> list[str]:
 
 
 def number_in(cell: str) -> float:
-    """The number in a cell; Excel writes a decimal comma in much of Europe.
+    """The number in a cell; Excel writes a decimal comma in much of Europe. Of comma and point the last is decimal.
 
     Raises:
         ValueError: there is none.
     """
-    return float(cell.replace(".", "").replace(",", ".") if "," in cell else cell)
+    thousands = "," if cell.rfind(",") < cell.rfind(".") else "."
+    return float(cell.replace(thousands, "").replace(",", ".") if "," in cell else cell)
 
 
 def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:

@@ -15,6 +15,10 @@ from scripts.contrasts import contrast_in_name
         *[("IXI002-Guys-0828-T1", "T1"), ("IXI002-Guys-0828-PD", "PD"), ("IXI002-Guys-0828-MRA", "mra")],
         *[("sub-01_acq-3d_ct", "CT"), ("t1", "T1"), ("anna_t2-flair", "FLAIR"), ("anna_T1_brain_1mm", "T1")],
         *[("anna_flair_2", "FLAIR"), ("T1_FLAIR", "FLAIR"), ("sub-01_dwi", "dwi"), ("sub-01_dseg", "labels")],
+        *[("T1_to_FLAIR", "T1"), ("FLAIR_to_T1", "FLAIR"), ("anna_T1_in_FLAIR_space", None), ("t2_reg_flair", "T2")],
+        *[("sub-01_T1w_space-FLAIR", "T1"), ("sub-01_space-FLAIR_T1w", "T1"), ("sub-01_space-T1w_FLAIR", "FLAIR")],
+        *[("T1_in_FLAIR", "T1"), ("FLAIR_reg_to_T1_brain", "FLAIR"), ("anna_reg_flair", "FLAIR"), ("to_t1", "T1")],
+        *[("t1_mprage_sag", "T1"), ("t1_post", "T1"), ("t2_tirm_tra_dark-fluid", "FLAIR"), ("flair_fs", "FLAIR")],
         *[("anna", None), ("scout_2", None), ("anna_mri", None), ("at1", None), ("", None), ("t1x_follow", None)],
     ],
 )

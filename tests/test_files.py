@@ -73,9 +73,11 @@ def test_a_writer_that_does_not_say_why_is_on_a_full_disk_where_none_is_left(tmp
             raise RuntimeError("PytorchStreamWriter failed writing file")
 
 
-def test_an_error_of_a_file_elsewhere_is_not_the_folder_s(tmp_path):
-    with pytest.raises(PermissionError), writing_into(tmp_path / "out"):
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "source.nii"))
+@pytest.mark.parametrize("name", ["source.nii", "out_of_last_year/source.nii"])
+def test_an_error_of_a_file_elsewhere_is_not_the_folder_s(tmp_path, name):
+    with pytest.raises(PermissionError) as caught, writing_into(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / name))
+    assert not isinstance(caught.value, CaseError)
 
 
 def test_a_folder_is_tried_before_anything_is_computed(tmp_path, monkeypatch):

@@ -58,6 +58,7 @@ def test_numbers_with_a_comma_are_numbers():
     cells = ("0.81", "0,81", "1.234,5", "-3", "1e-5", "nan")
     assert [number_in(cell) for cell in cells[:5]] == [0.81, 0.81, 1234.5, -3.0, 1e-5]
     assert number_in("nan") != number_in("nan")
+    assert [number_in(cell) for cell in ("1,234.5", "1,234,567.8", "1.234.567,8")] == [1234.5, 1234567.8, 1234567.8]
     with pytest.raises(ValueError, match="Mai"):
         number_in("18. Mai")
 

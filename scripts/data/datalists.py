@@ -35,8 +35,8 @@ def inference_datalist(
     DICOM is known by its content, whatever the files are called, and gives one case a study: the series that
     `choose_series` chooses; the log tells why. A study without one gives a case that fails.
 
-    Of one contrast that is not CT, volumes whose names say another (`contrast_in_name`) are left out; the log names
-    them.
+    Of one contrast that is not CT, volumes whose names, or else their folders', say another (`contrast_in_name`) are
+    left out; the log names them.
 
     Several `contrasts` are told apart by what their files' names end in, before the extension: `anna_t2.nii.gz` and
     `anna_flair.nii.gz` (or `anna/t2.nii.gz` and `anna/flair.nii.gz`) are the case `anna`. Other files are left out. Of
@@ -90,7 +90,7 @@ def _cases_below(
     if not files and not items and not unread:  # no path: a folder of what is hardly DICOM any more may be a patient's
         raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     if len(contrasts) == 1 and contrasts[0] != "CT":  # a CT is known by its values
-        files = _not_named_otherwise(files, contrasts[0], may_be_none=root.is_file() or bool(items or unread))
+        files = _not_named_otherwise(files, contrasts[0], root, may_be_none=root.is_file() or bool(items or unread))
     if len(contrasts) > 1:
         files = _by_contrast(files, contrasts)
         if not files and not items and not unread:
@@ -107,9 +107,14 @@ def _unread(root: Path, below: DicomBelow, files: Sequence[dict[str, str]], outp
     return [*below.failures, *left_unread([*below.others, *volumes], below.unseen, root)]
 
 
-def _not_named_otherwise(files: Sequence[dict[str, str]], contrast: str, may_be_none: bool) -> list[dict[str, str]]:
-    """Without the volumes whose names say that they are of another contrast, or labels; a file given alone stays."""
-    named = [(item, contrast_in_name(stem_of(item["image"]))) for item in files]
+def _not_named_otherwise(
+    files: Sequence[dict[str, str]], contrast: str, root: Path, may_be_none: bool
+) -> list[dict[str, str]]:
+    """Without the volumes whose names say that they are of another contrast, or labels; a file given alone stays.
+
+    Where a file's name tells nothing, that of the nearest folder below `root` that does counts.
+    """
+    named = [(item, _named_contrast(Path(item["image"]), root)) for item in files]
     others = [(item, name) for item, name in named if name not in (None, contrast)]
     if not others:
         return list(files)
@@ -125,6 +130,12 @@ def _not_named_otherwise(files: Sequence[dict[str, str]], contrast: str, may_be_
     listed = ", ".join(Path(item["image"]).name for item, _ in others)
     logger.warning(f"{len(others)} volumes are left out, since their names say {kinds}, not {contrast}: {listed}.")
     return [item for item, name in named if name in (None, contrast)]
+
+
+def _named_contrast(path: Path, root: Path) -> str | None:
+    below = () if path == root else path.relative_to(root).parent.parts
+    told = (contrast_in_name(name) for name in (stem_of(path), *reversed(below)))
+    return next((name for name in told if name is not None), None)
 
 
 def _by_contrast(files: Sequence[dict[str, str]], contrasts: Sequence[str]) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, MutableSequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -75,7 +76,7 @@ class Header:
 
     def of_frame(self, frame: int, *names: str) -> str:
         """The values of the first of these elements that is there, of a frame or of the whole image, as one text."""
-        frames = _items(self.values, "PerFrameFunctionalGroupsSequence")
+        frames = self._frames
         content = _items(frames[frame], "FrameContentSequence") if frame < len(frames) else []
         told = (Header(self.path, values).texts(name) for values in [*content[:1], self.values] for name in names)
         return next(("\\".join(texts) for texts in told if texts), "")
@@ -114,9 +115,14 @@ class Header:
         found = [[_numbers(groups, name, 1) for name in names] for groups in self._groups()]
         return [tuple(None if number is None else float(number[0]) for number in pair) for pair in found]
 
+    @cached_property
+    def _frames(self) -> list:
+        """What is told of each frame of an enhanced image; looked up once for all of them."""
+        return _items(self.values, "PerFrameFunctionalGroupsSequence")
+
     def _groups(self) -> list[list]:
         """The datasets that tell of each frame, the nearest first."""
-        frames = _items(self.values, "PerFrameFunctionalGroupsSequence")
+        frames = self._frames
         if not frames:
             return [[self.values]] * min(max(self.number("NumberOfFrames") or 1, 1), MOST_FRAMES)
         shared = [macro for group in _items(self.values, "SharedFunctionalGroupsSequence") for macro in _macros(group)]

@@ -13,7 +13,7 @@ from ..dicom.identities import of_one_patient
 from ..errors import CaseError
 from .arrivals import Arrivals
 from .connection import limit_connection
-from .instance import read_uids
+from .instance import Instance, read_uids
 from .spool import Spool, digest
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ class Receiver:
         if (instance.class_uid, instance.instance_uid) != (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID):
             logger.error("Refused an instance whose data set has other UIDs than its C-STORE request (status A900).")
             return DOES_NOT_MATCH
-        there = self.spool.received(digest(instance.study_uid)) / f"{digest(instance.instance_uid, 32)}.dcm"
-        if there.exists() and not of_one_patient(read_uids(there).patient, instance.patient):
+        if self._is_another_patients(instance):
             logger.error("Refused an instance whose UID one of another patient has (status 0111); correct its UIDs.")
             return DUPLICATE
         try:
@@ -131,6 +130,14 @@ class Receiver:
             logger.error(f"An instance could not be stored ({error.strerror}; status A700).")
             return OUT_OF_RESOURCES
         return STORED
+
+    def _is_another_patients(self, instance: Instance) -> bool:
+        """Whether the spool has an instance of the same UID that tells of another patient."""
+        there = self.spool.received(digest(instance.study_uid)) / f"{digest(instance.instance_uid, 32)}.dcm"
+        try:
+            return there.exists() and not of_one_patient(read_uids(there).patient, instance.patient)
+        except CaseError:  # it was taken away meanwhile, or is damaged: nobody's
+            return False
 
     def _limit_instance(self, event: Event) -> None:
         """Count what came of an instance, and end the association where it is too large."""

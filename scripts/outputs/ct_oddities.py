@@ -107,7 +107,7 @@ def metal_measures(source: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> 
     source, mask = (nib.apply_orientation(volume, axes) for volume in (source, mask))
     spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)[np.argsort(axes[:, 0])]
     hu, edges = block_means(source, spacing, 3.0)
-    inside = block_means(100.0 * mask, spacing, 3.0)[0] > 50
+    inside = block_means(np.float32(100) * mask, spacing, 3.0)[0] > 50
     block_ml = float(edges.prod()) / 1000
     gaps = close_mask(inside, 12.0, edges) & (hu < STREAK_HU[0])
     deep = ndimage.distance_transform_edt(inside, sampling=edges) > 9  # at its rim the mask has bone

@@ -69,11 +69,12 @@ def _two_numbers(window: Any) -> tuple[float, float]:
 
 
 def _scale(volume: torch.Tensor) -> tuple[float, float]:
-    """The values at the ends of the scale that a volume was stored in."""
+    """The values at the ends of the scale that a volume was stored in; padding below it is no part of it."""
     low, high = float(volume.min()), float(volume.max())
-    if low >= 0 and high <= 1:
+    from_0 = low >= 0 or not bool(((volume < 0) & (volume > low)).any())
+    if from_0 and high <= 1:
         return 0.0, 1.0
-    if low >= 0 and high <= 255 and bool((volume == volume.round()).all()):
+    if from_0 and high <= 255 and bool((volume == volume.round()).all()):
         return 0.0, 255.0
     return low, high
 
@@ -162,10 +163,12 @@ def _looks_like_grey_levels(volume: torch.Tensor) -> bool:
     values = convert_to_tensor(volume, track_meta=False).flatten()
     sample = values[:: max(values.numel() // 1_000_000, 1)]
     sample = sample[sample > PADDING]
-    if not sample.numel() or float(sample.min()) < 0 or float(sample.max()) > 255:
+    if sample.numel() and float(sample.min()) < 0:  # padding that could be air; of HU, fat and air lie above it
+        sample = sample[sample > sample.min()]
+    if not sample.numel() or float((sample < 0).float().mean()) > 0.002 or float(sample.max()) > 255:
         return False
     positive = sample[sample > 0]
-    full = float(sample.min()) == 0 and float(volume.max()) == 255
+    full = bool((sample == 0).any()) and float(volume.max()) == 255
     # a brain of 30 HU lies above 60 in any 8-bit window narrower than the whole CT scale
     return (full and bool((sample == sample.round()).all())) or float(positive.median()) > 60
 

@@ -21,7 +21,7 @@ from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, Orientat
 from monai.utils import ensure_tuple
 
 from ..dicom.convert import convert_series, only_volume
-from ..dicom.headers import read_header
+from ..dicom.headers import header_of
 from ..errors import CaseError, machine_reason
 from ..files import temporary_folder
 from .placement import Placement, nifti_placement
@@ -78,8 +78,15 @@ def stored_placement(image: nib.spatialimages.SpatialImage, name: str) -> Placem
     """
     if isinstance(image.header, nib.Nifti1Header):
         return nifti_placement(image.header, name)
-    known = isinstance(image, nib.MGHImage)  # Analyze has no place for an orientation
+    known = isinstance(image, nib.MGHImage) and _is_placed_mgh(image)  # Analyze has no place for an orientation
     return Placement(np.asarray(image.affine, dtype=np.float64), int(known))
+
+
+def _is_placed_mgh(image: nib.MGHImage) -> bool:
+    """Whether an MGH file says how its axes lie (goodRASFlag), which nibabel sets where it does not."""
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        file.seek(28)
+        return file.read(2) != bytes(2)
 
 
 class _PlacedReader(NibabelReader):
@@ -166,7 +173,7 @@ class LoadVolume(LoadImage):
 
 
 def _check_series_size(files: Sequence[str]) -> None:
-    header = read_header(Path(files[0]), ("Rows", "Columns", "NumberOfFrames"))
+    header = header_of(Path(files[0]), ("Rows", "Columns", "NumberOfFrames"))
     if header is not None:
         sizes = [header.number(name) or 1 for name in ("Rows", "Columns", "NumberOfFrames")]
         check_size((*sizes[:2], sizes[2] * len(files)), "The DICOM series")

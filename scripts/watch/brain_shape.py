@@ -65,8 +65,9 @@ def orientation_by_shape(mask: np.ndarray, affine: np.ndarray) -> ShapeOrientati
     Returns:
         None where the mask has too few voxels to have a shape.
     """
-    voxels = np.argwhere(mask)
-    voxels = voxels[:: max(1, len(voxels) // MOST_POINTS)]
+    places = np.flatnonzero(mask)
+    places = places[:: max(1, len(places) // MOST_POINTS)]
+    voxels = np.transpose(np.unravel_index(places, mask.shape))
     if len(voxels) < 1000 or not np.ptp(voxels, axis=0).all():
         return None
     points = voxels @ np.asarray(affine, dtype=np.float64)[:3, :3].T

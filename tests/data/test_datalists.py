@@ -187,3 +187,13 @@ def test_a_prepared_set_gives_the_contrasts_that_each_subject_has(tmp_path):
     assert anna["image"] == anna["contrast_T2"] == str(tmp_path / "a2.nii")
     assert anna["contrast_FLAIR"] == str(tmp_path / "af.nii")
     assert bert == {"image": str(tmp_path / "bf.nii"), "case": "bert", "contrast_FLAIR": str(tmp_path / "bf.nii")}
+
+
+def test_a_folder_s_name_tells_the_contrast_where_the_file_s_does_not(tmp_path, caplog):
+    for name in ("FLAIR/anna.nii.gz", "T1/anna.nii.gz", "masks/seg/1.nii.gz", "b/scan/2.nii.gz", "T1/c_flair.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    cases = [item["case"] for item in inference_datalist(tmp_path, contrast="FLAIR")]
+    assert cases == ["FLAIR_anna", "T1_c_flair", "b_scan_2"]
+    assert "2 volumes are left out, since their names say T1, labels, not FLAIR" in caplog.text
+    assert len(inference_datalist(tmp_path / "T1", contrast="FLAIR")) == 2  # whoever names the folder knows it

@@ -408,8 +408,11 @@ def test_an_instance_never_takes_the_place_of_another_patients(node, ct):
     with associated(one.port) as association:
         statuses = {association.send_c_store(header).Status for header in of_patient(ct, "8888")}
     assert statuses == {0x0111}
-    stored = [pydicom.dcmread(file) for file in one.spool.received(STUDY).iterdir()]
-    assert {header.PatientID for header in stored} == {NUMBER}
+    files = sorted(one.spool.received(STUDY).iterdir())
+    assert {pydicom.dcmread(file).PatientID for file in files} == {NUMBER}
+    files[0].write_bytes(b"half of a file")  # nobody's: the whole one takes its place
+    assert send(one.port, ct) == [0] * len(ct)
+    assert {pydicom.dcmread(file).PatientID for file in files} == {NUMBER}
     assert send(one.port, ct) == [0] * 8  # its own may come again
 
 

@@ -114,6 +114,15 @@ def test_a_stripped_8_bit_volume_keeps_the_whole_scale():
     np.testing.assert_allclose(restored[brain], HU[brain], atol=0.2)
 
 
+@pytest.mark.parametrize("padding", [-1, -1000, -2000])
+@pytest.mark.parametrize("levels", [1, 255])
+def test_padding_is_no_part_of_the_scale(padding, levels):
+    stored = np.where(CORNERS, padding, np.clip(HU, 0, 80) / 80 if levels == 1 else windowed(0, 80, 255))
+    given = WindowToHUd(window=(0, 80))(volume(stored))
+    np.testing.assert_allclose(given["image"][0].numpy()[~CORNERS], np.clip(HU, 0, 80)[~CORNERS], atol=0.17)
+    assert CheckHounsfieldd()(given)
+
+
 def test_no_window_changes_nothing():
     given = volume(HU)
     assert WindowToHUd()(given)["image"] is given["image"]
@@ -128,3 +137,10 @@ def test_refuses_a_window_that_is_none(window):
 def test_a_window_is_not_put_on_what_is_in_hounsfield_units_already():
     with pytest.raises(CaseError, match="units already"):
         WindowToHUd(window=(0, 80))(volume(HU))
+
+
+@pytest.mark.parametrize("padding", [-1, -500, -1000, -1024, -2000])
+@pytest.mark.parametrize("window", [(0, 80), (-20, 100), (-150, 250), (-1000, 1000)])
+def test_grey_levels_are_refused_whatever_the_padding(padding, window):
+    with pytest.raises(CaseError, match="which look like 8-bit grey levels"):
+        CheckHounsfieldd()(volume(np.where(CORNERS, padding, windowed(*window, 255))))

@@ -176,6 +176,19 @@ def test_mgz_that_is_not_packed(tmp_path):
     assert "unplaced" not in assert_right(tmp_path / "a.mgz", UPRIGHT).meta
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_mgz_without_a_place_is_a_guess(tmp_path, pack):
+    image = nib.MGHImage(nib.load(write_ramp(tmp_path / "a.nii", UPRIGHT)).get_fdata(dtype=np.float32), UPRIGHT)
+    nib.save(image, tmp_path / "a.mgh")
+    stored = bytearray((tmp_path / "a.mgh").read_bytes())
+    for flag in (1, 0):
+        stored[28:30] = flag.to_bytes(2, "big")
+        (tmp_path / "a.mgz").write_bytes(pack(stored))
+        loaded = LoadVolume()(tmp_path / "a.mgz")
+        assert loaded.meta.get("unplaced", False) == (not flag)
+        assert loaded.shape == SHAPE
+
+
 @pytest.mark.parametrize(
     ("kind", "unplaced"), [(nib.Nifti1Pair, False), (nib.AnalyzeImage, True), (nib.Spm99AnalyzeImage, True)]
 )

@@ -7,6 +7,7 @@ import pytest
 from scripts.errors import CaseError
 from scripts.volumes.load import LoadVolume
 from scripts.volumes.size import check_size
+from tests.trees import write_dicom_series
 
 
 @pytest.mark.parametrize("shape", [(1024, 1024, 600), (2048, 2048, 2048), (32767, 32767, 32767)])
@@ -35,3 +36,19 @@ def test_less_is_taken_where_less_is_free(monkeypatch):
     check_size((512, 512, 200), "ct.nii")
     with pytest.raises(CaseError, match=r"where 1\.5 GB can be had"):
         check_size((512, 512, 400), "ct.nii")
+
+
+@pytest.mark.parametrize(("rows", "frames"), [(64, 0), (8192, 6), (1024, 100)])
+def test_a_dicom_series_by_its_first_header(tmp_path, rows, frames):
+    pydicom = pytest.importorskip("pydicom")
+    write_dicom_series(tmp_path, [4.0 * i for i in range(6)], voxels=64)
+    first, *_ = paths = sorted(map(str, tmp_path.iterdir()))
+    if not frames:
+        assert LoadVolume()(paths).shape == (64, 64, 6)
+        return
+    changed = pydicom.dcmread(first)
+    changed.Rows = changed.Columns = rows
+    changed.NumberOfFrames = frames
+    changed.save_as(first)
+    with pytest.raises(CaseError, match=rf"^The DICOM series has {rows} x {rows} x {6 * frames} voxels, which would"):
+        LoadVolume()(paths)
