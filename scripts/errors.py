@@ -31,7 +31,10 @@ _REFUSALS = {
     errno.ENAMETOOLONG: ("A name at {} is longer than the disk allows", "shorten the names of it and its folders"),
     errno.ENOTDIR: ("{} is no folder, or a part of its path is none", "give another folder"),
     errno.EEXIST: ("{} is there already and no folder", "give another folder"),
-    errno.EMFILE: ("{} cannot be opened because too many files are open", "raise the limit (ulimit -n), and type the command again"),
+    errno.EMFILE: (
+        "{} cannot be opened because too many files are open",
+        "raise the limit (ulimit -n), and type the command again",
+    ),
 }
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 

@@ -170,7 +170,9 @@ def _run(arguments: list[str], timeout: float, stderr: Path, name: str) -> None:
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired as error:
-            raise CaseError(f"{what} took longer than {timeout:g} s for {name}; run it by hand, and give its masks as a folder.") from error
+            raise CaseError(
+                f"{what} took longer than {timeout:g} s for {name}; run it by hand, and give its masks as a folder."
+            ) from error
         finally:  # also when the user interrupts
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
