@@ -193,8 +193,8 @@ class ISTAInferer(Inferer):
             )
         if sampler.evaluations != 1:
             raise ValueError(
-                f"The sampler {self.sampler} evaluates the network {sampler.evaluations} times a step; use one that does "
-                "so once."
+                f"The sampler {self.sampler} evaluates the network {sampler.evaluations} times a step; use one "
+                "that does so once."
             )
         # What the scheduler refuses (number of steps, eta), it refuses here and not at the first volume.
         self._timesteps()
