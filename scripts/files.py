@@ -5,7 +5,10 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +20,9 @@ from .text import readable
 # what a file system says that cannot rename, or not across its parts; then the content is copied
 _NO_RENAMING = {errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _LITTLE = 2**20  # bytes; with less than that free, a disk is full
-_TEMPORARY = re.compile(r"\.(\d+)\.partial\..+")
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_TEMPORARY = re.compile(r"\.(\d+)-([0-9a-f]{8})\.partial\..+")
+_ABANDONED_S = 86400.0  # a temporary file of another computer, whose processes are not seen from here
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
@@ -43,13 +48,17 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     # the process is part of the name: two may write the same file at once; the suffix stays, which writers go by
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    temporary = _temporary_name(path)
     with writing_into(path.parent):
         try:
             yield temporary
             move(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{os.getpid()}-{_HOST}.partial.{path.name}")
 
 
 def move(source: Path, target: Path) -> None:
@@ -117,7 +126,7 @@ def check_folder(folder: str | os.PathLike) -> Path:
         MachineError: it cannot be made or written; told before anything is computed.
     """
     folder = Path(folder)
-    working = folder / f".{os.getpid()}.partial.trial"
+    working = _temporary_name(folder / "trial")
     try:
         with writing_into(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -138,12 +147,21 @@ def _remove_remains(folder: Path) -> None:
     """Remove the temporary files of programs that do not run any more."""
     for name in os.listdir(folder):
         made_by = _TEMPORARY.fullmatch(name)
-        if made_by and not _runs(int(made_by[1])):
+        if made_by and _is_abandoned(folder / name, int(made_by[1]), made_by[2]):
             path = folder / name
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path, process: int, host: str) -> bool:
+    if host == _HOST:
+        return not _runs(process)
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED_S
+    except FileNotFoundError:  # its program has ended it meanwhile
+        return False
 
 
 def _runs(process: int) -> bool:

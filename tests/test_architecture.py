@@ -37,7 +37,10 @@ ARROWS = {
     "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free
     "transforms": {"errors", "files", "slabs", "volumes", "dicom"},
     "simulation": {"errors", "volumes"},
-    "data": {"errors", "files", "contrasts", "processes", "slabs", "conditioning", "volumes", "transforms", "dicom"},
+    "data": {
+        *("errors", "files", "text", "contrasts", "processes", "slabs", "conditioning"),
+        *("volumes", "transforms", "dicom"),
+    },
     "watch": set(),
     # watch: measures of the brain's shape beside those of its values
     "outputs": {"errors", "files", "contrasts", "conditioning", "volumes", "transforms", "dicom", "watch"},

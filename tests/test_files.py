@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import files
 from scripts.errors import CaseError, MachineError, RefusedError
 from scripts.files import check_folder, longest_name, move, temporary_folder, write_whole, writing_into, written_whole
 
@@ -102,12 +103,15 @@ def test_a_full_disk_is_told_by_the_trial(tmp_path, monkeypatch):
 def test_what_killed_programs_left_is_removed_and_what_is_being_written_stays(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    names = [f".{ended.pid}.partial.a.json", f".{os.getpid()}.partial.b.json", ".hidden", "a.partial.json"]
-    for name in names:
+    ours, theirs = files._HOST, "00000000"
+    gone = [f".{ended.pid}-{ours}.partial.a.json", f".1-{theirs}.partial.old.json"]
+    kept = [f".{os.getpid()}-{ours}.partial.b.json", f".1-{theirs}.partial.c.json", ".hidden", "a.partial.json"]
+    for name in [*gone, *kept]:
         (tmp_path / name).write_text("")
-    (tmp_path / f".{ended.pid}.partial.trial").mkdir()
+    os.utime(tmp_path / gone[1], (0, 0))
+    (tmp_path / f".{ended.pid}-{ours}.partial.trial").mkdir()
     check_folder(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

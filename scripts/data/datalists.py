@@ -10,6 +10,7 @@ from typing import Any
 from ..contrasts import CONTRASTS, contrast_ending, contrast_in_name, contrast_named, without_contrast_ending
 from ..errors import CaseError
 from ..files import files_below
+from ..text import readable
 from ..volumes.find import IMAGE_SUFFIXES, left_unread, refuse_clashes, stem_of, volume_suffix, volumes_below
 from .splits import SECTIONS
 from .studies import DicomBelow, dicom_below, dicom_cases, named_by_folder, uids_of
@@ -86,7 +87,7 @@ def _cases_below(
     below = DicomBelow([], [], [], []) if known else dicom_below(root, output_dir)
     items = dicom_cases(below.series, contrasts, uids)
     files = [] if uids or (items and root.is_file()) else volumes_below(root, output_dir, may_be_none=True)
-    unread = [] if uids or root.is_file() else _unread(root, below, files, output_dir)
+    unread = [] if uids or root.is_file() else _unread(root, below, files, output_dir, keep_names)
     if not files and not items and not unread:  # no path: a folder of what is hardly DICOM any more may be a patient's
         raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     if len(contrasts) == 1 and contrasts[0] != "CT":  # a CT is known by its values
@@ -100,11 +101,23 @@ def _cases_below(
     return [*files, *dicom, *unread]
 
 
-def _unread(root: Path, below: DicomBelow, files: Sequence[dict[str, str]], output_dir: Any) -> list[dict[str, Any]]:
+def _unread(
+    root: Path, below: DicomBelow, files: Sequence[dict[str, str]], output_dir: Any, keep_names: bool
+) -> list[dict[str, Any]]:
     """Items with the reason as `failure` of what may hold a case and is not read."""
     read = {item["image"] for item in files}
     volumes = [path for path in files_below(root, output_dir) if volume_suffix(path) and str(path) not in read]
-    return [*below.failures, *left_unread([*below.others, *volumes], below.unseen, root)]
+    items = left_unread([*below.others, *volumes], below.unseen, root)
+    if below.series and not keep_names:  # beside DICOM, what is named after a patient keeps no name either
+        items = [_without_name(item, number) for number, item in enumerate(items, start=1)]
+    return [*below.failures, *items]
+
+
+def _without_name(item: dict[str, Any], number: int) -> dict[str, Any]:
+    """An item of what is not read, whose sentence calls it by a number and its suffix."""
+    path = Path(item["image"])
+    called = f"unread_{number}{path.suffix}"
+    return {**item, "case": called, "failure": item["failure"].replace(readable(path.name), called)}
 
 
 def _not_named_otherwise(

@@ -7,6 +7,7 @@ uneven one. They are told apart by what their headers say of the acquisition, an
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -148,8 +149,13 @@ def _by_value(slices: Sequence[Slice], names: Sequence[str]) -> dict[str, list[i
     """Indices of the slices of each value of an attribute, in the order of the values."""
     groups: dict[str, list[int]] = {}
     for index, one in enumerate(slices):
-        groups.setdefault(one.header.of_frame(one.frame, *names), []).append(index)
+        groups.setdefault(_as_number(one.header.of_frame(one.frame, *names)), []).append(index)
     return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
+
+
+def _as_number(value: str) -> str:
+    """A value with its number in one way: 120 may be written 120.0, and a time with or without its fractions."""
+    return value.rstrip("0").removesuffix(".") if re.fullmatch(r"-?\d+\.\d*", value) else value
 
 
 def _order(value: str) -> tuple:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..dicom.identities import of_one_patient
@@ -68,6 +69,7 @@ class Receiver:
         _config.UNRESTRICTED_STORAGE_SERVICE = True  # private SOP classes and transfer syntaxes too
         self.spool = spool
         self.arrivals = arrivals
+        self._storing = Lock()
         self.limits = limits or Limits()
         self._ae = AE(ae_title)
         self._ae.add_supported_context(Verification)
@@ -120,12 +122,15 @@ class Receiver:
         if (instance.class_uid, instance.instance_uid) != (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID):
             logger.error("Refused an instance whose data set has other UIDs than its C-STORE request (status A900).")
             return DOES_NOT_MATCH
-        if self._is_another_patients(instance):
-            logger.error("Refused an instance whose UID one of another patient has (status 0111); correct its UIDs.")
-            return DUPLICATE
         try:
-            if self.spool.put(instance.study_uid, instance.instance_uid, data):
-                self.arrivals.note(digest(instance.study_uid), event.assoc)
+            with self._storing:  # two associations may send the same UID at once
+                if self._is_another_patients(instance):
+                    logger.error(
+                        "Refused an instance whose UID one of another patient has (status 0111); correct its UIDs."
+                    )
+                    return DUPLICATE
+                if self.spool.put(instance.study_uid, instance.instance_uid, data):
+                    self.arrivals.note(digest(instance.study_uid), event.assoc)
         except OSError as error:
             logger.error(f"An instance could not be stored ({error.strerror}; status A700).")
             return OUT_OF_RESOURCES

@@ -319,3 +319,9 @@ def test_a_packed_file_is_read(tmp_path):
         (tmp_path / f"{path.name}.dcm.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     assert told(tmp_path) == (WHOLE, {FIRST}, None)
+
+
+def test_a_number_spelt_in_two_ways_tells_no_acquisitions_apart(tmp_path):
+    scan(tmp_path, WHOLE, KVP=lambda index: "120" if index % 2 else "120.0", SliceThickness="8")
+    heights, values, left = told(tmp_path)
+    assert (sorted(heights), values, left) == (WHOLE, {FIRST}, None)

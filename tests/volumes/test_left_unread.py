@@ -134,6 +134,20 @@ def test_damaged_dicom_is_one_line_without_names(tmp_path):
     assert why is None
 
 
+def test_beside_dicom_an_archive_keeps_no_name(tmp_path):
+    write_dicom_series(tmp_path / "series", [0, 4, 8, 12], voxels=8, spacing=30)
+    with zipfile.ZipFile(tmp_path / "DOE^JANE.zip", "w") as archive:
+        archive.writestr("1", "1")
+    found = listed(tmp_path)
+    assert (
+        found.pop("unread_1.zip")
+        == "unread_1.zip is packed, and archives are not opened; unpack it and give what is in it."
+    )
+    assert list(found.values()) == [None]
+    named = {item["case"] for item in inference_datalist(tmp_path, keep_names=True)}
+    assert named == {"series", "DOE^JANE.zip"}
+
+
 def test_nothing_but_what_is_not_read_is_still_listed(tmp_path):
     (tmp_path / "scans.7z").write_bytes(b"7z")
     assert list(listed(tmp_path)) == ["scans.7z"]
