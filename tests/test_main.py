@@ -39,7 +39,6 @@ def test_an_option_that_is_not_there_is_refused_before_any_work(scripts, tmp_pat
     assert ended.returncode == 1
     assert ended.stderr.strip().splitlines()[-1] == "There is no option reel; did you mean real?"
     assert not (tmp_path / "out").exists()
-    assert scripts("evaluate", "--help").returncode == 0
 
 
 def test_evaluate_prints_a_table(scripts, tmp_path):

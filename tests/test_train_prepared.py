@@ -75,7 +75,9 @@ def head_on_the_grid_of(raw, prepared, entry, path):
     first = np.round(np.linalg.solve(AFFINE, mask.affine)[:3, 3]).astype(int)
     box = tuple(slice(start, start + count) for start, count in zip(first, mask.shape, strict=True))
     hu = nib.load(raw / "p0_ct.nii.gz").get_fdata(dtype=np.float32)[box]
-    nib.save(nib.Nifti1Image(np.where(mask.get_fdata() > 0, hu, 700).astype(np.float32), mask.affine), path)
+    brain = mask.get_fdata() > 0
+    outside = np.where(ndimage.binary_dilation(brain, iterations=2), 700, -1000)
+    nib.save(nib.Nifti1Image(np.where(brain, hu, outside).astype(np.float32), mask.affine), path)
 
 
 def test_training_reads_what_the_main_job_would_feed_the_network(raw, prepared, bundle_root, tmp_path):

@@ -24,7 +24,7 @@ def test_what_cannot_be_read_stands_in_the_failures_and_the_others_are_done(tmp_
         file.write(b"Rar!")
     write_dicom_series(folder / "two", [0, 4], voxels=8, spacing=30)
     write_cube(folder / "small.nii.gz")
-    expected = {"scans.zip", "empty", "link", "damaged_dicom", "M?ller.rar", "small"}
+    expected = {"unread_1.rar", "unread_2.zip", "empty", "link", "damaged_dicom", "small"}
     for _ in range(2):
         assert translate_echo(["inference.json"], folder).startswith("7 of 8 cases failed")
         failures = json.loads((tmp_path / "out" / "failures.json").read_text())
