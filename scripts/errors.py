@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 from types import TracebackType
 
@@ -146,7 +147,7 @@ def _own_sentence(error: BaseException) -> str | None:
     """The message of the error at the root, where this package raised it; MONAI wraps it in others."""
     for cause in reversed(_chain(error)):
         if isinstance(cause, CaseError) or (isinstance(cause, ValueError) and _raised_in(cause).startswith("scripts.")):
-            return str(cause)
+            return re.sub(r"[\x00-\x1f\x7f]", " ", str(cause))  # a file's name may have a line break
     return None
 
 
