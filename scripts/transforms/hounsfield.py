@@ -140,11 +140,11 @@ class CheckHounsfieldd(MapTransform):
         if dense_ml > self.max_dense and 900 < level < 1150:
             shifted = "with soft tissue near 1024, so not Hounsfield units but shifted ones"
             return shifted, _window_of(low - 1024, high - 1024)
-        if soft < self.min_soft_tissue:
-            return f"with only {soft:.0f} mL of soft tissue (0 to 100 HU) among them", brain_window
         if dense_ml > self.max_dense and (size := _wrapped_at(level)) is not None:
             wrapped = f"with air near {level:.0f}, so Hounsfield units below 0 wrapped around at {size}"
             return wrapped, f"subtract {size} from the values above {size // 2 - 1}"
+        if soft < self.min_soft_tissue:
+            return f"with only {soft:.0f} mL of soft tissue (0 to 100 HU) among them", brain_window
         if dense_ml > self.max_dense:
             return f"with {dense_ml:.0f} mL of solid tissue near {level:.0f}, as no bone is", brain_window
         return None
