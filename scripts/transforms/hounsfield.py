@@ -140,7 +140,7 @@ class CheckHounsfieldd(MapTransform):
         if dense_ml > self.max_dense and 900 < level < 1150:
             shifted = "with soft tissue near 1024, so not Hounsfield units but shifted ones"
             return shifted, _window_of(low - 1024, high - 1024)
-        if dense_ml > self.max_dense and (size := _wrapped_at(level)) is not None:
+        if dense_ml > self.max_dense and (size := _wrapped_at(level, high)) is not None:
             wrapped = f"with air near {level:.0f}, so Hounsfield units below 0 wrapped around at {size}"
             return wrapped, f"subtract {size} from the values above {size // 2 - 1}"
         if soft < self.min_soft_tissue:
@@ -154,9 +154,9 @@ def _window_of(low: float, high: float) -> str:
     return f'say what range of HU its values stand for, for example --ct_window "[{low:g}, {high:g}]"'
 
 
-def _wrapped_at(level: float) -> int | None:
-    """The size of an unsigned number in which the HU of air, -1050 to -850, become a level."""
-    return next((size for size in (2**12, 2**16) if size - 1050 <= level <= size - 850), None)
+def _wrapped_at(level: float, high: float) -> int | None:
+    """The size of an unsigned number in which the HU of air, -1050 to -850, become a level; `high` is its largest."""
+    return next((size for size in (2**12, 2**16) if size - 1050 <= level <= size - 850 and high < size), None)
 
 
 def _looks_like_grey_levels(volume: torch.Tensor) -> bool:
