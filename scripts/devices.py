@@ -1,4 +1,4 @@
-"""The memory of a device: how much there is, how many slabs it holds, and whether an error says that it ran out."""
+"""A device: whether it is there, its memory, how many slabs it holds, and whether an error says that it ran out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["PeakMemory", "available_memory", "batch_that_fits", "is_out_of_memory", "keep_freed_memory"]
+from .errors import CaseError
+
+__all__ = ["PeakMemory", "available_memory", "batch_that_fits", "check_device", "is_out_of_memory", "keep_freed_memory"]
 
 SHARE = 0.5  # of the free memory that a batch may take: convolutions need workspace, and others use the machine too
 MOST_ON_CPU = 8  # slabs; more of them are not faster there
@@ -71,6 +73,19 @@ class PeakMemory(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, freed)
         self._now += size
         self.peak = max(self.peak, self._now)
+
+
+def check_device(name: object) -> str:
+    """The name of a device, such as "cuda:0" or "cpu", that is there.
+
+    Raises:
+        CaseError: it is not, or the name is no device's.
+    """
+    try:
+        torch.empty(0, device=str(name))
+    except (RuntimeError, AssertionError):
+        raise CaseError(f"The device {name} is not here; use cpu, or cuda:0 where there is a GPU.") from None
+    return str(name)
 
 
 def batch_that_fits(call: Callable[[], Any], device: torch.device, most: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monai.bundle.reference_resolver import ReferenceResolver
 
-from .devices import keep_freed_memory
+from .devices import check_device, keep_freed_memory
 from .errors import shorten_errors
 from .options import check_options, texts_as_written, typed_options
 
@@ -24,18 +24,22 @@ def bundle_root() -> str:
 def start(arguments: Sequence[str] | None = None) -> None:
     """Start a workflow of `python -m monai.bundle run`, before anything else of its config is evaluated.
 
-    Errors are shortened, memory is kept, mistyped options are refused, and paths and names are taken as typed.
+    Errors are shortened, memory is kept, mistyped options and absent devices are refused, and paths and names are taken
+    as typed.
 
     Args:
         arguments: the command line; `sys.argv` if None.
 
     Raises:
-        CaseError: an option that no config file knows.
+        CaseError: an option that no config file knows, or a device that is not there.
     """
     arguments = sys.argv if arguments is None else arguments
     shorten_errors()
     keep_freed_memory()
     check_options(arguments)
+    device = typed_options(arguments).get("device")
+    if device and device[0] not in "$@":
+        check_device(device)
     resolver = _resolver()
     if resolver is not None:
         _take_as_typed(arguments, resolver)

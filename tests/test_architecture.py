@@ -14,7 +14,7 @@ ARROWS = {
     "files": {"errors", "text"},
     "options": {"errors", "text"},
     "contrasts": {"errors"},
-    "devices": set(),
+    "devices": {"errors"},
     "floating_type": {"errors", "files", "inferers"},  # it calls the network as the inferers do
     "processes": set(),
     "workflow": {"errors", "options", "devices"},  # how a workflow starts

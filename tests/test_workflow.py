@@ -27,6 +27,9 @@ def test_start_shortens_errors_and_refuses_mistyped_options(bundle_root, monkeyp
     workflow.start([*command, "--dataset_dir", "x"])
     with pytest.raises(CaseError, match="did you mean dataset_dir"):
         workflow.start([*command, "--datset_dir", "x"])
+    with pytest.raises(CaseError, match="The device cuda:99 is not here; use cpu"):
+        workflow.start([*command, "--device", "cuda:99"])
+    workflow.start([*command, "--device", "cpu"])
     assert sys.excepthook is not default
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 from tqdm import tqdm
 
+from ..devices import check_device
 from ..errors import CaseError
 from ..files import write_whole
 from ..options import names, one_of, whole_number
@@ -106,7 +106,7 @@ def benchmark(
     overlays = _overlays(config_file)
     files = [*(str(Path(bundle_root(), "configs", name)) for name in subject.config_files), *overlays]
     weights = subject.weights or "weights" in ConfigParser.load_config_files(overlays)
-    bundle = Bundle(files, _device(device), weights)
+    bundle = Bundle(files, None if device is None else check_device(device), weights)
     chosen = list(subject.parts) if parts is None else _some("parts", parts, PARTS)
     options = {
         "network": network,
@@ -188,17 +188,6 @@ def _possible(parts: list[str], network: str, weights: bool) -> list[str]:
         if part in PARTS_WITH_WEIGHTS and not weights:
             raise CaseError(f"The part {part} needs weights, and the network {network} has none; leave it out.")
     return parts
-
-
-def _device(name: str | None) -> str | None:
-    """A device that is there."""
-    if name is None:
-        return None
-    try:
-        torch.empty(0, device=str(name))
-    except (RuntimeError, AssertionError):
-        raise CaseError(f"The device {name} is not here; use cpu, or cuda:0 where there is a GPU.") from None
-    return str(name)
 
 
 def _overlays(config_file: Any) -> list[str]:
