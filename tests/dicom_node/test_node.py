@@ -704,9 +704,12 @@ def dcmtk(program):
 
     pynetdicom's programs of the same names stand beside Python, and come first in an environment that is activated.
     """
-    own = Path(sys.executable).parent
-    elsewhere = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != own]
-    found = shutil.which(program, path=os.pathsep.join(elsewhere))
+    folders = os.environ["PATH"].split(os.pathsep)
+    there = [found for folder in folders if (found := shutil.which(program, path=folder))]
+    said = {
+        path: subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60).stdout for path in there
+    }
+    found = next((path for path, version in said.items() if "dcmtk" in version), None)
     return found or pytest.skip(f"DCMTK's {program} is not installed (apt install dcmtk)")
 
 
