@@ -19,6 +19,18 @@ CUT_SHARE = 0.02
 """Share of a slice that brain covers where a volume's end cuts it. At its natural end, the last slice holds a cap: at
 most 7 cm2 for 1.5 mm of a sphere of 70 mm, 2 % of a slice cropped to the brain. Background follows it as it should."""
 
+MISSING_REACH = 8.0
+"""Distance to the nearest acquired slice, in slices, from which on a missing slice counts as wholly unknown."""
+
+
+def missing_share(distance: np.ndarray) -> np.ndarray:
+    """The condition `missing` of sparse scans: 0 where a slice was acquired, up to 1 far away from all that were.
+
+    Args:
+        distance: to the nearest acquired slice, in slices of the network's grid; up to half a slice it is that one.
+    """
+    return (distance / MISSING_REACH).clip(0, 1) * (distance > 0.5)
+
 
 def volume_to_slices(volume: Tensor) -> Tensor:
     """(B, C, H, W, Z) volumes to (B, Z, C, H, W) slices."""

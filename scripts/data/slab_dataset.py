@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from ..slabs import repeats_end
 from .augmentation import ContrastCurve, affine_slab, bright_lesion, smooth_shading
 from .packed_volume import PackedVolume
+from .sparsity import Distances, SparseScan, check_sparsity, filled_slab
 
 
 class SlabDataset(Dataset):
@@ -16,8 +17,8 @@ class SlabDataset(Dataset):
 
     An item has "source" (C (2N+1), H, W), contrast after contrast, and "target" (2N+1, H, W), both in [0, 1];
     "style_key" (3, B); of several contrasts "presence" (C,), 1 where the subject has the contrast and 0 where it is
-    absent, so that its channels are 0; and "extras" (E (2N+1), H, W) in [0, 1], if the subjects have some. One affine
-    map and one mirror go for all of an item's channels.
+    absent, so that its channels are 0; "extras" (E (2N+1), H, W) in [0, 1], if the subjects have some; and of sparse
+    scans "missing" (2N+1, H, W), see `missing_share`. One affine map and one mirror go for all of an item's channels.
 
     Item ``index`` depends on (seed, epoch, index) alone: a resumed training draws what an uninterrupted one would.
 
@@ -40,6 +41,8 @@ class SlabDataset(Dataset):
         source_noise: largest standard deviation of white noise added to the source where it is not background; each
             slab's is drawn uniformly, for each contrast.
         contrast_dropout: how often each contrast that is there is left out; one always stays.
+        sparsity: distances of the acquired slices, in slices of the volume, of which each slab draws one; see
+            `Distances`. What lies between is filled linearly. (1,) is a dense scan, and items are without "missing".
         seed: of the draws.
 
     Raises:
@@ -60,6 +63,7 @@ class SlabDataset(Dataset):
         source_shading: float = 0.0,
         source_noise: float = 0.0,
         contrast_dropout: float = 0.0,
+        sparsity: Sequence[Distances] = (1,),
         seed: int = 0,
     ) -> None:
         if not data:
@@ -78,6 +82,7 @@ class SlabDataset(Dataset):
         self.source_shading = source_shading
         self.source_noise = source_noise
         self.contrast_dropout = contrast_dropout
+        self.sparsity = check_sparsity(sparsity)
         self.seed = seed
         self.epoch = 0
         self.num_contrasts = data[0].sources.shape[1]
@@ -107,9 +112,10 @@ class SlabDataset(Dataset):
         sources = volume.sources[rendering]
         present = self._kept(self._presence[number][rendering], index)
         repeated = _repeated(sources, places, present)
+        scan = SparseScan.draw(np.random.default_rng([self.seed, self.epoch, index, 4]), self.sparsity)
         curve = ContrastCurve.draw(rng, self.contrast_spread if self.augment else 0.0)
         item = {
-            "source": self._source(_slab(sources, places, repeated), present, source_rng),
+            "source": self._source(_scanned(volume, rendering, scan, places, repeated), present, source_rng),
             "target": torch.from_numpy(curve(_slab(volume.targets[which], places, repeated))),
         }
         if volume.extras is not None:
@@ -120,6 +126,9 @@ class SlabDataset(Dataset):
             item = self._with_lesion(item, index)
             item["source"] = self._degrade(item["source"], source_rng)
         item["style_key"] = torch.from_numpy(curve.style_key(volume.histograms[which], self.num_bins)).float()
+        if self.sparsity != (1,):
+            missing = torch.from_numpy(scan.missing(places, sources.shape[1]))
+            item["missing"] = missing[:, None, None].expand_as(item["target"]).contiguous()
         if self.num_contrasts > 1:
             item["presence"] = torch.from_numpy(present).float()
         return item
@@ -180,6 +189,19 @@ def _repeated(sources: np.ndarray, places: np.ndarray, present: np.ndarray) -> t
         return present.any() and repeats_end(torch.from_numpy(sources[present, end].astype(np.float32) / top))
 
     return places[0] < 0 and cut(0), places[-1] >= sources.shape[1] and cut(-1)
+
+
+def _scanned(
+    volume: PackedVolume, rendering: int, scan: SparseScan, places: np.ndarray, repeated: tuple[bool, bool]
+) -> np.ndarray:
+    """(C, 2N+1, H, W): a rendering's slices at these places as a scan shows them, packed."""
+    sources = volume.sources[rendering]
+    if scan.is_dense:
+        return _slab(sources, places, repeated)
+    inside = (sources > 0).any(axis=0) | (volume.targets[volume.target_of(rendering)] > 0)
+    reading = scan.reading(places.clip(0, len(inside) - 1), len(inside))
+    within = _slab(inside, places, repeated)
+    return filled_slab(sources, inside, reading, within)
 
 
 def _slab(volume: np.ndarray, places: np.ndarray, repeated: tuple[bool, bool]) -> np.ndarray:

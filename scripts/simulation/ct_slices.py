@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..volumes.separable import gaussian_matrix
+from ..volumes.separable import averaging_matrices, gaussian_matrix, interpolation_matrices
 from .ct_parameters import SimulatedCTParameters
 
 
@@ -20,31 +20,6 @@ class AxialResponse:
 
     signal: np.ndarray
     noise: np.ndarray
-
-
-def averaging_matrices(centres: np.ndarray, thickness: np.ndarray, size: int) -> np.ndarray:
-    """(..., K, Z): the mean of each slice over the voxels that it covers; rows sum to 1.
-
-    Args:
-        centres: (..., K) of the slices, in voxels.
-        thickness: (K,) in voxels.
-        size: Z, voxels along the axis; the object goes on beyond the first and last one as there.
-    """
-    edges = np.arange(size + 1) - 0.5
-    edges[0], edges[-1] = -np.inf, np.inf
-    half = thickness[:, None] / 2
-    overlap = np.minimum(edges[1:], centres[..., None] + half) - np.maximum(edges[:-1], centres[..., None] - half)
-    overlap = overlap.clip(0)
-    return overlap / overlap.sum(-1, keepdims=True)
-
-
-def interpolation_matrices(centres: np.ndarray, size: int) -> np.ndarray:
-    """(..., Z, K): linear interpolation at the voxels from slices at ``centres`` (..., K), constant beyond the ends."""
-    first, last = centres[..., :-1], centres[..., 1:]
-    places = np.arange(size).reshape(-1, 1)
-    passed = ((places - first[..., None, :]) / (last - first)[..., None, :]).clip(0, 1)
-    ones, zeros = np.ones_like(passed[..., :1]), np.zeros_like(passed[..., :1])
-    return np.concatenate([ones, passed], -1) - np.concatenate([passed, zeros], -1)
 
 
 def slice_positions(

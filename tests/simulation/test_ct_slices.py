@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from scripts.simulation.ct_parameters import SimulatedCTParameters
-from scripts.simulation.ct_slices import averaging_matrices, axial_response, interpolation_matrices, slice_positions
-from scripts.volumes.separable import apply_along_z
+from scripts.simulation.ct_slices import axial_response, slice_positions
+from scripts.volumes.separable import apply_along_z, averaging_matrices, interpolation_matrices
 
 SHAPE, SPACING = (5, 30, 40), (1.5, 1.5, 1.5)
 THICK = SimulatedCTParameters(slice_distance_mm=5.0, slice_thickness_mm=5.0, slice_phase=0.3)
