@@ -30,8 +30,8 @@ def check_sparsity(sparsity: Sequence[Distances]) -> tuple[Distances, ...]:
         pair = isinstance(one, list | tuple) and len(one) == 2 and 0 < one[0] < one[1]
         if not pair and not (isinstance(one, int) and one >= 1):
             raise CaseError(
-                f"sparsity is {sparsity!r}; give a list of whole numbers from 1 (each slice, every second one, ...) and "
-                "of pairs [least, most] of distances, in slices."
+                f"sparsity is {sparsity!r}; give a list of whole numbers from 1 (each slice, every second one, ...) "
+                "and of pairs [least, most] of distances, in slices."
             )
         known.append(tuple(map(float, one)) if pair else one)
     if not known:

@@ -34,7 +34,7 @@ def test_missing_grows_with_the_distance_to_the_nearest_given_slice():
 def test_thick_slices_average_what_they_cover_and_lose_what_alternates():
     thick, thin = SparseScan(4.0, 0.5, thickness=4.0), SparseScan(4.0, 0.0, thickness=0.0)
     alternating = (-1.0) ** PLACES
-    assert np.abs(thick.reading(PLACES, COUNT) @ alternating)[4:-8].max() < 1e-6
+    assert np.abs(thick.reading(PLACES, COUNT) @ alternating)[8:-8].max() < 1e-6
     assert np.abs(thin.reading(PLACES, COUNT) @ alternating).max() == 1
     np.testing.assert_allclose(thick.reading(PLACES, COUNT).sum(axis=1), 1, atol=1e-6)
 
@@ -90,7 +90,8 @@ def test_real_scans_are_drawn_between_their_limits():
     rng = np.random.default_rng(0)
     scans = [SparseScan.draw(rng, check_sparsity([[1.7, 5.3]])) for _ in range(200)]
     distances = [scan.distance for scan in scans]
-    assert 1.7 <= min(distances) < 1.9 and 5.0 < max(distances) <= 5.3
+    assert 1.7 <= min(distances) < 1.9
+    assert 5.0 < max(distances) <= 5.3
     assert all(0 <= scan.phase < scan.distance and 0 < scan.thickness <= scan.distance for scan in scans)
 
 
