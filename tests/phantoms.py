@@ -73,6 +73,6 @@ class EchoNetwork(torch.nn.Module):
         super().__init__()
         self.slab_size = slab_size
 
-    def forward(self, x, timesteps=None, context=None, source=None):
+    def forward(self, x, timesteps=None, context=None, source=None, **conditions):
         """Any slab of the state and the source's slab -> the source's slab."""
         return source

@@ -165,7 +165,7 @@ def test_training_is_the_plain_loop_it_stands_for(workflow, dtype, tolerance):
         target, label, _, bridge = trainer.prepare_batch(batch)
         x0, y = 2 * target - 1, 2 * bridge["source"] - 1
         noisy = made.parser.get_parsed_content("scheduler").add_noise(x0, bridge["noise"], bridge["timesteps"], y)
-        difference = network(noisy, bridge["timesteps"], bridge["context"], y) - label
+        difference = network(noisy, bridge["timesteps"], bridge["context"], y, missing=bridge["missing"]) - label
         steps = difference[..., 1:, :] - difference[..., :-1, :], difference[..., 1:] - difference[..., :-1]
         loss = sum(one.abs().mean() for one in (difference, *steps))
         optimizer.param_groups[0]["lr"] = 4e-4 * rate(step)

@@ -92,7 +92,7 @@ def series_header(source: Dataset, manufacturer: str, record: Mapping[str, Any])
     number = 1000 + (_whole(source, "SeriesNumber") or 0)
     ds.SeriesNumber = number if number < 2**31 else 1000  # IS, PS3.5 6.2
     ds.SeriesDescription = _series_description(source, target, record)
-    ds.ImageComments = f"Synthetic {target}, {NOTE}"
+    ds.ImageComments = f"Synthetic {target}, {NOTE}" + _sparse_note(record)
     # no sequence was played out: research mode, and no times
     ds.ScanningSequence, ds.SequenceVariant = "RM", "NONE"
     ds.Manufacturer, ds.ManufacturerModelName = manufacturer, record["bundle"]
@@ -126,7 +126,7 @@ def slice_header(series: Dataset, source: SourceSlice, number: int, sampled: boo
     ds.ReferencedSeriesSequence = [
         _dataset(SeriesInstanceUID=header.SeriesInstanceUID, ReferencedInstanceSequence=[copy.deepcopy(image)])
     ]
-    image.SpatialLocationsPreserved = "YES"
+    image.SpatialLocationsPreserved = "NO" if source.inferred else "YES"
     image.PurposeOfReferenceCodeSequence = [_code("121322", "DCM", "Source image for image processing operation")]
     ds.SourceImageSequence = [image]
     return ds
@@ -179,11 +179,20 @@ def _series_description(source: Dataset, target: str, record: Mapping[str, Any])
     """At most 64 characters."""
     number = _whole(source, "SeriesNumber")
     series = "" if number is None else f" series {number}"
+    sparse = "sparse " if "sparse" in record else ""
     texts = [
-        f"Synthetic {target} from {_source_contrast(record)}{series}, {NOTE}",
-        f"Synthetic {target}{series}, {NOTE}",
+        f"Synthetic {target} from {sparse}{_source_contrast(record)}{series}, {NOTE}",
+        f"Synthetic {target}{', sparse' if sparse else ''}{series}, {NOTE}",
     ]
     return next((text for text in texts if len(text) <= 64), f"Synthetic image, {NOTE}")
+
+
+def _sparse_note(record: Mapping[str, Any]) -> str:
+    """That slices were inferred, where they were."""
+    if "sparse" not in record:
+        return ""
+    gap = record["sparse"]["gap_mm"]
+    return f"; sparse {_source_contrast(record)}, gaps of {gap:g} mm: slices between are inferred"
 
 
 def _derivation(series: Dataset, source: Dataset, sampled: bool) -> str:

@@ -43,6 +43,9 @@ class DicomSeriesWriter:
     Files are 0001.dcm and so on in the order of the source's, Explicit VR Little Endian, integers 0 to 4095 for [0, 1].
     UIDs follow from what the files hold: the same input and settings give the same bytes, anything else other UIDs.
 
+    Of a sparse scan, whose dense volume is given (`sparse` in the record), the series has slices of the volume's own
+    spacing from the first source slice to the last, each with the rows and columns of the nearest source slice.
+
     Args:
         manufacturer: who makes this software.
     """
@@ -59,7 +62,8 @@ class DicomSeriesWriter:
             image: the volume, (H, W, Z) in [0, 1], with its affine to RAS+ mm.
             source: what it was made from, a MetaTensor with `dicom_files` (paths in slice order) and `series_uid`.
             record: what it was made with: `bundle`, `bundle_version`, `weights`, `weights_sha256`, `source_contrast`,
-                `target_contrast` and any other setting.
+                `target_contrast` and any other setting; `sparse`, `{"gap_mm", "spacing_mm"}`, where the image lies
+                on a dense grid between the slices of a sparse scan.
             folder: is made; the files go into it.
 
         Returns:
@@ -85,17 +89,20 @@ class DicomSeriesWriter:
         self, image: nib.Nifti1Image, slices: Sequence[SourceSlice], record: Mapping[str, Any]
     ) -> list[Dataset]:
         """The slices with everything but UIDs of their own."""
-        first, stack = slices[0].header, stack_of(slices)
+        first, stack, numbers = slices[0].header, stack_of(slices), _numbers(slices)
         if not first.get("FrameOfReferenceUID"):
             logger.warning(
                 f"The DICOM series {first.SeriesInstanceUID} names no frame of reference; viewers may not lay the "
                 "synthetic series over it."
             )
         series = series_header(first, self.manufacturer, record)
+        if "sparse" in record:
+            slices, stack = _between(slices, stack, record["sparse"]["spacing_mm"])
+            numbers = range(1, len(slices) + 1)
         taken = _taken(image, stack)
         planes = taken if taken is not None else _sampled(image, stack)
         made = []
-        for number, one, plane in zip(_numbers(slices), slices, planes, strict=True):
+        for number, one, plane in zip(numbers, slices, planes, strict=True):
             ds = slice_header(series, one, number, sampled=taken is None)
             stored = np.round(np.clip(plane.astype(np.float64), 0, 1) * MAX_STORED).astype(np.uint16)
             ds.set_pixel_data(stored, "MONOCHROME2", bits_stored=12, generate_instance_uid=False)
@@ -132,6 +139,28 @@ def _numbers(slices: Sequence[SourceSlice]) -> list[int]:
     except (AttributeError, TypeError, ValueError):
         numbers = []
     return numbers if len(set(numbers)) == len(slices) else list(range(1, len(slices) + 1))
+
+
+def _between(slices: Sequence[SourceSlice], stack: Stack, spacing_mm: float) -> tuple[list[SourceSlice], Stack]:
+    """Slices that far apart from the first of a stack to its last, each made of the nearest one, and their stack."""
+    heights = stack.positions @ stack.normal
+    places = np.arange(heights[0], heights[-1] + 1e-3, spacing_mm)
+    positions = np.stack([np.interp(places, heights, along) for along in stack.positions.T], axis=-1)
+    nearest = np.abs(places[:, None] - heights).argmin(axis=1)
+    made = [_moved(slices[index], at, spacing_mm) for index, at in zip(nearest, positions, strict=True)]
+    return made, replace(stack, positions=positions)
+
+
+def _moved(source: SourceSlice, position: np.ndarray, spacing_mm: float) -> SourceSlice:
+    """A slice of the same rows and columns at another position, LPS mm."""
+    from pydicom import Dataset
+    from pydicom.valuerep import DSfloat
+
+    place = Dataset()
+    place.PixelSpacing, place.ImageOrientationPatient = source.place.PixelSpacing, source.place.ImageOrientationPatient
+    place.ImagePositionPatient = [DSfloat(float(x), auto_format=True) for x in position]
+    place.SliceThickness = place.SpacingBetweenSlices = DSfloat(spacing_mm, auto_format=True)
+    return replace(source, place=place, inferred=True)
 
 
 def _pixels(stack: Stack, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -33,11 +33,13 @@ class SourceSlice:
         header: of the file, without pixels.
         place: dataset with the elements of Image Plane (PS3.3 C.7.6.2): the header itself, or those of one frame.
         frame: number of the frame, from 1; None where the file is one slice.
+        inferred: whether it lies between slices that were acquired, and this is the nearest of them.
     """
 
     header: Dataset
     place: Dataset
     frame: int | None = None
+    inferred: bool = False
 
 
 def source_slices(volume: Any) -> list[SourceSlice]:

@@ -26,7 +26,7 @@ from ..codec import PixelCodec
 from ..schedulers import AffineScheduler, NamedChoice, TimestepSpacing, sampler_named
 from ..slabs import slices_to_volume
 from .slab_predictor import SlabPredictor
-from .states import Endpoint, check_channels, decode_slices, slab_inputs
+from .states import Endpoint, check_channels, decode_slices, given_channels, slab_inputs
 
 SETTINGS = (
     "sampler",
@@ -223,8 +223,9 @@ class ISTAInferer(Inferer):
         """Translate source volumes.
 
         Args:
-            inputs: source volumes, (B, C, H, W, Z), [0, 1], floating; C is the sum of `channels`. A contrast of the
-                source that is absent is all zeros.
+            inputs: source volumes, (B, C, H, W, Z), [0, 1], floating; C is the sum of `channels`, of which the last may
+                be left out: then the network is not given these conditions. A contrast of the source that is absent is
+                all zeros.
             network: called as `network(x_t, timesteps, context=style keys, source=y, **conditions)` with slabs
                 (n, c K, h, w), (n,) timesteps, (n, 3, number of bins) or no context, (n, C c K, h, w), and slabs of the
                 conditions; with several contrasts also `presence`, (n, C). Returns (n, c K, h, w).
@@ -238,14 +239,9 @@ class ISTAInferer(Inferer):
                 (3, number of bins).
         """
         images = convert_to_tensor(inputs, track_meta=False)
-        count = sum(self.channels.values())
-        if images.ndim != 5 or images.shape[1] != count or not images.is_floating_point():
-            raise ValueError(
-                f"The inputs are {images.dtype} of shape {tuple(images.shape)}; give floating volumes "
-                f"(B, {count}, H, W, Z)."
-            )
+        channels = given_channels(images, self.channels)
         context = self._context(self.style_key if style_key is None else style_key, images)
-        slices = slab_inputs(images, self.slab_size, self.codec, self.channels, self.encoded, self.endpoint, context)
+        slices = slab_inputs(images, self.slab_size, self.codec, channels, self.encoded, self.endpoint, context)
         predictor = SlabPredictor(
             *(network, self.scheduler, slices, self.slab_size, self.slab_stride, self.batch_size, self.dtype),
             co_prediction=self.co_prediction,

@@ -31,6 +31,23 @@ def check_channels(channels: Mapping[str, int], encoded: Sequence[str]) -> None:
         )
 
 
+def given_channels(volumes: Tensor, channels: Mapping[str, int]) -> dict[str, int]:
+    """The channels that volumes (B, C, H, W, Z) have: all, or the first ones as far as the source.
+
+    Raises:
+        ValueError: volumes that are not floating, or of other channels.
+    """
+    given, count = {}, 0
+    for name, number in channels.items():
+        given[name], count = number, count + number
+        whole = volumes.ndim == 5 and volumes.shape[1] == count and volumes.is_floating_point()
+        if whole and "source" in given:
+            return given
+    raise ValueError(
+        f"The inputs are {volumes.dtype} of shape {tuple(volumes.shape)}; give floating volumes (B, {count}, H, W, Z)."
+    )
+
+
 def presence_of(volumes: Tensor) -> Tensor:
     """(B, C), 1 where a contrast of (B, C, H, W, Z) volumes has a voxel above 0: an absent one is all zeros."""
     return (volumes.amax(dim=(-3, -2, -1)) > 0).to(volumes.dtype)
@@ -58,6 +75,7 @@ def slab_inputs(
     context: Tensor | None,
 ) -> SlabInputs:
     """Volumes (B, sum of channels, H, W, Z), [0, 1], as padded slices by name; names not encoded are mean-pooled."""
+    encoded = [name for name in encoded if name in channels]
     parts = dict(zip(channels, volumes.split(list(channels.values()), dim=1), strict=True))
     source_images = volume_to_slices(parts["source"])
     padded = {}

@@ -100,6 +100,8 @@ class UncertaintyInferer(Inferer):
     def _spread(self, inputs: Tensor, network: Callable[..., Tensor], style_key: np.ndarray | Tensor | None) -> Tensor:
         """Calibrated standard deviation of the samples, (B, 1, H, W, Z)."""
         volumes, thickness = convert_to_tensor(inputs, track_meta=False), slice_thickness(inputs)
+        contrasts = self.inferer.channels["source"]
+        volumes, conditions = volumes[:, :contrasts], volumes[:, contrasts:]
         evidence = [[Evidence.of(image, thickness) for image in volume] for volume in volumes]
         running = _RunningVariance()
         for number in range(self.samples):
@@ -107,6 +109,7 @@ class UncertaintyInferer(Inferer):
             generator = torch.Generator().manual_seed(seed)
             drawn = torch.stack([torch.stack([one.drawn(generator) for one in volume]) for volume in evidence])
             sampler = self.inferer.changed(seed=seed, start_noise=True, slab_stride=self.slab_stride)
+            drawn = torch.cat([drawn, conditions.to(drawn)], dim=1)
             running.add(sampler(drawn, network, self._style(number) if style_key is None else style_key))
         inside = torch.stack([torch.stack([one.inside for one in volume]).any(0, keepdim=True) for volume in evidence])
         spread = smoothed_inside(running.variance, inside).sqrt()

@@ -13,6 +13,7 @@ from monai.utils import convert_to_numpy
 
 from ..conditioning.style_key import compute_style_key, load_style_keys
 from ..conditioning.training_range import TrainingRange, key_contrast
+from ..transforms.sparse import SMALLEST_GAP_MM
 from ..watch.brain_shape import orientation_by_shape
 from .ct_oddities import ct_measures, ct_warnings, metal_measures
 
@@ -25,7 +26,6 @@ UNKNOWN_ORIENTATION = "unknown: the source's header does not say how its axes li
 PLAUSIBLE_MEDIAN_HU = (12.0, 50.0)
 # Largest cut through the brain by a face of the volume that is still harmless: brainstem and cerebellum at its foot.
 LARGEST_BORDER_AREA = 20.0
-THICKEST_SLICE = 3.0
 # Standard deviation from which a voxel says little: grey and white matter differ by about twice as much.
 HIGH_UNCERTAINTY = 0.15
 # Logarithms: how much likelier another orientation must be by the brain's shape (at most 5 for heads bent by 25
@@ -42,6 +42,7 @@ class CaseMeasures:
         source_keys_file: style keys of the training's sources (`save_style_keys`).
         style_keys_file: style keys of the training's targets.
         input_key: key of what the network was given, [0, 1], background 0.
+        num_contrasts: its first channels; what follows are conditions, which are not measured.
         source_key: key of the source as loaded, in its unit.
         mask_key: key of the brain mask on the source's grid.
         window: HU that 0 and 1 of the network's input stand for; with it what only a CT has (`ct_measures`) is
@@ -58,8 +59,10 @@ class CaseMeasures:
         source_key: str = "source",
         mask_key: str = "mask",
         window: Sequence[float] | None = None,
+        num_contrasts: int = 1,
     ) -> None:
         self.window = window
+        self.num_contrasts = num_contrasts
         self.input_key = input_key
         self.source_key = source_key
         self.mask_key = mask_key
@@ -88,10 +91,11 @@ class CaseMeasures:
             spread = np.asarray(torch.as_tensor(data["uncertainty"])[0].cpu())[mask]
             measured["uncertainty_mean"] = float(spread.mean())
             measured["uncertainty_high_share"] = float((spread > HIGH_UNCERTAINTY).mean())
-        for name, key in (("source", self.input_key), ("synthetic", "synthetic")):
+        compared = {"source": data[self.input_key][: self.num_contrasts], "synthetic": data["synthetic"]}
+        for name, image in compared.items():
             training = self.ranges[name]
             if training is not None:
-                measured |= _compared(name, data[key], training)
+                measured |= _compared(name, image, training)
         if self.window is not None:
             image = data[self.input_key]
             measured |= ct_measures(convert_to_numpy(image[0]), convert_to_numpy(image.pixdim), source, self.window)
@@ -173,9 +177,9 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
             f"Uncertain: the standard deviation is above {HIGH_UNCERTAINTY:g} in {uncertain:.0%} of the brain; see the "
             "uncertainty map."
         )
-    thickest = max(grid.get("spacing_mm") or [0.0])
-    if thickest > THICKEST_SLICE:
-        warnings.append(f"Thick slices: {thickest:.1f} mm from one to the next; what lies between them is guessed.")
+    gap, source = max(grid.get("spacing_mm") or [0.0]), record.get("source_contrast", "CT")
+    if gap > SMALLEST_GAP_MM:
+        warnings.append(f"Sparse {source}, gaps of {round(gap, 1):g} mm: slices between are inferred.")
     if _lies_otherwise(measured):
         front, top = (_SIDES[int(measured[name])] for name in ("shape_front", "shape_top"))
         warnings.append(

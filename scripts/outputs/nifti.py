@@ -13,7 +13,7 @@ import torch
 
 from ..volumes.load import open_image, stored_placement
 
-__all__ = ["nifti_like", "write_nifti"]
+__all__ = ["nifti_like", "nifti_on_grid", "write_nifti"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 # the fields of a NIfTI header that say where a voxel lies; nothing else is copied, since text fields may hold names
@@ -87,8 +87,22 @@ def nifti_like(
             image.header[field] = header[field]
         image.header["pixdim"][:4] = header["pixdim"][:4]
     else:
-        image.set_sform(affine, code=code)
-        image.set_qform(affine, code=code)
-        image.header.set_xyzt_units("mm")
+        image = nifti_on_grid(array, affine, code)
     image.header["cal_max"] = largest
+    return image
+
+
+def nifti_on_grid(volume: torch.Tensor | np.ndarray, affine: np.ndarray, code: int = 1) -> nib.Nifti1Image:
+    """A NIfTI of (H, W, Z) voxels on a grid of its own, in mm.
+
+    Args:
+        volume: the voxels; 1.0 is what a viewer shows as white.
+        affine: voxel to RAS+ mm, written as sform and qform.
+        code: of both; 1 is the scanner's space.
+    """
+    image = nib.Nifti1Image(np.asarray(volume), np.asarray(affine, dtype=np.float64))
+    image.set_sform(image.affine, code=code)
+    image.set_qform(image.affine, code=code)
+    image.header.set_xyzt_units("mm")
+    image.header["cal_max"] = 1.0
     return image

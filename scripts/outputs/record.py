@@ -69,6 +69,7 @@ def case_record(
     measured: Mapping[str, float] | None = None,
     batch_size_used: int | None = None,
     lesion_watch: Sequence[Mapping[str, Any]] | None = None,
+    sparse: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one case.
 
@@ -81,6 +82,7 @@ def case_record(
         measured: see `CaseMeasures`.
         batch_size_used: slabs the network was given at a time.
         lesion_watch: findings of `LesionWatchd`, where it looked.
+        sparse: gap and spacing of the dense volume beside that of a sparse scan.
     """
     record = {**settings, "source": dict(source), "grid": _grid_record(image, meta or {})}
     if isinstance(mask, MetaTensor):
@@ -91,6 +93,8 @@ def case_record(
         record["batch_size_used"] = batch_size_used
     if lesion_watch is not None:
         record["lesion_watch"] = [dict(finding) for finding in lesion_watch]
+    if sparse is not None:
+        record["sparse"] = dict(sparse)
     return record
 
 

@@ -23,9 +23,10 @@ from ..contrasts import contrast_ending, contrast_named
 from ..errors import CaseError
 from ..files import longest_name, move, writing_into
 from ..transforms.checks import value_range
+from ..transforms.sparse import AcquiredSlices, nearest_slices
 from ..volumes.load import file_name
 from .measures import case_warnings
-from .nifti import nifti_like, write_nifti
+from .nifti import nifti_like, nifti_on_grid, write_nifti
 from .picture import UNCERTAINTY_WINDOW, three_planes
 from .record import SourceRecorder, case_record
 
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 UNCERTAINTY_ENDING = "_uncertainty.nii.gz"
 WATCH_ENDING = "_watch.nii.gz"
+DENSE_ENDING = "_dense.nii.gz"
+BESIDE_ENDINGS = (UNCERTAINTY_ENDING, WATCH_ENDING, DENSE_ENDING)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class _CaseOutputs:
         picture: both side by side.
         record: of the JSON.
         beside: further volumes by the ending of their files: the standard deviation of the synthetic one, where there
-            is one, and the marks of the lesion watch, where there are any.
+            is one, the marks of the lesion watch, where there are any, and the dense volume of a sparse scan.
     """
 
     stem: str
@@ -75,6 +78,9 @@ class SaveSyntheticd(SaveImaged):
     Where the lesion watch found something (items `watch` and `lesion_watch` of `LesionWatchd`), its marks are written
     as `CASE_t1_watch.nii.gz`, uint8, and outlined in the picture, which then shows the largest finding. The findings
     go into the JSON.
+
+    Where a sparse scan was translated to a dense grid (item `dense` of `DenseVolumed`), that volume is written as
+    `CASE_t1_dense.nii.gz`; it is shown in the picture and becomes the DICOM series, and the JSON has it as `sparse`.
 
     With `dicom`, a folder `CASE_t1_dicom` is written beside them, whole or not at all, with whatever patient's names
     the source's headers hold; the JSON counts its files.
@@ -170,11 +176,13 @@ class SaveSyntheticd(SaveImaged):
             beside[UNCERTAINTY_ENDING] = other
         if "watch" in data:
             beside[WATCH_ENDING] = nifti_like(data["watch"][0], source_file, affine, np.uint8, largest=2)
+        if "dense" in data:
+            beside[DENSE_ENDING] = nifti_on_grid(data["dense"][0], data["dense"].affine)
         return _CaseOutputs(
             stem=(data.get("case") or source_file.name.split(".")[0]) + self.suffix,
             source=source,
             image=image,
-            picture=self._picture(source, synthetic, data["watch"][0] if "watch" in data else None),
+            picture=self._picture(source, synthetic, data.get("watch"), data.get("dense")),
             record=case_record(
                 {**self.record, **self.notes},
                 self.source_recorder.record(source.meta.get("dicom_files") or source_file),
@@ -184,18 +192,28 @@ class SaveSyntheticd(SaveImaged):
                 measured=None if self.measures is None else self.measures(measured),
                 batch_size_used=data.get("batch_size_used"),
                 lesion_watch=data.get("lesion_watch"),
+                sparse=_sparse_record(source, data.get("dense")),
             ),
             beside=beside,
         )
 
-    def _picture(self, source: MetaTensor, synthetic: MetaTensor, marks: MetaTensor | None) -> Image.Image:
+    def _picture(
+        self, source: MetaTensor, synthetic: MetaTensor, marks: MetaTensor | None, dense: MetaTensor | None
+    ) -> Image.Image:
         """Source, synthetic image and, where there is one, its uncertainty; marks are outlined in each."""
         titles = (f"source {self.source_contrast}", f"synthetic {self.target_contrast}")
+        affine = source.affine
+        if dense is not None:
+            gap = AcquiredSlices.of(source).gap_mm
+            titles = (f"{titles[0]}, gaps of {gap:g} mm", f"{titles[1]}, inferred between")
+            marks = None if marks is None else nearest_slices(marks, dense)
+            source, synthetic, affine = nearest_slices(source, dense), dense, dense.affine
         more = {}
         if len(synthetic) > 1:
             low, high = UNCERTAINTY_WINDOW
             titles, more = (*titles, f"uncertainty, {low:g} to {high:g}"), {"uncertainty": synthetic[1]}
-        return three_planes(source[0], synthetic[0], source.affine, titles, self.source_window, marks=marks, **more)
+        shown = None if marks is None else marks[0]
+        return three_planes(source[0], synthetic[0], affine, titles, self.source_window, marks=shown, **more)
 
     def _save(self, outputs: _CaseOutputs) -> None:
         """Write the files of a case, all of them or none."""
@@ -217,7 +235,9 @@ class SaveSyntheticd(SaveImaged):
             write_nifti(volume, Path(f"{start}{ending}"))
         outputs.picture.save(f"{start}.png")
         if self.dicom is not None:
-            record["dicom"] = self.dicom(outputs.image, outputs.source, self.record, Path(f"{start}_dicom"))
+            dense = outputs.beside.get(DENSE_ENDING)
+            settings = self.record if dense is None else {**self.record, "sparse": record["sparse"]}
+            record["dicom"] = self.dicom(dense or outputs.image, outputs.source, settings, Path(f"{start}_dicom"))
         for warning in case_warnings(record):
             logger.warning(f"{file_name(outputs.source)}: {warning}")
         Path(f"{start}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -230,9 +250,9 @@ class SaveSyntheticd(SaveImaged):
         """
         replaced = self.dicom is not None or "dicom" in self._made(stem)
         (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
-        for ending in (UNCERTAINTY_ENDING, WATCH_ENDING):
+        for ending in BESIDE_ENDINGS:
             (self.output_dir / f"{stem}{ending}").unlink(missing_ok=True)
-        for ending in (".nii.gz", ".png", UNCERTAINTY_ENDING, WATCH_ENDING):
+        for ending in (".nii.gz", ".png", *BESIDE_ENDINGS):
             if (working / f"{stem}{ending}").is_file():
                 move(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
         if replaced:
@@ -262,7 +282,11 @@ class SaveSyntheticd(SaveImaged):
         made = {"target_contrast": "T1", **self._made(stem)}
         wanted = {"uncertainty": None, **json.loads(json.dumps(self.record))}
         alike = all(made.get(key) == value for key, value in wanted.items())
-        beside = {UNCERTAINTY_ENDING: wanted["uncertainty"], WATCH_ENDING: made.get("lesion_watch")}
+        beside = {
+            UNCERTAINTY_ENDING: wanted["uncertainty"],
+            WATCH_ENDING: made.get("lesion_watch"),
+            DENSE_ENDING: (made.get("sparse") or {}).get("voxels"),
+        }
         endings = (".nii.gz", ".png", *(ending for ending, is_made in beside.items() if is_made))
         whole = all((self.output_dir / f"{stem}{ending}").is_file() for ending in endings)
         if self.dicom is not None:
@@ -289,3 +313,12 @@ class SaveSyntheticd(SaveImaged):
     def source_name(self, source: str | os.PathLike | list[str]) -> str:
         """How records name a source file or series; see `SourceRecorder`."""
         return self.source_recorder.name(source)
+
+
+def _sparse_record(source: MetaTensor, dense: MetaTensor | None) -> dict[str, Any] | None:
+    """What the JSON says of the dense volume of a sparse scan."""
+    if dense is None:
+        return None
+    acquired = AcquiredSlices.of(source)
+    edge = np.linalg.norm(np.asarray(dense.affine, dtype=np.float64)[:3, acquired.axis])
+    return {"gap_mm": round(acquired.gap_mm, 3), "spacing_mm": round(float(edge), 6), "voxels": list(dense.shape[1:])}

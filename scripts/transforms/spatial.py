@@ -18,7 +18,7 @@ from torch.nn.functional import grid_sample
 
 from ..volumes.separable import apply_along_axes, spline_matrix
 
-__all__ = ["BackgroundOutsided", "SmoothForSpacingd", "VolumeSpacingd"]
+__all__ = ["BackgroundOutsided", "SmoothForSpacingd", "VolumeSpacingd", "resampled"]
 
 _VOXELS_AT_ONCE = 2**20  # in resampling, each of which takes 28 bytes for its place
 
@@ -65,6 +65,21 @@ def _resampled_back(resample: SpatialResample, volume: MetaTensor) -> MetaTensor
         back = _sampled(values, to_volume, shape, options["mode"])
     xform = torch.as_tensor(to_volume, device=volume.device)
     return MetaTensor(back).copy_meta_from(resample.track_transform_meta(volume, affine=xform))
+
+
+def resampled(volume: torch.Tensor, affine: np.ndarray, to: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
+    """A volume on another grid by the cubic spline through its voxels, clipped to the range of their values.
+
+    Args:
+        volume: (C, H, W, Z), floating.
+        affine: (4, 4), its voxels -> mm.
+        to: (4, 4), voxels of the other grid -> mm.
+        shape: (H, W, Z) of the other grid.
+
+    Returns:
+        (C, H, W, Z) float32; near the volume's border what lies there, beyond what is not 0 in it 0.
+    """
+    return _splined(volume, np.linalg.solve(affine, to), tuple(shape))
 
 
 def _splined(volume: torch.Tensor, to_volume: np.ndarray, shape: Sequence[int]) -> torch.Tensor:

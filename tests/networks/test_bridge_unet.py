@@ -68,7 +68,7 @@ class TestSizes:
     def test_work_of_both_networks(self) -> None:
         paper = self._gigaflop(BridgeUNet, 160, 160)
         assert paper == pytest.approx(1611.2, abs=0.1)
-        assert self._gigaflop(lambda: BridgeUNet(**COMPACT), 160, 192) == pytest.approx(18.7, abs=0.1)
+        assert self._gigaflop(lambda: BridgeUNet(**COMPACT), 160, 192) == pytest.approx(18.8, abs=0.1)
 
     def test_compact_weights_in_half_precision_stay_under_25_megabytes(self) -> None:
         with torch.device("meta"):

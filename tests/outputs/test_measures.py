@@ -49,7 +49,7 @@ def test_a_usual_case_has_measures_and_no_warning(keys_file):
     assert measured["brain_at_border_cm2"] == 0
     assert measured["source_distance"] < measured["source_distance_limit"]
     assert measured["source_contrast"] == pytest.approx(0.8 * 0.4, abs=0.02)
-    assert not case_warnings({"measured": measured, "hu_window": [0, 80], "grid": {"spacing_mm": [2, 2, 3]}})
+    assert not case_warnings({"measured": measured, "hu_window": [0, 80], "grid": {"spacing_mm": [2, 2, 2.5]}})
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_strange_sources_are_told(keys_file, network_input, said):
     [
         ({"measured": {"source_median": 61.0}, "hu_window": [0, 80]}, "the brain's median is 61 HU"),
         ({"measured": {"brain_at_border_cm2": 55.0}}, "The brain is cut off: 55 cm²"),
-        ({"grid": {"spacing_mm": [0.5, 0.5, 5.0]}}, "Thick slices: 5.0 mm"),
+        ({"grid": {"spacing_mm": [0.5, 0.5, 5.0]}}, "Sparse CT, gaps of 5 mm: slices between are inferred"),
         ({"grid": {"orientation": "unknown: left and right are a guess"}}, "Orientation unknown"),
         ({"grid": {"doubt": "its sform is singular"}}, "contradicts itself: its sform is singular"),
         (

@@ -158,7 +158,7 @@ def test_pages_say_what_they_show_and_warn(pages):
     for text in (case, index):
         assert "not for diagnostic use" in text
     assert "Out of distribution" in case
-    assert "Thick slices: 4.0 mm" in case
+    assert "Sparse CT, gaps of 4 mm" in case
     assert "Out of distribution" not in pages["case-002.html"].text  # 0.2, below its limit
     assert "PSNR (dB), brain" in index
     assert "radiological" in case.lower()
