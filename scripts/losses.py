@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BridgeL1Loss", "BridgeL2Loss", "GradientL1Loss", "elbo_weights"]
+__all__ = ["BridgeL1Loss", "BridgeL2Loss", "GradientL1Loss", "SliceContrastiveLoss", "elbo_weights"]
 
 
 def elbo_weights(source_weights: Tensor) -> Tensor:
@@ -112,3 +113,89 @@ class GradientL1Loss(nn.Module):
         difference = prediction - target
         gradients = sum(difference.diff(dim=axis).abs().mean() for axis in (-2, -1))
         return difference.abs().mean() + self.weight * gradients
+
+
+class SliceContrastiveLoss(nn.Module):
+    """Neighbouring slices of a scan together, slices elsewhere apart (ReBrain, eq. 7 to 11).
+
+    Of each slice p, the positives are p+1..p+offsets of the same scan (one direction, as in the paper). The term is
+    `-log(P / (P + N))` with P and N the sums of exp(cos / temperature) over positives and negatives. The second term is
+    the same with exp(-|a - b|^2 / percept_temperature), of features of the encoder's blocks. On unit vectors it equals
+    the first one at half its temperature (|a - b|^2 = 2 - 2 cos), so that on the same vectors, as the paper writes it,
+    it adds nothing but a second temperature.
+
+    Args:
+        temperature: alpha; the paper's is 1, which leaves the loss little range.
+        percept_weight: lambda, of the second term.
+        percept_temperature: beta.
+        percept_layers: blocks whose features the second term is the mean over; None takes the embeddings (literal).
+        negatives: of the slices that are not within `offsets` of p in its own scan, "all" (paper), or by "position"
+            those of anybody that lie further than `tolerance` from p, because another person's slice at the same place
+            is what a search has to find.
+        offsets: K.
+        tolerance: in the unit of the positions.
+
+    Raises:
+        ValueError: a temperature that is not positive, or unknown negatives.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        percept_weight: float = 0.5,
+        percept_temperature: float = 1.0,
+        percept_layers: Sequence[int] | None = (1, 2),
+        negatives: str = "position",
+        offsets: int = 3,
+        tolerance: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0 or percept_temperature <= 0:
+            raise ValueError(f"temperatures are {temperature} and {percept_temperature}; they have to be positive.")
+        if negatives not in ("position", "all"):
+            raise ValueError(f"negatives is {negatives}; use position or all.")
+        self.temperature = temperature
+        self.percept_weight = percept_weight
+        self.percept_temperature = percept_temperature
+        self.percept_layers = percept_layers
+        self.negatives = negatives
+        self.offsets = offsets
+        self.tolerance = tolerance
+
+    def forward(self, vectors: tuple[Tensor, Sequence[Tensor]], places: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            vectors: embeddings (n, D) and the features of each block (n, D'), unit vectors: what `SliceEncoder.embed`
+                gives.
+            places: of each slice, (n,) each: the number of its scan, its index there, and its position.
+
+        Returns:
+            a scalar: the mean over the slices that have a positive in the batch; 0 where none has.
+        """
+        embeddings, features = vectors
+        positive, negative = self._pairs(*places)
+        contrast = _contrast(embeddings @ embeddings.T / self.temperature, positive, negative)
+        layers = [embeddings] if self.percept_layers is None else [features[layer] for layer in self.percept_layers]
+        percept = [
+            _contrast(-(2 - 2 * layer @ layer.T) / self.percept_temperature, positive, negative) for layer in layers
+        ]
+        return contrast + self.percept_weight * sum(percept) / len(percept)
+
+    def _pairs(self, scan: Tensor, index: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Which pairs (n, n) are positive and which negative."""
+        same = scan[:, None] == scan
+        ahead = index - index[:, None]
+        near = same & (ahead.abs() <= self.offsets)
+        apart = (position - position[:, None]).abs() > self.tolerance
+        return near & (ahead > 0), ~near if self.negatives == "all" else apart & ~near
+
+
+def _contrast(logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Mean of -log(P / (P + N)) over the rows that have a positive; (n, n) each."""
+    above = logits.masked_fill(~positive, -torch.inf)
+    both = logits.masked_fill(~(positive | negative), -torch.inf)
+    rows = positive.any(dim=1)
+    if not rows.any():
+        return logits.sum() * 0
+    return (both[rows].logsumexp(dim=1) - above[rows].logsumexp(dim=1)).mean()

@@ -24,6 +24,7 @@ ARROWS = {
     # the method
     "schedulers": set(),
     "codec": set(),
+    "retrieval": {"errors", "files"},  # a base is a file of its own
     "slabs": set(),
     "losses": set(),
     "tissue_loss": {"codec"},
@@ -31,7 +32,7 @@ ARROWS = {
     "networks": {"schedulers", "slabs", "losses"},
     "inferers": {"schedulers", "codec", "slabs", "devices"},  # devices: how many slabs a call takes
     "serving": {"errors", "inferers", "schedulers", "conditioning"},
-    "exports": {"errors", "files", "weights", "workflow"},
+    "exports": {"errors", "files", "weights", "workflow", "networks"},  # networks: which of them can be exported
     # volumes
     "dicom": {"errors", "files"},
     "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free
@@ -99,19 +100,26 @@ ARROWS = {
     },
 }
 # Rooms of plain mathematics: nothing but these.
-PLAIN_ROOMS = ("schedulers", "codec", "slabs", "losses", "tissue_loss", "conditioning", "networks")
+PLAIN_ROOMS = ("schedulers", "codec", "retrieval", "slabs", "losses", "tissue_loss", "conditioning", "networks")
 PLAIN_PACKAGES = {"torch", "numpy", "monai"}
 STANDARD_LIBRARY = {
     "__future__",
     "abc",
     "collections",
+    "dataclasses",
     "functools",
+    "hashlib",
     "itertools",
     "json",
+    "logging",
     "math",
+    "os",
     "pathlib",
+    "secrets",
     "typing",
     "warnings",
+    "zipfile",
+    "zlib",
 }
 
 

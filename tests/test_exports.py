@@ -16,6 +16,7 @@ from scripts.errors import CaseError
 from scripts.exports import OnnxNetwork, contiguous_inputs
 from scripts.exports import export as module
 from scripts.exports.export import example_inputs, export
+from scripts.exports.onnx_network import INPUTS
 from scripts.files import sha256_of_file
 from scripts.networks import BridgeUNet
 from tests.phantoms import TINY_NETWORK, EchoNetwork, write_head_ct
@@ -25,8 +26,8 @@ TINY = {**TINY_NETWORK, "style_embedding": True}
 SIZES = ((1, 9, 7), (5, 8, 12))
 
 
-def random_network(seed: int = 0) -> BridgeUNet:
-    network = BridgeUNet(**TINY).eval()
+def random_network(seed: int = 0, **options: object) -> BridgeUNet:
+    network = BridgeUNet(**TINY, **options).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -61,6 +62,39 @@ def tiny(tmp_path_factory, network):
 def onnx_file(tiny):
     export(config_file=str(tiny / "tiny.json"))
     return tiny / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory, tiny):
+    """The same of a network that takes `missing`: the network, and the paths of its overlay."""
+    folder, network = tmp_path_factory.mktemp("sparse"), random_network(condition_channels=1)
+    torch.save(network.state_dict(), folder / "model.pt")
+    overlay = {"network_def#condition_channels": 1, "weights": str(folder / "model.pt")}
+    (folder / "sparse.json").write_text(json.dumps(overlay))
+    return network, [str(tiny / "tiny.json"), str(folder / "sparse.json")]
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_a_network_of_sparse_scans_takes_what_is_missing_too(sparse, tmp_path, format):
+    network, configs = sparse
+    export(format, config_file=configs, output=str(tmp_path / "file"))
+    exported = OnnxNetwork(tmp_path / "file") if format == "onnx" else torch.jit.load(tmp_path / "file")
+    inputs = example_inputs(network, *SIZES[0])
+    assert len(inputs) == 5
+    expected = eager(network, inputs)
+    torch.testing.assert_close(exported(*inputs), expected, rtol=0, atol=1e-4)
+    assert (exported(*inputs[:4], 1 - inputs[4]) - expected).abs().max() > 1e-3
+    if format == "onnx":
+        torch.testing.assert_close(exported(*inputs[:4]), eager(network, inputs[:4]), rtol=0, atol=1e-4)
+        together = torch.cat([inputs[0], *inputs[3:]], dim=1)
+        torch.testing.assert_close(exported(together), eager(network, (together,)), rtol=0, atol=1e-4)
+
+
+def test_other_conditions_are_refused(sparse, tmp_path):
+    _, configs = sparse
+    (tmp_path / "two.json").write_text('{"network_def#condition_channels": 2}')
+    with pytest.raises(CaseError, match="no condition but missing"):
+        export(config_file=[*configs, str(tmp_path / "two.json")])
 
 
 def eager(network, inputs):
@@ -205,16 +239,18 @@ def test_without_tensorrt_its_overlay_is_pytorch_s_main_job(tmp_path, translate)
     assert record == eager_record
 
 
-def test_tensorrt_is_given_the_network_s_graph(bundle_root, tiny, network, tmp_path, monkeypatch):
+@pytest.mark.parametrize("conditions", [0, 1])
+def test_tensorrt_is_given_the_network_s_graph(bundle_root, tmp_path, monkeypatch, conditions):
     """MONAI's compiler, up to the ONNX graph that TensorRT would read: any size, and every input of a call."""
+    network = random_network(condition_channels=conditions)
     parser = ConfigParser()
     parser.read_config([bundle_root / "configs" / "inference.json", bundle_root / "configs" / "inference_trt.json"])
+    parser["network_def#condition_channels"] = conditions
     graph = tmp_path / "graph.onnx"
     monkeypatch.setattr(TrtCompiler, "_onnx_to_trt", lambda self, path: shutil.copy(path, graph) and b"")
-    compiler = TrtCompiler(random_network(), str(tmp_path / "plan"), **parser.get_parsed_content("trt_args"))
-    x, timesteps, context, source = example_inputs(network, 2, 8, 8)
-    call = {**compiler.defaults, "context": context, "source": source, "x": x, "timesteps": timesteps}
-    compiler._build_and_save(random_network(), call)
+    compiler = TrtCompiler(network, str(tmp_path / "plan"), **parser.get_parsed_content("trt_args"))
+    given = dict(zip(INPUTS, example_inputs(network, 2, 8, 8), strict=False))
+    compiler._build_and_save(network, {**compiler.defaults, **given})
     inputs = example_inputs(network, 3, 9, 12)
     torch.testing.assert_close(OnnxNetwork(graph)(*inputs), eager(network, inputs), rtol=0, atol=1e-4)
 

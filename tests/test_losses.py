@@ -1,9 +1,12 @@
 """The bridge's losses."""
 
+import math
+
 import pytest
 import torch
+from torch.nn import functional
 
-from scripts.losses import BridgeL1Loss, BridgeL2Loss, GradientL1Loss, elbo_weights
+from scripts.losses import BridgeL1Loss, BridgeL2Loss, GradientL1Loss, SliceContrastiveLoss, elbo_weights
 
 
 @pytest.fixture
@@ -89,3 +92,77 @@ def test_the_gradient_loss_tells_a_blurred_edge_from_a_sharp_one_of_the_same_err
     target = torch.zeros(1, 3, 8, 8)
     smooth, rough = target + 0.5, target + 0.5 * (-1.0) ** torch.arange(8)
     assert GradientL1Loss()(rough, target) > 2 * GradientL1Loss()(smooth, target)
+
+
+class TestSliceContrastiveLoss:
+    PLACES = (
+        torch.tensor([0, 0, 0, 0, 1, 1, 1, 2]),
+        torch.tensor([4, 5, 6, 20, 4, 5, 20, 9]),
+        -torch.tensor([0.10, 0.13, 0.16, 0.70, 0.11, 0.14, 0.66, 0.30]),
+    )
+
+    @staticmethod
+    def vectors(seed=0, layers=3):
+        draws = torch.randn((layers + 1, 8, 6), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        embeddings, *features = functional.normalize(draws, dim=-1)
+        return embeddings, features
+
+    def slow(self, similarity, offsets, negatives, tolerance):
+        """Eq. 8 slice by slice."""
+        scan, index, position = (values.tolist() for values in self.PLACES)
+        terms = []
+        for p in range(8):
+            ahead = [q for q in range(8) if scan[q] == scan[p] and 0 < index[q] - index[p] <= offsets]
+            others = [q for q in range(8) if not (scan[q] == scan[p] and abs(index[q] - index[p]) <= offsets)]
+            if negatives == "position":
+                others = [q for q in others if abs(position[q] - position[p]) > tolerance]
+            above = sum(math.exp(similarity[p, q]) for q in ahead)
+            if ahead:
+                terms.append(-math.log(above / (above + sum(math.exp(similarity[p, q]) for q in others))))
+        return sum(terms) / len(terms)
+
+    @pytest.mark.parametrize("negatives", ["position", "all"])
+    def test_it_is_the_sum_over_slices_written_out(self, negatives):
+        embeddings, features = self.vectors()
+        loss = SliceContrastiveLoss(0.2, 0.5, 0.7, (1, 2), negatives, offsets=2)
+        expected = self.slow(embeddings @ embeddings.T / 0.2, 2, negatives, 0.05)
+        for layer in (1, 2):
+            distance = torch.cdist(features[layer], features[layer]) ** 2
+            expected += 0.25 * self.slow(-distance / 0.7, 2, negatives, 0.05)
+        assert float(loss((embeddings, features), self.PLACES)) == pytest.approx(expected, abs=1e-9)
+
+    def test_on_unit_vectors_the_second_term_is_the_first_at_half_its_temperature(self):
+        vectors = self.vectors()
+        beta = 0.8
+        second = SliceContrastiveLoss(1.0, 1.0, beta, None)(vectors, self.PLACES)
+        second = second - SliceContrastiveLoss(1.0, 0.0, beta, None)(vectors, self.PLACES)
+        first = SliceContrastiveLoss(beta / 2, 0.0)(vectors, self.PLACES)
+        torch.testing.assert_close(second, first, rtol=0, atol=1e-12)
+
+    def test_the_order_of_the_batch_does_not_matter(self):
+        (embeddings, features), loss = self.vectors(), SliceContrastiveLoss(offsets=2)
+        order = torch.tensor([3, 7, 0, 2, 6, 1, 5, 4])
+        shuffled = (embeddings[order], [feature[order] for feature in features])
+        places = tuple(values[order] for values in self.PLACES)
+        torch.testing.assert_close(loss(shuffled, places), loss((embeddings, features), self.PLACES))
+
+    def test_other_people_at_the_same_height_are_pushed_away_by_the_papers_negatives_alone(self):
+        """Slices 1 and 5 are of two people at one height."""
+        embeddings, features = self.vectors()
+        for negatives, pushed in (("position", False), ("all", True)):
+            moved = embeddings.clone().requires_grad_()
+            loss = SliceContrastiveLoss(percept_weight=0.0, negatives=negatives, offsets=1)
+            places = tuple(values[[0, 1, 5]] for values in self.PLACES)
+            loss((moved[[0, 1, 5]], [f[[0, 1, 5]] for f in features]), places).backward()
+            assert bool(moved.grad[5].any()) is pushed
+
+    def test_a_batch_without_neighbours_has_no_loss(self):
+        (embeddings, features), places = self.vectors(), self.PLACES
+        loss = SliceContrastiveLoss()((embeddings.requires_grad_(), features), (torch.arange(8), *places[1:]))
+        loss.backward()
+        assert loss.item() == 0
+
+    @pytest.mark.parametrize("options", [{"temperature": 0}, {"percept_temperature": -1}, {"negatives": "some"}])
+    def test_impossible_options_are_refused(self, options):
+        with pytest.raises(ValueError, match=r"positive|position or all"):
+            SliceContrastiveLoss(**options)

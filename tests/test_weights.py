@@ -100,3 +100,33 @@ def test_sha256_of_known_bytes(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of_file(tmp_path / "abc") == digest
+
+
+@pytest.mark.parametrize("space_to_depth", [1, 2])
+def test_weights_of_the_network_without_conditions_load_into_one_with_some(path: Path, space_to_depth: int) -> None:
+    """A wrong place of the new channels in the first layer would mix up target and source."""
+    narrow = network(1, space_to_depth=space_to_depth).eval()
+    for parameter in narrow.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    wide = network(2, space_to_depth=space_to_depth, condition_channels=1).eval()
+    torch.save({key: value.half() for key, value in narrow.state_dict().items()}, path)
+    load_weights(narrow, path)
+    load_weights(wide, path)
+    x, source, missing = torch.randn(3, 2, 3, 16, 24)
+    with torch.no_grad():
+        expected = narrow(x, torch.tensor([500]), source=source)
+        assert torch.equal(wide(x, torch.tensor([500]), source=source, missing=torch.zeros_like(x)), expected)
+        assert torch.equal(wide(x, torch.tensor([500]), source=source), expected)
+        torch.testing.assert_close(wide(x, torch.tensor([500]), source=source, missing=missing), expected)
+        nn.init.normal_(wide.conv_in[-1].conv.weight if space_to_depth > 1 else wide.conv_in.conv.weight)
+        dense = wide(x, torch.tensor([500]), source=source)
+        assert (wide(x, torch.tensor([500]), source=source, missing=missing) - dense).abs().max() > 1e-3
+
+
+def test_no_other_width_is_filled_up(path: Path) -> None:
+    torch.save(network(1, source_channels=2).state_dict(), path)
+    assert "of another shape: conv_in" in refused(
+        network(2, source_channels=2, condition_channels=3, slab_size=1), path
+    )
+    torch.save(network(1, condition_channels=1).state_dict(), path)
+    assert "of another shape: conv_in" in refused(network(2), path)

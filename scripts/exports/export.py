@@ -16,6 +16,7 @@ from monai.utils import optional_import
 from torch import Tensor, nn
 
 from ..errors import CaseError
+from ..networks.scriptable import EXPORTED_CHANNELS, NOT_EXPORTED
 from ..weights import load_weights
 from .onnx_network import INPUTS, REQUIREMENTS, OnnxNetwork
 
@@ -37,9 +38,9 @@ def export(
 ) -> str:
     """Write a network and its weights as one file for ONNX Runtime or TorchScript.
 
-    The file takes the inputs x, timesteps, context and source of the network, in float32, of any number of slabs and of
-    any height and width that the network takes. It holds the SHA-256 of the weights as `weights_sha256`. It is kept
-    only where its results are PyTorch's to within 1e-4.
+    The file takes the inputs x, timesteps, context and source of the network, and missing where it has that, in
+    float32, of any number of slabs and of any height and width that the network takes. It holds the SHA-256 of the
+    weights as `weights_sha256`. It is kept only where its results are PyTorch's to within 1e-4.
 
     Args:
         format: onnx or torchscript (traced).
@@ -53,8 +54,8 @@ def export(
     parser = ConfigParser()
     parser.read_config(config_file or str(Path(__file__).resolve().parents[2] / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def").eval()
-    if getattr(network, "slice_channels", (1, 1, 0)) != (1, 1, 0):
-        raise CaseError("Only a network of one contrast and without conditions can be exported.")
+    if getattr(network, "slice_channels", EXPORTED_CHANNELS[0]) not in EXPORTED_CHANNELS:
+        raise CaseError(NOT_EXPORTED)
     weights_file = Path(weights or parser.get_parsed_content("weights"))
     notes = {"weights": weights_file.name, "weights_sha256": load_weights(network, weights_file)}
     chosen = _FORMATS[format]
@@ -85,16 +86,18 @@ def _written_whole(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def example_inputs(network: nn.Module, slabs: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def example_inputs(network: nn.Module, slabs: int, rows: int, columns: int) -> tuple[Tensor, ...]:
     """Random inputs of a `BridgeUNet` in the order of `INPUTS`; height and width in units of `size_multiple`."""
     generator = torch.Generator().manual_seed(0)
     shape = (slabs, network.slab_size, rows * network.size_multiple, columns * network.size_multiple)
-    return (
+    inputs = (
         torch.randn(shape, generator=generator),
         torch.randint(1, 1000, (slabs,), generator=generator),
         torch.rand((slabs, *network.style_shape), generator=generator),
         torch.rand(shape, generator=generator) * 2 - 1,
     )
+    has_missing = getattr(network, "slice_channels", EXPORTED_CHANNELS[0])[2] == 1
+    return (*inputs, torch.rand(shape, generator=generator)) if has_missing else inputs
 
 
 @torch.no_grad()
@@ -109,12 +112,14 @@ def _write_onnx(network: nn.Module, path: Path, notes: dict[str, str]) -> None:
     if not found:
         raise CaseError(f"The package onnx is not installed: {REQUIREMENTS}")
     image_axes = {0: "slabs", 2: "height", 3: "width"}
-    axes = {"x": image_axes, "source": image_axes, "prediction": image_axes}
+    example = example_inputs(network, 2, 4, 6)
+    inputs = INPUTS[: len(example)]
+    axes = {name: image_axes for name in (*inputs, "prediction") if name not in ("timesteps", "context")}
     # dynamo=False: its graph is 4 to 18 % faster here than that of the newer exporter, which needs onnxscript as well
     model = convert_to_onnx(
         network,
-        example_inputs(network, 2, 4, 6),
-        input_names=list(INPUTS),
+        example,
+        input_names=list(inputs),
         output_names=["prediction"],
         dynamic_axes={**axes, "timesteps": {0: "slabs"}, "context": {0: "slabs"}},
         filename=str(path),

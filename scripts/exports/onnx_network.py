@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..errors import CaseError
 from ..files import sha256_of_file
 
-INPUTS = ("x", "timesteps", "context", "source")
-"""Names of the inputs of an exported network, in the order of `BridgeUNet.forward`."""
+INPUTS = ("x", "timesteps", "context", "source", "missing")
+"""Names of the inputs of an exported network, in the order of `BridgeUNet.forward`; not all networks have the last."""
 
 REQUIREMENTS = "python -m pip install -r requirements-export.txt"
 
@@ -55,16 +55,26 @@ class OnnxNetwork(nn.Module):
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
 
     def forward(
-        self, x: Tensor, timesteps: Tensor | None = None, context: Tensor | None = None, source: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        context: Tensor | None = None,
+        source: Tensor | None = None,
+        missing: Tensor | None = None,
     ) -> Tensor:
         """One evaluation; shapes, ranges and defaults are those of `BridgeUNet.forward`, floating types float32."""
+        inputs = self._session.get_inputs()
+        has_missing = len(inputs) == len(INPUTS)
         if source is None:
-            x, source = x.chunk(2, dim=1)
+            x, source, *given = x.chunk(2 + has_missing, dim=1)
+            missing = given[0] if has_missing else None
+        if has_missing and missing is None:
+            missing = torch.zeros_like(source)
         slabs = len(x)
-        style_shape = self._session.get_inputs()[INPUTS.index("context")].shape[1:]
+        style_shape = inputs[INPUTS.index("context")].shape[1:]
         timesteps = torch.zeros(1, dtype=torch.long) if timesteps is None else timesteps
         context = x.new_zeros(style_shape) if context is None else context
-        given = (x, timesteps.expand(slabs), context.expand(slabs, *style_shape), source)
-        arrays = (np.ascontiguousarray(tensor.cpu().numpy()) for tensor in given)
-        (prediction,) = self._session.run(None, dict(zip(INPUTS, arrays, strict=True)))
+        given = (x, timesteps.expand(slabs), context.expand(slabs, *style_shape), source, missing)
+        arrays = (np.ascontiguousarray(tensor.cpu().numpy()) for tensor in given if tensor is not None)
+        (prediction,) = self._session.run(None, dict(zip(INPUTS, arrays, strict=False)))
         return torch.from_numpy(prediction).to(x)

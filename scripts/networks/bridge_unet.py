@@ -13,9 +13,9 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, Diffusi
 from torch import nn
 
 from .cpu_layers import GroupNorm, use_cpu_layers
-from .scriptable import ScriptableBridgeUNet
+from .scriptable import EXPORTED_CHANNELS, NOT_EXPORTED, ScriptableBridgeUNet
 
-__all__ = ["BridgeUNet", "FiLMResnetBlock", "StyleEmbedding", "space_to_depth_stem", "use_film"]
+__all__ = ["BridgeUNet", "FiLMResnetBlock", "StyleEmbedding", "for_each_slab", "space_to_depth_stem", "use_film"]
 
 
 class FiLMResnetBlock(DiffusionUNetResnetBlock):
@@ -102,6 +102,22 @@ class StyleEmbedding(nn.Sequential):
         )
 
 
+def for_each_slab(
+    x: torch.Tensor, timesteps: torch.Tensor | None, context: torch.Tensor | None, style_shape: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Timesteps (B,) and style tokens (B, 3, 128) of slabs (B, ...), where one is given for all, or none.
+
+    Raises:
+        ValueError: style tokens that the network cannot take.
+    """
+    if timesteps is None:
+        timesteps = torch.zeros(1, dtype=torch.long, device=x.device)
+    context = x.new_zeros(style_shape) if context is None else context.to(x)
+    if context.shape[-2:] != style_shape:
+        raise ValueError(f"Style tokens of shape {tuple(context.shape)} were given; the network takes {style_shape}.")
+    return timesteps.to(x.device).expand(x.shape[0]), context.expand(x.shape[0], *style_shape)
+
+
 class BridgeUNet(DiffusionModelUNet):
     """Predicts, from a noisy slab of the target and the slab of the source, what the bridge's scheduler asks for.
 
@@ -122,7 +138,8 @@ class BridgeUNet(DiffusionModelUNet):
         resblock_updown: residual blocks that resample, as in the paper, instead of pooling and a convolution.
         use_flash_attention: PyTorch's fused attention; the same function with less memory.
         target_channels, source_channels, condition_channels: channels of one slice of the state, of the source and of
-            all conditions together.
+            all conditions together. With one condition channel it is `missing`, which says of each slice how far it is
+            from an acquired one, and a network that is not given it takes all slices as acquired.
         attention_levels: whether each level has attention; None is no level.
 
     Raises:
@@ -186,6 +203,7 @@ class BridgeUNet(DiffusionModelUNet):
         timesteps: torch.Tensor | None = None,
         context: torch.Tensor | None = None,
         source: torch.Tensor | None = None,
+        missing: torch.Tensor | None = None,
         down_block_additional_residuals: Sequence[torch.Tensor] | None = None,
         mid_block_additional_residual: torch.Tensor | None = None,
         presence: torch.Tensor | None = None,
@@ -194,15 +212,17 @@ class BridgeUNet(DiffusionModelUNet):
         """One evaluation for a batch of slabs.
 
         Args:
-            x: noisy target slabs x_t, (B, 2N+1, H, W), [-1, 1] and noise; without `source`, (B, 2(2N+1), H, W), first
-                x_t, then the source.
+            x: noisy target slabs x_t, (B, 2N+1, H, W), [-1, 1] and noise; without `source`, all channels one after
+                another: x_t, the source, the conditions.
             timesteps: indices of the training schedule, (B,), or one for all; None is index 0, the bridge's clean end.
             context: style keys, (B, 3, 128), or one for all; None is no style, tokens of zeros.
             source: source slabs, (B, 2N+1, H, W), [-1, 1].
+            missing: 0 where a slice was acquired, up to 1 far from all that were (`missing_share`), (B, 2N+1, H, W);
+                the first of the conditions. None is zeros where it is the network's only one.
             down_block_additional_residuals: what a ControlNet adds to the skip connections.
             mid_block_additional_residual: what a ControlNet adds to the middle block.
             presence: which contrasts there are, (B, contrasts); not used: an absent one is background.
-            conditions: further slabs, concatenated after the source in their order.
+            conditions: further slabs, concatenated after the source and `missing` in their order.
 
         Returns:
             The prediction, (B, 2N+1, H, W), of the scheduler's `prediction_type`.
@@ -211,20 +231,14 @@ class BridgeUNet(DiffusionModelUNet):
             ValueError: channels, style tokens or sizes that the network cannot take.
         """
         if source is not None:
-            x = torch.cat([x, source, *conditions.values()], dim=1)
+            if missing is None and self.slice_channels[2] == 1 and not conditions:
+                missing = x.new_zeros(len(x), self.slab_size, *x.shape[2:])
+            x = torch.cat([x, source, *([] if missing is None else [missing]), *conditions.values()], dim=1)
         self._check_input(x)
-        batch = x.shape[0]
-        if timesteps is None:
-            timesteps = torch.zeros(1, dtype=torch.long, device=x.device)
-        context = x.new_zeros(self.style_shape) if context is None else context.to(x)
-        if context.shape[-2:] != self.style_shape:
-            raise ValueError(
-                f"Style tokens of shape {tuple(context.shape)} were given; the network takes {self.style_shape}."
-            )
-        context = context.expand(batch, *self.style_shape)
+        timesteps, context = for_each_slab(x, timesteps, context, self.style_shape)
         return super().forward(
             x,
-            timesteps.to(x.device).expand(batch),
+            timesteps,
             context=context,
             class_labels=context,
             down_block_additional_residuals=down_block_additional_residuals,
@@ -233,8 +247,8 @@ class BridgeUNet(DiffusionModelUNet):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles, and with it MONAI's `ckpt_export`."""
-        if self.slice_channels != (1, 1, 0):
-            raise ValueError("Only a network of one contrast and without conditions can be exported.")
+        if self.slice_channels not in EXPORTED_CHANNELS:
+            raise ValueError(NOT_EXPORTED)
         return ScriptableBridgeUNet(self)
 
     def _check_input(self, x: torch.Tensor) -> None:

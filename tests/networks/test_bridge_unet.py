@@ -295,3 +295,16 @@ def test_contrasts_and_conditions_widen_the_first_layer_and_the_last():
     assert prediction.shape == (2, 6, 8, 8)
     with pytest.raises(ValueError, match="Only a network of one contrast"):
         torch.jit.script(network)
+
+
+def test_missing_is_the_last_part_of_the_one_tensor_and_zeros_where_it_is_not_given():
+    network, batch = tiny(condition_channels=1, space_to_depth=2), slabs()
+    missing = torch.rand(2, 3, 16, 24)
+    with torch.no_grad():
+        given, dense = network(**batch, missing=missing), network(**batch)
+        assert (given - dense).abs().max() > 1e-3
+        assert torch.equal(network(**batch, missing=torch.zeros_like(missing)), dense)
+        x = torch.cat([batch["x"], batch["source"], missing], dim=1)
+        assert torch.equal(network(x, batch["timesteps"], batch["context"]), given)
+    with pytest.raises(ValueError, match=r"got 6 channels; it takes 9: .* then 3 of the conditions"):
+        network(torch.zeros(1, 6, 16, 24))
