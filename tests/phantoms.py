@@ -76,3 +76,11 @@ class EchoNetwork(torch.nn.Module):
     def forward(self, x, timesteps=None, context=None, source=None, **conditions):
         """Any slab of the state and the source's slab -> the source's slab."""
         return source
+
+
+class MissingNetwork(EchoNetwork):
+    """Predicts the condition `missing`: what comes out of a run is what its network was told of the scan."""
+
+    def forward(self, x, timesteps=None, context=None, source=None, missing=None, **conditions):
+        """Any slab -> the slab of the condition, as an image."""
+        return 2 * missing - 1

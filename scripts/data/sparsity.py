@@ -92,7 +92,7 @@ class SparseScan:
 
 
 def filled_slab(volume: np.ndarray, inside: np.ndarray, reading: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """What a sparse scan shows at some places of a packed volume, of its type.
+    """What a sparse scan shows at some places of a volume, packed or floating, of its type.
 
     As in a scan whose brain was cut out of it, what is outside of the brain is not mixed in.
 
@@ -112,4 +112,4 @@ def filled_slab(volume: np.ndarray, inside: np.ndarray, reading: np.ndarray, wit
         [np.tensordot(rows, np.where(brain, channel[used], 0).astype(np.float32), 1) for channel in volume]
     )
     filled = np.divide(mixed, total, out=np.zeros_like(mixed), where=within & (total > _LEAST_SEEN))
-    return np.rint(filled).astype(volume.dtype)
+    return (filled if np.issubdtype(volume.dtype, np.floating) else np.rint(filled)).astype(volume.dtype)

@@ -38,24 +38,26 @@ def quality_table(results: Sequence[Result], figures: Sequence[str] = FIGURES) -
     return markdown_table(["", "n", *map(label, figures), "evaluations", "seconds"], lines)
 
 
-def paired_tests(results: Sequence[Result], baseline: str) -> dict[str, dict[str, PairedTest]]:
+def paired_tests(
+    results: Sequence[Result], baseline: str, tested: Sequence[str] = TESTED
+) -> dict[str, dict[str, PairedTest]]:
     """Row -> figure -> paired t-test of that row against the baseline's; the baseline and "real" have none."""
     rows = by_row(results)
     values = {
-        name: {f: {s: r.figures[f] for s, r in row.items()} for f in TESTED}
+        name: {f: {s: r.figures[f] for s, r in row.items()} for f in tested}
         for name, row in rows.items()
         if name != "real"
     }
     if baseline not in values:
         return {}
     return {
-        name: {f: paired_test(row[f], values[baseline][f]) for f in TESTED}
+        name: {f: paired_test(row[f], values[baseline][f]) for f in tested}
         for name, row in values.items()
         if name != baseline
     }
 
 
-def tests_table(tests: Mapping[str, Mapping[str, PairedTest]]) -> str:
+def tests_table(tests: Mapping[str, Mapping[str, PairedTest]], tested: Sequence[str]) -> str:
     """Markdown: mean difference with p in brackets for each row and tested figure."""
 
     def cell(figure: str, test: PairedTest) -> str:
@@ -66,7 +68,7 @@ def tests_table(tests: Mapping[str, Mapping[str, PairedTest]]) -> str:
         [name, str(max(t.n for t in row.values())), *(cell(f, t) for f, t in row.items())]
         for name, row in tests.items()
     ]
-    return markdown_table(["", "n", *map(label, TESTED)], lines)
+    return markdown_table(["", "n", *map(label, tested)], lines)
 
 
 def write_ablation(
@@ -93,7 +95,12 @@ def write_ablation(
         notes["best key"] = ", ".join(f"{key} for {subject}" for subject, key in chosen.items())
     text = [quality_table(results, figures), ""]
     if tests:
-        text += [f"Mean difference to {baseline} (p of the paired t-test over subjects):", "", tests_table(tests), ""]
+        text += [
+            f"Mean difference to {baseline} (p of the paired t-test over subjects):",
+            "",
+            tests_table(tests, TESTED),
+            "",
+        ]
     text += ["Mean ± standard deviation over subjects. Evaluations: of the network on each slab."]
     text += ["", *(f"- {name}: {value}" for name, value in notes.items())]
     content = {

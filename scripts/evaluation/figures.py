@@ -17,6 +17,7 @@ LABELS = {
     "ssim": "SSIM",
     "i_ssim": "I-SSIM",
     "i_ssim_reference": "I-SSIM of the real image",
+    "i_ssim_error": "I-SSIM, difference to the real image's",
     "pearson": "Pearson",
     "sharpness": "sharpness",
     "highpass": "high-pass correlation",
@@ -33,6 +34,8 @@ LABELS = {
     "bias_wm": "WM, bias (%)",
 }
 """Name of a figure -> what a table calls it; names that end in "_brain" are those inside the brain."""
+PLACES = {"_brain": "brain", "_missing": "missing slices", "_given": "given slices"}
+"""Endings of figures -> where they were measured."""
 
 
 CASE_FIGURES = ("pearson", "psnr", "ssim", "nrmse", "i_ssim", "sharpness", "highpass", "lowpass")
@@ -258,8 +261,11 @@ def _image_figures(image: np.ndarray, reference: np.ndarray, mask: np.ndarray | 
 
 def label(figure: str) -> str:
     """What a table calls a figure, such as "PSNR (dB), brain"."""
-    name = figure.removesuffix("_brain")
-    return LABELS.get(name, name) + (", brain" if name != figure else "")
+    for ending, where in PLACES.items():
+        if figure.endswith(ending):
+            name = figure.removesuffix(ending)
+            return f"{LABELS.get(name, name)}, {where}"
+    return LABELS.get(figure, figure)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
