@@ -27,7 +27,7 @@ ARROWS = {
     "slabs": set(),
     "losses": set(),
     "tissue_loss": {"codec"},
-    "conditioning": set(),
+    "conditioning": {"volumes"},  # the key of a volume that is given
     "networks": {"schedulers", "slabs", "losses"},
     "inferers": {"schedulers", "codec", "slabs", "devices"},  # devices: how many slabs a call takes
     "serving": {"errors", "inferers", "schedulers", "conditioning"},
