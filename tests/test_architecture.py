@@ -31,7 +31,7 @@ ARROWS = {
     "networks": {"schedulers", "slabs", "losses"},
     "inferers": {"schedulers", "codec", "slabs", "devices"},  # devices: how many slabs a call takes
     "serving": {"errors", "inferers", "schedulers", "conditioning"},
-    "exports": {"errors", "files", "weights", "workflow"},
+    "exports": {"errors", "files", "options", "weights", "workflow"},
     # volumes
     "dicom": {"errors", "files"},
     "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free
