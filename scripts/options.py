@@ -24,7 +24,7 @@ from .text import as_on_disk
 
 __all__ = [
     *("check_options", "is_text", "taking_text", "texts_as_written", "typed_options"),
-    *("names", "number", "one_of", "true_or_false", "two_increasing", "whole_number"),
+    *("config_files", "names", "number", "one_of", "true_or_false", "two_increasing", "whole_number"),
 ]
 
 # settings of the configs whose value is text, beside all that end in _dir and _file
@@ -104,6 +104,25 @@ def two_increasing(name: str, value: Any, unit: str, example: str = "0,80") -> t
     if not -inf < low < high < inf:
         raise CaseError(f"{name} is {value}; use two increasing numbers of {unit}, for example {example}.")
     return low, high
+
+
+def config_files(typed: str | Sequence[str]) -> list[str]:
+    """Absolute paths of config files, typed as `monai.bundle` takes them: one, a list, or several with commas.
+
+    Raises:
+        CaseError: one of them is not there, or is no config file.
+    """
+    if isinstance(typed, str):
+        typed = ast.literal_eval(typed) if re.match(r"\[\s*['\"]", typed) else typed.split(",")
+    for file in typed:
+        if not Path(file).is_file():
+            raise CaseError(f"There is no config file {file}; check config_file.")
+        try:
+            ConfigParser.load_config_file(file)
+        except Exception as error:  # of JSON, YAML, or of MONAI where it is neither
+            what = " ".join(str(error).split())[:120]
+            raise CaseError(f"{file} is no config file ({what}); repair it, or check config_file.") from error
+    return [str(Path(file).absolute()) for file in typed]
 
 
 def _range(least: float, most: float) -> str:

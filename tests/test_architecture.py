@@ -28,11 +28,12 @@ ARROWS = {
     "slabs": set(),
     "losses": set(),
     "tissue_loss": {"codec"},
-    "conditioning": set(),
+    "conditioning": {"volumes"},  # the key of a volume that is given
     "networks": {"schedulers", "slabs", "losses"},
     "inferers": {"schedulers", "codec", "slabs", "devices"},  # devices: how many slabs a call takes
     "serving": {"errors", "inferers", "schedulers", "conditioning"},
-    "exports": {"errors", "files", "weights", "workflow", "networks"},  # networks: which of them can be exported
+    # networks: which of them can be exported
+    "exports": {"errors", "files", "options", "weights", "workflow", "networks"},
     # volumes
     "dicom": {"errors", "files"},
     "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free

@@ -14,6 +14,7 @@ from scripts.__main__ import COMMANDS
 from scripts.errors import CaseError
 from scripts.options import (
     check_options,
+    config_files,
     is_text,
     names,
     number,
@@ -165,3 +166,19 @@ def test_what_does_not_fit_is_told_in_one_sentence(call, sentence):
 def test_a_window_is_two_increasing_numbers(typed):
     with pytest.raises(CaseError, match=r"^hu_window is .*; use two increasing numbers of HU, for example 0,80\.$"):
         two_increasing("hu_window", typed, "HU")
+
+
+def test_config_files_that_are_not_there_or_damaged_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.json").write_text('{"a": 1}')
+    (tmp_path / "damaged.json").write_text('{"a": 1')
+    (tmp_path / "notes.txt").write_text("a")
+    assert config_files("good.json") == [str(tmp_path / "good.json")]
+    for typed in ("['good.json', 'good.json']", "good.json,good.json", ["good.json", "good.json"]):
+        assert config_files(typed) == [str(tmp_path / "good.json")] * 2
+    for typed in ("good.json,absent.json", "['good.json','absent.json']", ["good.json", "absent.json"]):
+        with pytest.raises(CaseError, match=r"^There is no config file absent\.json; check config_file\.$"):
+            config_files(typed)
+    for name in ("damaged.json", "notes.txt"):
+        with pytest.raises(CaseError, match=rf"^{name} is no config file \(.*\); repair it, or check config_file\.$"):
+            config_files(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import shlex
 import sys
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from ..devices import check_device
 from ..errors import CaseError
 from ..files import write_whole
-from ..options import names, one_of, whole_number
+from ..options import config_files, names, one_of, whole_number
 from ..workflow import bundle_root
 from .bundle import Bundle
 from .machine import machine, measure_limit, versions
@@ -103,7 +102,7 @@ def benchmark(
         CaseError: an option that cannot be.
     """
     subject = NETWORKS[one_of("network", network, NETWORKS)]
-    overlays = _overlays(config_file)
+    overlays = config_files(config_file)
     files = [*(str(Path(bundle_root(), "configs", name)) for name in subject.config_files), *overlays]
     weights = subject.weights or "weights" in ConfigParser.load_config_files(overlays)
     bundle = Bundle(files, None if device is None else check_device(device), weights)
@@ -188,16 +187,6 @@ def _possible(parts: list[str], network: str, weights: bool) -> list[str]:
         if part in PARTS_WITH_WEIGHTS and not weights:
             raise CaseError(f"The part {part} needs weights, and the network {network} has none; leave it out.")
     return parts
-
-
-def _overlays(config_file: Any) -> list[str]:
-    """Paths of config files, typed as `monai.bundle` takes them: one, a list, or several with commas."""
-    typed = ast.literal_eval(config_file) if str(config_file).startswith("['") else config_file
-    listed = typed.split(",") if isinstance(typed, str) else list(typed)
-    for file in listed:
-        if not Path(file).is_file():
-            raise CaseError(f"There is no config file {file}; check config_file.")
-    return [str(Path(file).absolute()) for file in listed]
 
 
 def _first(*values: Any) -> Any:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.transforms import LoadImage
+
+from ..volumes.load import read_volume
 
 _FOREGROUND = 0.001  # intensities up to here are background and not counted
 _TOTAL = 10.0
@@ -235,16 +236,8 @@ def _style_key_of_file(path: Path) -> np.ndarray:
 
 def _read_volume(path: Path) -> tuple[np.ndarray, float]:
     """Voxels of a 3D volume as float64 and the volume of one in mm^3."""
-    # MONAI picks readers by suffix and has none for FreeSurfer's, which nibabel reads.
-    reader = "NibabelReader" if path.suffix in (".mgz", ".mgh") else None
-    try:
-        image = LoadImage(reader=reader, image_only=True, dtype=torch.float64)(path)
-    except Exception as error:  # whatever the readers raise, the user needs the file's name
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a volume ({reason}); give NIfTI, NRRD, MHA or MGZ.") from error
-    values = np.asarray(image.squeeze())
-    if values.ndim != 3 or not np.isfinite(values).all():
-        raise ValueError(
-            f"{path} is not one 3D volume of finite voxels (shape {tuple(image.shape)}); give one T1 volume."
-        )
-    return values, float(abs(np.linalg.det(np.asarray(image.affine)[:3, :3])))
+    image = read_volume(path)
+    values = image.get_fdata()
+    if not np.isfinite(values).all():
+        raise ValueError(f"{path} has voxels that are NaN or infinite; replace them by 0, which is no brain.")
+    return values, float(abs(np.linalg.det(image.affine[:3, :3])))

@@ -29,6 +29,7 @@ from .results import (
     comparison,
     measure_subject,
     read_subjects,
+    write_failures,
     write_results,
 )
 
@@ -78,10 +79,11 @@ def evaluate(
         print(text)
         return
     listed, left_out = _listed(synthetic, real, pairs, masks, source, target_contrast)
-    check_folder(output_dir)
+    folder = check_folder(output_dir)
     evaluation = evaluate_pairs(listed, workers, erode_mm, source_contrast)
     evaluation.failures = {**left_out, **evaluation.failures}
     if not evaluation.figures:
+        write_failures(evaluation.failures, folder)
         subject, why = next(iter(evaluation.failures.items()))
         raise CaseError(f"No pair could be evaluated. The first, {subject}: {why}")
     print(write_results(evaluation, output_dir, against))

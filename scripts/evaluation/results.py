@@ -140,16 +140,22 @@ def write_results(
     folder = check_folder(output_dir)
     _write_subjects(evaluation.figures, folder / "subjects.csv")
     _write_cases(evaluation, folder)
-    failures = [{"subject": subject, "reason": reason} for subject, reason in evaluation.failures.items()]
-    if failures:
-        write_whole(folder / "failures.json", json.dumps(failures, indent=2) + "\n")
-    else:
-        (folder / "failures.json").unlink(missing_ok=True)
+    write_failures(evaluation.failures, folder)
     text = summary(evaluation)
     if against is not None:
         text += "\n" + comparison(evaluation.figures, against)
     write_whole(folder / "summary.md", text)
     return text
+
+
+def write_failures(failures: Mapping[str, str], folder: Path) -> None:
+    """Write failures.json of subject -> reason; where there are none, there is no such file afterwards."""
+    file = folder / "failures.json"
+    if failures:
+        listed = [{"subject": subject, "reason": reason} for subject, reason in failures.items()]
+        write_whole(file, json.dumps(listed, indent=2) + "\n")
+    else:
+        file.unlink(missing_ok=True)
 
 
 def summary(evaluation: Evaluation) -> str:

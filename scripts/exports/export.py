@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import CaseError
 from ..networks.scriptable import EXPORTED_CHANNELS, NOT_EXPORTED
+from ..options import config_files
 from ..weights import load_weights
+from ..workflow import bundle_root
 from .onnx_network import INPUTS, REQUIREMENTS, OnnxNetwork
 
 TOLERANCE = 1e-4
@@ -52,7 +54,7 @@ def export(
     if format not in _FORMATS:
         raise CaseError(f"The format is {format}; use one of {', '.join(_FORMATS)}.")
     parser = ConfigParser()
-    parser.read_config(config_file or str(Path(__file__).resolve().parents[2] / "configs" / "inference.json"))
+    parser.read_config(config_files(config_file or str(Path(bundle_root(), "configs", "inference.json"))))
     network = parser.get_parsed_content("network_def").eval()
     if getattr(network, "slice_channels", EXPORTED_CHANNELS[0]) not in EXPORTED_CHANNELS:
         raise CaseError(NOT_EXPORTED)

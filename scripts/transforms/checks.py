@@ -182,7 +182,10 @@ def _check_values(volume: torch.Tensor, name: str) -> None:
     low, high = value_range(volume)
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int((~torch.isfinite(volume)).sum())
-        raise CaseError(f"{name} has {count} voxels that are NaN or infinite; replace them (air is -1000 HU).")
+        raise CaseError(
+            f"{name} has {count} voxels that are NaN or infinite; replace them by the value of air (-1000 HU in a CT, "
+            "0 in an MRI)."
+        )
     if low == high:
         raise CaseError(f"{name} is empty: every voxel is {low:g}; export it again.")
 

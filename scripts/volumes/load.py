@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import logging
 import os
 import re
@@ -24,6 +22,7 @@ from ..dicom.convert import convert_series, only_volume
 from ..dicom.headers import header_of
 from ..errors import CaseError, machine_reason
 from ..files import temporary_folder
+from .content import check_content, close_whole, unpacked
 from .placement import Placement, nifti_placement
 from .size import check_size
 
@@ -36,7 +35,8 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
-NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".mgz")
+PAIR_SUFFIXES = (".hdr", ".img")
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", *PAIR_SUFFIXES)
 
 
 def file_name(volume: Any) -> str:
@@ -51,23 +51,17 @@ def file_name(volume: Any) -> str:
 
 
 def open_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
-    """nibabel's image of a NIfTI, Analyze or MGZ file, its voxels not read yet; packed or not, whatever its name says.
+    """nibabel's image of a NIfTI, Analyze or MGZ file, its voxels not read yet, by what the file holds, not its name.
 
     Raises:
+        CaseError: the file holds something else, and what can be told.
         Exception: whatever nibabel raises where it is none.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    if packed == path.name.lower().endswith("gz") or not path.name.lower().endswith(NIBABEL_SUFFIXES):
+    kind = None if path.name.lower().endswith(PAIR_SUFFIXES) else check_content(path)
+    if kind is None:
         return nib.load(path)
-    file = gzip.GzipFile(path) if packed else io.FileIO(path)
-    size = file.read(4)
-    file.seek(0)
-    kinds = (nib.Nifti1Image, nib.Nifti2Image)
-    kind = kinds[540 in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))]
-    kind = nib.MGHImage if path.name.lower().endswith(".mgz") else kind
-    return kind.from_file_map(kind.make_file_map({"image": file}))
+    return kind.from_file_map(kind.make_file_map({"image": unpacked(path)}))
 
 
 def stored_placement(image: nib.spatialimages.SpatialImage, name: str) -> Placement:
@@ -77,9 +71,30 @@ def stored_placement(image: nib.spatialimages.SpatialImage, name: str) -> Placem
         CaseError: the header of a NIfTI contradicts itself.
     """
     if isinstance(image.header, nib.Nifti1Header):
+        if int(image.header["sform_code"]) <= 0:
+            _check_voxel_sizes(image, name)
         return nifti_placement(image.header, name)
     known = isinstance(image, nib.MGHImage) and _is_placed_mgh(image)  # Analyze has no place for an orientation
     return Placement(np.asarray(image.affine, dtype=np.float64), int(known))
+
+
+def _check_offset(image: nib.spatialimages.SpatialImage, name: str) -> None:
+    """Refuse voxels that would be read from the header, which nibabel does where the offset is 0."""
+    if isinstance(image, nib.Nifti1Image) and image.dataobj.offset < image.header.single_vox_offset:
+        raise CaseError(
+            f"{name} says that its voxels begin at byte {image.dataobj.offset} (vox_offset), within its header; "
+            "convert it again."
+        )
+
+
+def _check_voxel_sizes(image: nib.Nifti1Pair, name: str) -> None:
+    """Refuse voxel sizes of 0, which nibabel takes for 1 mm in silence."""
+    with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as file:
+        stored = type(image.header)(file.read(image.header.sizeof_hdr), check=False)
+    sizes = stored["pixdim"][1:4]
+    if (sizes == 0).any():
+        by = " x ".join(f"{size:g}" for size in sizes)
+        raise CaseError(f"{name} has voxel sizes (pixdim) of {by} mm; correct them, or convert it again.")
 
 
 def _is_placed_mgh(image: nib.MGHImage) -> bool:
@@ -98,6 +113,7 @@ class _PlacedReader(NibabelReader):
         name = Path(self.filenames[0]).name
         image = open_image(self.filenames[0])
         check_size(image.shape, name)
+        _check_offset(image, name)
         self.placement = stored_placement(image, name)
         return image
 
@@ -107,7 +123,20 @@ class _PlacedReader(NibabelReader):
     def _get_array_data(self, img: nib.spatialimages.SpatialImage, filename: str) -> np.ndarray:
         if img.get_data_dtype().names:
             raise CaseError(_coloured(Path(filename).name))
-        return np.asarray(img.dataobj, dtype=np.float32)  # scaled values would be float64
+        if img.get_data_dtype().kind == "c":
+            return _real_part(img, Path(filename).name)
+        values = np.asarray(img.dataobj, dtype=np.float32)  # scaled values would be float64
+        if (file := img.file_map["image"].fileobj) is not None:
+            close_whole(file)
+        return values
+
+
+def _real_part(image: nib.spatialimages.SpatialImage, name: str) -> np.ndarray:
+    """The values of an image of complex numbers that have no imaginary part, float32."""
+    values = np.asarray(image.dataobj)
+    if values.imag.any():
+        raise CaseError(f"{name} holds complex numbers, not one value a voxel; give their magnitude.")
+    return values.real.astype(np.float32)
 
 
 class LoadVolume(LoadImage):
@@ -136,11 +165,10 @@ class LoadVolume(LoadImage):
         path = Path(os.fspath(filename)).expanduser()
         if reader is None and path.is_dir():
             return self._read_dicom([str(file) for file in only_volume(path).files])
-        if not path.exists():
-            raise CaseError(f"{path.name} is not there; check the path.")
+        _check_there(path)
         try:
-            if reader is None and path.is_file():
-                reader = _PlacedReader() if path.name.lower().endswith(NIBABEL_SUFFIXES) else _itk_reader(path)
+            if reader is None:
+                reader = _reader_of(path)
             loaded = super().__call__(str(path), reader)
             _note_placement(loaded if self.image_only else loaded[0], reader, path)
             return loaded
@@ -170,6 +198,25 @@ class LoadVolume(LoadImage):
             volume.meta["corrected"] = corrected
             logger.info(f"{file_name(volume)}: corrected {corrected}")
         return loaded
+
+
+def _check_there(path: Path) -> None:
+    """Refuse what is no file; a pipe would wait for somebody to write into it."""
+    if path.is_symlink() and not path.exists():
+        raise CaseError(
+            f"{path.name} is a link to a file that is not there; mend it, or fetch the file (datalad get, git annex "
+            "get)."
+        )
+    if not path.exists():
+        raise CaseError(f"{path.name} is not there; check the path.")
+    if not (path.is_file() or path.is_dir()):
+        raise CaseError(f"{path.name} is no file but a pipe or a device; give the volume as a file.")
+
+
+def _reader_of(path: Path) -> NibabelReader | ITKReader:
+    """The reader of a file: by what it holds, and where that is neither NIfTI nor MGH by its suffix."""
+    is_known = path.name.lower().endswith(NIBABEL_SUFFIXES) or check_content(path) is not None
+    return _PlacedReader() if is_known else _itk_reader(path)
 
 
 def _check_series_size(files: Sequence[str]) -> None:

@@ -156,19 +156,27 @@ def _alike_in_size(
     moved = np.linalg.norm(np.subtract(*(nib.affines.apply_affine(p.affine, middle) for p in (by_sform, by_qform))))
     if degrees <= ROUNDING_DEGREES and moved <= ROUNDING_MM:
         return by_sform
-    axes = ["".join(nib.aff2axcodes(placement.affine)) for placement in (by_sform, by_qform)]
     if degrees > LARGEST_TURN:
-        if unset[0] != unset[1]:
-            chosen, which = (by_qform, "qform") if unset[0] else (by_sform, "sform")
-            doubt = f"its sform has the axes {axes[0]} and its qform {axes[1]}, and the {which} was taken"
-            return Placement(chosen.affine, chosen.code, doubt, as_stored=False)
         how = "mirrored" if mirrored else f"turned by {degrees:.0f} degrees"
+        return _the_set_one(by_sform, by_qform, unset, how, name)
+    doubt = f"its sform is turned by {degrees:.0f} degrees and moved by {moved:.0f} mm from its qform, and was taken"
+    return Placement(by_sform.affine, by_sform.code, doubt)
+
+
+def _the_set_one(by_sform: Placement, by_qform: Placement, unset: tuple[bool, bool], how: str, name: str) -> Placement:
+    """Of two forms that lie quite differently the one that somebody set."""
+    axes = ["".join(nib.aff2axcodes(placement.affine)) for placement in (by_sform, by_qform)]
+    if unset[0] == unset[1]:
+        if axes[0] == axes[1]:
+            raise CaseError(f"{name} has a sform that is {how} against its qform; set the code of the wrong one to 0.")
         raise CaseError(
             f"{name} has a sform with the axes {axes[0]} and a qform with the axes {axes[1]}, which is {how}; set the "
             "code of the wrong one to 0."
         )
-    doubt = f"its sform is turned by {degrees:.0f} degrees and moved by {moved:.0f} mm from its qform, and was taken"
-    return Placement(by_sform.affine, by_sform.code, doubt)
+    chosen, which = (by_qform, "qform") if unset[0] else (by_sform, "sform")
+    what = f"its sform has the axes {axes[0]} and its qform {axes[1]}"
+    what = what if axes[0] != axes[1] else f"its sform is {how} against its qform"
+    return Placement(chosen.affine, chosen.code, f"{what}, and the {which} was taken", as_stored=False)
 
 
 def _share_two_axes(one: np.ndarray, other: np.ndarray) -> bool:

@@ -28,12 +28,20 @@ def check_size(shape: Sequence[int], name: str, most: int = MOST_BYTES) -> None:
     Raises:
         CaseError: it would.
     """
+    if min(shape, default=0) < 1:
+        raise CaseError(
+            f"{name} has {_by(shape)} voxels by its header, which is no size; repair the header, or export it again."
+        )
     needed = BYTES_A_VOXEL * math.prod(int(n) for n in shape)
     free = available_memory(torch.device("cpu"))
     limit = most if free is None else min(most, max(free - BASE_BYTES, BASE_BYTES))
     if needed > limit:
         raise CaseError(
-            f"{name} has {' x '.join(str(int(n)) for n in shape)} voxels, which would take about "
+            f"{name} has {_by(shape)} voxels, which would take about "
             f"{needed / 2**30:.1f} GB of memory where {limit / 2**30:.1f} GB can be had; resample it to larger voxels, "
             "or cut it to the head."
         )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(str(int(n)) for n in shape)

@@ -163,8 +163,13 @@ def test_volumes_that_are_no_stripped_brain_are_refused_by_name(tmp_path, keys_f
         "head": (write(tmp_path / "head.nii.gz", image, spacing=12.0), "strip its skull"),
         "empty": (write(tmp_path / "empty.nii.gz", 0 * image), "empty"),
         "4d": (write(tmp_path / "four.nii.gz", np.stack([image, image], -1)), "one 3D volume"),
-        "nan": (write(tmp_path / "nan.nii.gz", np.where(image > 0.7, np.nan, image)), "finite"),
+        "nan": (write(tmp_path / "nan.nii.gz", np.where(image > 0.7, np.nan, image)), "NaN or infinite"),
     }
+    contradictory = nib.load(cases["empty"][0])
+    contradictory.set_qform(np.diag([4.0, 4.0, 4.0, 1.0]), 1)
+    contradictory.set_sform(np.diag([-4.0, 4.0, 4.0, 1.0]), 1)
+    nib.save(contradictory, tmp_path / "mirrored.nii.gz")
+    cases["mirrored"] = (tmp_path / "mirrored.nii.gz", "sform with the axes")
     truncated = tmp_path / "truncated.nii.gz"
     truncated.write_bytes(cases["head"][0].read_bytes()[:2000])
     text = tmp_path / "notes.txt"

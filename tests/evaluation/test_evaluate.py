@@ -224,6 +224,9 @@ def test_nothing_to_evaluate_is_an_error(save, tmp_path):
     real = save("real/anna.nii.gz", brain())
     with pytest.raises(CaseError, match="No pair could be evaluated"):
         evaluate(str(synthetic.parent), str(real.parent), output_dir=str(tmp_path / "eval"))
+    (failure,) = json.loads((tmp_path / "eval" / "failures.json").read_text())
+    assert failure["subject"] == "anna"
+    assert "anna.nii.gz is empty" in failure["reason"]
     with pytest.raises(CaseError, match="Give either --pairs CSV"):
         evaluate(str(synthetic.parent))
     with pytest.raises(CaseError, match=r"There is no .*subjects\.csv"):

@@ -406,11 +406,11 @@ def test_works_in_processes_of_its_own_and_a_killed_one_leaves_nothing(people, o
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"hu_window": (80, 0)}, r"hu_window is \(80, 0\); give two increasing numbers"),
-        ({"hu_window": 80}, "hu_window is 80; give two increasing numbers"),
-        ({"spacing": 0}, "spacing is 0; give millimetres"),
-        ({"registration": "maybe"}, "registration is maybe; give True or False"),
-        ({"test_fraction": 1.5}, r"test_fraction is 1\.5; give a share"),
+        ({"hu_window": (80, 0)}, r"hu_window is \(80, 0\); use two increasing numbers"),
+        ({"hu_window": 80}, "hu_window is 80; use two increasing numbers"),
+        ({"spacing": 0}, "spacing is 0; use a number from 0.2 to 20 mm"),
+        ({"registration": "maybe"}, "registration is maybe; use True or False"),
+        ({"test_fraction": 1.5}, r"test_fraction is 1\.5; use a number of at least 0 and below 1"),
         ({"test_fraction": 0.6, "validation_fraction": 0.4}, "leave nobody for the training"),
         ({"skull_strip": "scalpel"}, "'scalpel' is no path that is there"),
         ({"num_workers": -1}, "num_workers is -1"),

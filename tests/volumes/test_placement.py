@@ -14,6 +14,7 @@ from scripts.volumes.load import LoadVolume, read_volume
 SHAPE = (12, 14, 16)
 UPRIGHT = np.array([[0.9, 0, 0, -60], [0, 0.9, 0, -50], [0, 0, 2.5, -20], [0, 0, 0, 1.0]])
 UNIT = np.eye(4)
+TURNED = nib.affines.from_matvec(nib.eulerangles.euler2mat(z=np.radians(40)))  # the axes are still R, A and S
 ORIENTATIONS = [
     np.array([flips[axis] * np.eye(3)[order.index(axis)] for axis in range(3)])
     for order in itertools.permutations(range(3))
@@ -122,6 +123,7 @@ def test_a_broken_qform(tmp_path):
     [
         (UPRIGHT @ np.diag([-1, 1, 1, 1]), UPRIGHT, "axes LAS and a qform with the axes RAS, which is mirrored"),
         (np.diag([-1, -1, 1, 1]) @ UPRIGHT, UPRIGHT, "axes LPS and a qform with the axes RAS, which is turned by 180"),
+        (TURNED @ UPRIGHT, UPRIGHT, "has a sform that is turned by 40 degrees against its qform"),
         (
             UPRIGHT @ np.diag([3, 3, 3, 1]),
             UPRIGHT @ np.diag([2.6, 3, 3, 1]),
@@ -131,7 +133,7 @@ def test_a_broken_qform(tmp_path):
 )
 def test_two_forms_of_which_neither_is_odd_are_refused(tmp_path, sform, qform, sentence):
     path = write_ramp(tmp_path / "a.nii", UPRIGHT, sform=sform, qform=qform)
-    with pytest.raises(CaseError, match=f"^a.nii has .*{sentence}.*; set the code of the wrong one to 0.$"):
+    with pytest.raises(CaseError, match=f"^a.nii .*{sentence}.*; set the code of the wrong one to 0.$"):
         LoadVolume()(path)
 
 
