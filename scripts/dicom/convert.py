@@ -14,7 +14,7 @@ from ..errors import CaseError
 from ..files import written_whole
 from .grid import even_volume
 from .pixels import series_values
-from .series import Series, find_series, stack_of_files, study_of, what_is_left
+from .series import Series, choose_series, find_series, stack_of_files, study_of, what_else, what_is_left, why_unusable
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,31 @@ def only_volume(folder: Path) -> Series:
     if not folder.is_dir():
         raise CaseError("The DICOM folder is not there; correct the path.")
     volumes = [series for series in find_series(folder) if series.slices > 1]
+    volumes = [series for series in volumes if what_else(series) is None] or volumes
     if not volumes:
         raise CaseError("No volume could be made of the DICOM folder, which holds no series of several slices.")
-    largest, *others = volumes
-    acquisitions = [other for other in others if other.apart_by and study_of(other) == study_of(largest)]
-    if len(acquisitions) < len(others) or any(other.uid != largest.uid for other in others):
+    if len({(one.uid, *study_of(one)) for one in volumes}) > 1:
         raise CaseError(f"The DICOM folder holds {len(volumes)} volumes; give the folder of one series alone.")
+    largest = _one_of_a_series(volumes)
     if left := what_is_left(largest, volumes):
         logger.warning(left)
+    return largest
+
+
+def _one_of_a_series(volumes: Sequence[Series]) -> Series:
+    """The volume of a series that is meant, as the main job chooses it.
+
+    Raises:
+        CaseError: it has stacks of several directions, sizes or spacings, of which none is a CT that can be chosen.
+    """
+    if any(why_unusable(series) is None for series in volumes):
+        return choose_series(volumes)
+    largest, *others = volumes
+    if any(not other.apart_by and other.stack is not None for other in others):
+        raise CaseError(
+            f"{largest.name[0].upper()}{largest.name[1:]} holds {len(volumes)} volumes of other directions, sizes or "
+            "spacings; export the one that is meant alone."
+        )
     return largest
 
 

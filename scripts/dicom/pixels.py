@@ -6,6 +6,7 @@ predictor than the first for something else without a word.)
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -89,6 +90,11 @@ def _frames(file: Path, name: str) -> list[FrameValues]:
         ) from None
     _refuse_unclear(dataset, name)
     rescales = Header(file, dataset).rescales
+    if any(number is not None and not math.isfinite(number) for pair in rescales for number in pair):
+        raise CaseError(
+            f"A slice of {name} has a RescaleSlope or RescaleIntercept that is no number, so its values are unknown; "
+            "export it again."
+        )
     if any(slope == 0 for slope, _ in rescales):
         raise CaseError(f"A slice of {name} has a RescaleSlope of 0, which leaves nothing of it; export it again.")
     values = _rescaled(stored, [(1.0 if s is None else s, 0.0 if i is None else i) for s, i in rescales])
