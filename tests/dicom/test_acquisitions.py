@@ -20,7 +20,10 @@ FIRST, SECOND = 40, 900
 
 
 def scan(folder, heights, number=1, hu=FIRST, moved=(0, 0), modality="CT", start=1, **tags):
-    """Slices of one value under the UIDs of all others; tags may be functions of the slice's index."""
+    """Slices under the UIDs of all others, of one value or of a function of points.
+
+    Tags may be functions of the slice's index.
+    """
     shape = {name: tags.pop(name) for name in ("orientation", "way") if name in tags}
 
     def change(slice_, index):
@@ -36,7 +39,7 @@ def scan(folder, heights, number=1, hu=FIRST, moved=(0, 0), modality="CT", start
                 setattr(slice_, name, value(index) if callable(value) else value)
 
     def values(points):
-        return np.full(points.shape[:-1], hu, dtype=np.int16)
+        return hu(points) if callable(hu) else np.full(points.shape[:-1], hu, dtype=np.int16)
 
     write_dicom_series(
         folder,
@@ -151,6 +154,55 @@ def test_what_is_one_volume_stays_one(tmp_path, parts, modality):
     if "seam" in parts:
         expected = sorted(set(expected))
     assert told(tmp_path, "CT" if modality == "CT" else "T2")[::2] == (expected, None)
+
+
+def slope_of(points):
+    """Values that rise by 10 HU a slice."""
+    return np.round(points[..., 2] * 2.5).astype(np.int16)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("turns", [2, 3])
+@pytest.mark.parametrize("attribute", ["AcquisitionNumber", "AcquisitionTime", "ContentTime", "SeriesTime"])
+def test_overlapping_slices_that_were_reconstructed_in_turn_are_one_scan(tmp_path, attribute, turns, turned):
+    """dcm2niix issue 1018, of overlapping reconstructions, and Slicer issue 4872, of scans that are split."""
+    for turn in range(turns):
+        scan(
+            tmp_path,
+            WHOLE[turn::turns],
+            turn + 1,
+            slope_of,
+            SliceThickness=4 * turns,
+            InstanceNumber=lambda i, turn=turn: 1 + abs(17 * turned - (turn + turns * (i - 1))),
+            **{attribute: f"{turn + 1}" if attribute == "AcquisitionNumber" else f"12000{turn}"},
+        )
+    heights, _, left = told(tmp_path)
+    assert (heights, left) == (WHOLE, None)
+
+
+OF_TWO_SCANS = {
+    "numbered one after the other": lambda turn, i: 9 * turn + i,
+    "both numbered from 1": lambda turn, i: i,
+    "numbered by place": lambda turn, i: 2 * i + turn,
+}
+
+
+@pytest.mark.parametrize("numbers", OF_TWO_SCANS)
+def test_two_scans_half_a_gap_apart_stay_two(tmp_path, numbers):
+    """Of the same thickness and places as slices in turn; where the numbers do not tell, the images do."""
+    for turn in (0, 1):
+        scan(
+            tmp_path,
+            WHOLE[turn::2],
+            turn + 1,
+            lambda points, turn=turn: slope_of(points) + 40 * turn,
+            SliceThickness=8,
+            AcquisitionNumber=turn + 1,
+            InstanceNumber=lambda i, turn=turn: OF_TWO_SCANS[numbers](turn, i),
+        )
+    heights, _, left = told(tmp_path)
+    assert heights in (WHOLE[::2], WHOLE[1::2])
+    assert "9 slices told apart by AcquisitionNumber" in left
 
 
 def test_a_series_over_time_is_no_volume(tmp_path):
