@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ..errors import CaseError
 from ..files import written_whole
 from .grid import even_volume
 from .pixels import series_values
-from .series import Series, choose_series, find_series, stack_of_files, study_of, what_else, what_is_left, why_unusable
+from .series import Series, choose_series, find_series, study_of, what_else, what_is_left, why_unusable
 
 logger = logging.getLogger(__name__)
 
@@ -74,16 +73,6 @@ def _one_of_a_series(volumes: Sequence[Series]) -> Series:
             "spacings; export the one that is meant alone."
         )
     return largest
-
-
-def convert_series(files: Sequence[str | os.PathLike], output: Path, **options: float) -> tuple[Series, str | None]:
-    """Convert the files of one DICOM series, which are one stack of parallel slices; see `convert`.
-
-    Raises:
-        CaseError: the files are not one stack, and what `convert` raises.
-    """
-    series = stack_of_files([Path(file) for file in files])
-    return series, convert(series, output, **options)
 
 
 def convert(series: Series, output: Path, max_gap_mm: float = 15.0, max_lean_deg: float = 45.0) -> str | None:

@@ -285,7 +285,7 @@ def _series(group: SeriesHeaders, slices: list[Slice], apart_by: str, mixed: boo
 
 
 def stack_of_files(files: Sequence[Path]) -> Series:
-    """The stack that all of these files belong to, the largest where they hold several.
+    """The stack that all of these files belong to; where they hold several, that which `choose_series` would prefer.
 
     Raises:
         CaseError: there is none.
@@ -296,7 +296,15 @@ def stack_of_files(files: Sequence[Path]) -> Series:
             f"Of the {len(files)} files of a DICOM series some are missing, damaged, twice there or of another stack; "
             "give the series again."
         )
-    return stacks[0]
+    return min(stacks, key=lambda one: (_no_volume(one), _rank(one, one.modality)))
+
+
+def _no_volume(series: Series) -> bool:
+    """Whether a series is unusable, whatever contrast of its modality is asked for."""
+    if _is_ct(series.modality):
+        return why_unusable(series) is not None
+    repeats = series.stack is None or series.stack.repeats or series.slices < FEWEST_SLICES
+    return what_else(series) is not None or series.coloured or repeats
 
 
 def choose_series(series: Sequence[Series], contrast: str = "CT") -> Series:
