@@ -243,7 +243,7 @@ def _take_turns(slices: Sequence[Slice], volumes: list[list[int]]) -> bool:
     owner = np.empty(len(slices), dtype=int)
     for number, volume in enumerate(volumes):
         owner[volume] = number
-    numbers = np.array([one.header.real("InstanceNumber") or np.nan for one in slices])[order]
+    numbers = np.array([one.header.instance_number for one in slices])[order]
     steps, gaps, owner = np.diff(numbers), np.diff(heights[order]), owner[order]
     numbered = (steps > 0).all() or (steps < 0).all()
     even = gaps.min() > SAME_PLACE_MM and len(runs_of_gaps(gaps)) == 1

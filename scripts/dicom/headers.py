@@ -109,6 +109,12 @@ class Header:
         return None if values is None else float(values[0])
 
     @property
+    def instance_number(self) -> float:
+        """InstanceNumber, NaN where there is none."""
+        number = self.real("InstanceNumber")
+        return math.nan if number is None else number
+
+    @property
     def planes(self) -> list[Plane | None]:
         """Where each frame lies; None for one that does not say, as where several frames have one place."""
         shape, groups = (self.number("Rows"), self.number("Columns")), self._groups()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import re
 from collections import Counter
@@ -277,7 +276,7 @@ def _series(group: SeriesHeaders, slices: list[Slice], apart_by: str, mixed: boo
         coloured=not (text("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME"),
         frames=tuple((one.header.path, one.frame) for one in slices),
         stack=stack,
-        numbers=tuple(one.header.real("InstanceNumber") or math.nan for one in slices),
+        numbers=tuple(one.header.instance_number for one in slices),
         patient=group.patient,
         apart_by=apart_by,
         mixed=mixed,
@@ -484,7 +483,10 @@ def what_is_left(chosen: Series, series: Iterable[Series]) -> str | None:
 
 
 def _listed(series: Sequence[Series], contrast: str, most: int = 8) -> str:
-    reasons = [f"{one.modality or 'unknown'} of {one.slices} slices: {why_unusable(one, contrast)}" for one in series]
+    told = Counter(
+        f"{one.modality or 'unknown'} of {one.slices} slices: {why_unusable(one, contrast)}" for one in series
+    )
+    reasons = [f"{count} times {text}" if count > 1 else text for text, count in told.items()]
     return "; ".join(reasons[:most]) + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")
 
 

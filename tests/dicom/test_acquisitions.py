@@ -173,7 +173,7 @@ def test_overlapping_slices_that_were_reconstructed_in_turn_are_one_scan(tmp_pat
             turn + 1,
             slope_of,
             SliceThickness=4 * turns,
-            InstanceNumber=lambda i, turn=turn: 1 + abs(17 * turned - (turn + turns * (i - 1))),
+            InstanceNumber=lambda i, turn=turn: abs(17 * turned - (turn + turns * (i - 1))),
             **{attribute: f"{turn + 1}" if attribute == "AcquisitionNumber" else f"12000{turn}"},
         )
     heights, _, left = told(tmp_path)

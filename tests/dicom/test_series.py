@@ -554,3 +554,13 @@ def test_a_tilt_that_the_places_contradict_is_told(tmp_path, said, lie, doubted,
     add(tmp_path, 1, orientation=tilted(lie), GantryDetectorTilt=said)
     LoadVolume()(tmp_path)
     assert (f"GantryDetectorTilt is {said}.0 degrees, but the slices lean by {lie}.0" in caplog.text) is doubted
+
+
+def test_slices_each_with_a_series_of_its_own_are_told_in_one_breath(tmp_path):
+    """medInria pull request 156."""
+    for number, path in enumerate(sorted(write_dicom_series(tmp_path, heights(12), voxels=8).iterdir())):
+        slice_ = pydicom.dcmread(path)
+        slice_.SeriesInstanceUID = f"{STUDY}.{number + 1}"
+        slice_.save_as(path)
+    (item,) = inference_datalist(tmp_path)
+    assert "(12 times CT of 1 slices: too few slices); give another study" in item["failure"]
