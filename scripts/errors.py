@@ -7,13 +7,14 @@ import logging
 import os
 import re
 import sys
+from traceback import extract_tb
 from types import TracebackType
 
 import torch
 
 __all__ = [
     *("CaseError", "MachineError", "RefusedError"),
-    *("is_lasting", "machine_error", "machine_reason", "reason", "shorten_errors"),
+    *("is_lasting", "machine_error", "machine_reason", "place_of", "reason", "shorten_errors"),
 ]
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,12 @@ def reason(error: BaseException) -> str:
         return "The memory ran out; lower batch_size, or choose another device."
     # a foreign message may hold paths and names; the log has it
     return f"Unforeseen {type(cause).__name__}; the log shows where it arose, and a report of it is welcome."
+
+
+def place_of(error: BaseException) -> str:
+    """File and line where an error was raised, for logs in which its message could quote a name."""
+    where = extract_tb(error.__traceback__)[-1]
+    return f"{os.path.basename(where.filename)}, line {where.lineno}"
 
 
 def shorten_errors() -> None:

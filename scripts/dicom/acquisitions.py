@@ -38,9 +38,15 @@ ATTRIBUTES = (
     *(("AcquisitionDate",), ("AcquisitionTime",), ("SeriesTime",), ("ContentDate",), ("ContentTime",)),
     *(("InstanceCreationTime",), ("InstanceNumber",)),
 )
+# of these, what may differ within one scan, as where every second slice was reconstructed or stored first
+_OF_EACH_SLICE = (
+    *("AcquisitionNumber", "AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "SeriesTime"),
+    *("ContentDate", "ContentTime", "InstanceCreationTime"),
+)
 _WIDEST_GAP_MM = 15.0
 _COPY_MM = 1e-3
 _TRIED = 3
+_COMPARED = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +132,8 @@ def acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], str]:
 
     They are several where slices that differ in one of `ATTRIBUTES` lie between each other, or at the same places, and
     the largest of them is whole by itself: without a hole, its slices as close as they are thick. So the parts of a
-    head scanned one above the other stay together, and so do the interleaved slices of an MR.
+    head scanned one above the other stay together, and so do the interleaved slices of an MR, or of a CT that are
+    numbered by their places and whose neighbours are alike.
 
     Volumes of the same places are not told apart where there are three or more, as over time, nor those of an MR.
 
@@ -216,11 +223,44 @@ def _are_several(slices: Sequence[Slice], volumes: list[list[int]], name: str, l
     alike = any(part is not main and _same_places(part, main) for part in rivals)
     if alike and (len(rivals) > 2 or not ct or name == "InstanceNumber"):
         return False
+    if name in _OF_EACH_SLICE and _take_turns(slices, volumes):
+        return False
     gaps = np.diff(heights)
     if gaps.min() < SAME_PLACE_MM or len(runs_of_gaps(gaps)) > len(runs_of_gaps(np.diff(main))):
         return True
     lacking = lacking and name != "ContrastBolusAgent"  # whose absence tells as much
     return not lacking and (ct or thickness is not None)
+
+
+def _take_turns(slices: Sequence[Slice], volumes: list[list[int]]) -> bool:
+    """Whether slices of each volume follow each other in turn, evenly, as those of one scan.
+
+    They do where InstanceNumber rises or falls with the place, which it does not over two scans in a row, and
+    neighbours, of two volumes, are no less alike than the slices next to each other of one of them.
+    """
+    heights, turns = heights_of(slices), len(volumes)
+    order = np.argsort(heights, kind="stable")
+    owner = np.empty(len(slices), dtype=int)
+    for number, volume in enumerate(volumes):
+        owner[volume] = number
+    numbers = np.array([one.header.instance_number for one in slices])[order]
+    steps, gaps, owner = np.diff(numbers), np.diff(heights[order]), owner[order]
+    numbered = (steps > 0).all() or (steps < 0).all()
+    even = gaps.min() > SAME_PLACE_MM and len(runs_of_gaps(gaps)) == 1
+    if not (numbered and even and (owner[turns:] == owner[:-turns]).all()):
+        return False
+    near, far = 0.0, 0.0
+    for index in np.linspace(0, len(order) - turns - 1, _COMPARED).astype(int):
+        here, beside, next_own = (_frame(slices[order[index + step]]) for step in (0, 1, turns))
+        if here is not None and beside is not None and next_own is not None:
+            near, far = near + np.abs(beside - here).mean(), far + np.abs(next_own - here).mean()
+    return bool(near <= 1.05 * far)
+
+
+def _frame(one: Slice) -> np.ndarray | None:
+    """The values of a slice as float32; None where it cannot be read."""
+    frames = _values(one.header.path, "a series")
+    return None if frames is None else frames[one.frame].astype(np.float32)
 
 
 def _same_places(part: np.ndarray, main: np.ndarray) -> bool:

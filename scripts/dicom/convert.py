@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ..errors import CaseError
 from ..files import written_whole
 from .grid import even_volume
 from .pixels import series_values
-from .series import Series, find_series, stack_of_files, study_of, what_is_left
+from .series import Series, choose_series, find_series, study_of, what_else, what_is_left, why_unusable
 
 logger = logging.getLogger(__name__)
 
@@ -48,25 +47,32 @@ def only_volume(folder: Path) -> Series:
     if not folder.is_dir():
         raise CaseError("The DICOM folder is not there; correct the path.")
     volumes = [series for series in find_series(folder) if series.slices > 1]
+    volumes = [series for series in volumes if what_else(series) is None] or volumes
     if not volumes:
         raise CaseError("No volume could be made of the DICOM folder, which holds no series of several slices.")
-    largest, *others = volumes
-    acquisitions = [other for other in others if other.apart_by and study_of(other) == study_of(largest)]
-    if len(acquisitions) < len(others) or any(other.uid != largest.uid for other in others):
+    if len({(one.uid, *study_of(one)) for one in volumes}) > 1:
         raise CaseError(f"The DICOM folder holds {len(volumes)} volumes; give the folder of one series alone.")
+    largest = _one_of_a_series(volumes)
     if left := what_is_left(largest, volumes):
         logger.warning(left)
     return largest
 
 
-def convert_series(files: Sequence[str | os.PathLike], output: Path, **options: float) -> tuple[Series, str | None]:
-    """Convert the files of one DICOM series, which are one stack of parallel slices; see `convert`.
+def _one_of_a_series(volumes: Sequence[Series]) -> Series:
+    """The volume of a series that is meant, as the main job chooses it.
 
     Raises:
-        CaseError: the files are not one stack, and what `convert` raises.
+        CaseError: it has stacks of several directions, sizes or spacings, of which none is a CT that can be chosen.
     """
-    series = stack_of_files([Path(file) for file in files])
-    return series, convert(series, output, **options)
+    if any(why_unusable(series) is None for series in volumes):
+        return choose_series(volumes)
+    largest, *others = volumes
+    if any(not other.apart_by and other.stack is not None for other in others):
+        raise CaseError(
+            f"{largest.name[0].upper()}{largest.name[1:]} holds {len(volumes)} volumes of other directions, sizes or "
+            "spacings; export the one that is meant alone."
+        )
+    return largest
 
 
 def convert(series: Series, output: Path, max_gap_mm: float = 15.0, max_lean_deg: float = 45.0) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import re
 import stat
 import warnings
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import CaseError
+from .decimals import mend_decimals
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,13 @@ _TAGS = (
     *("SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "ConvolutionKernel", "ImageType"),
     *("BodyPartExamined", "ContrastBolusAgent", "RescaleType", "GantryDetectorTilt", "InstanceNumber"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
-    *("PhotometricInterpretation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *(
+        "PhotometricInterpretation",
+        "SamplesPerPixel",
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+    ),
+    "SamplesPerPixel",
     # what tells acquisitions and patients apart
     *("AcquisitionUID", "AcquisitionNumber", "AcquisitionDateTime", "AcquisitionTime", "ContentTime", "KVP", "StackID"),
     *("TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "SliceThickness", "InversionTime", "RepetitionTime"),
@@ -86,7 +94,7 @@ class Header:
         """PatientID, PatientName and PatientBirthDate, "" for what is not told, spelt alike."""
         name = " ".join(self.text("PatientName").partition("=")[0].replace("^", " ").replace(",", " ").split())
         born = self.text("PatientBirthDate")
-        return self.text("PatientID").casefold(), name.casefold(), born if re.fullmatch(r"\d{8}", born) else ""
+        return self.text("PatientID").casefold(), name.lower(), born if re.fullmatch(r"\d{8}", born) else ""
 
     def number(self, name: str) -> int | None:
         """The first value of an element as a whole number, None where it is none."""
@@ -101,6 +109,12 @@ class Header:
         return None if values is None else float(values[0])
 
     @property
+    def instance_number(self) -> float:
+        """InstanceNumber, NaN where there is none."""
+        number = self.real("InstanceNumber")
+        return math.nan if number is None else number
+
+    @property
     def planes(self) -> list[Plane | None]:
         """Where each frame lies; None for one that does not say, as where several frames have one place."""
         shape, groups = (self.number("Rows"), self.number("Columns")), self._groups()
@@ -110,10 +124,11 @@ class Header:
 
     @property
     def rescales(self) -> list[tuple[float | None, float | None]]:
-        """RescaleSlope and RescaleIntercept of each frame; None where there is none."""
-        names = ("RescaleSlope", "RescaleIntercept")
-        found = [[_numbers(groups, name, 1) for name in names] for groups in self._groups()]
-        return [tuple(None if number is None else float(number[0]) for number in pair) for pair in found]
+        """RescaleSlope and RescaleIntercept of each frame; None where there is none, NaN where it is no number."""
+        return [
+            tuple(_number_or_nan(datasets, name) for name in ("RescaleSlope", "RescaleIntercept"))
+            for datasets in self._groups()
+        ]
 
     @cached_property
     def _frames(self) -> list:
@@ -236,6 +251,8 @@ def opened(path: Path) -> AbstractContextManager[BinaryIO]:
 def quiet_pydicom() -> ModuleType:
     """The package pydicom, which from here on keeps to itself what is odd about a file: that may quote a name.
 
+    It also reads decimals with a comma (`mend_decimals`).
+
     Raises:
         CaseError: it is missing.
     """
@@ -246,6 +263,7 @@ def quiet_pydicom() -> ModuleType:
     # for good, not in a context: another thread may be reading too
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    mend_decimals()
     return pydicom
 
 
@@ -327,3 +345,17 @@ def _numbers(datasets: list, name: str, count: int) -> np.ndarray | None:
         if values.shape == (count,) and np.isfinite(values).all():
             return values
     return None
+
+
+def _number_or_nan(datasets: list, name: str) -> float | None:
+    """The one finite value of an element in the first dataset that has it; None where it is absent or empty."""
+    numbers = _numbers(datasets, name, 1)
+    if numbers is not None:
+        return float(numbers[0])
+    return math.nan if any(_says_something(dataset.get_item(name)) for dataset in datasets) else None
+
+
+def _says_something(element: Any) -> bool:
+    """Whether an element, converted or as it was read, is there and not empty."""
+    value = getattr(element, "value", None)
+    return bool(value.strip(b" \0")) if isinstance(value, bytes) else bool(str("" if value is None else value).strip())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -75,8 +76,23 @@ def patients(headers: Iterable[Header]) -> list[list[Header]]:
 
 
 def of_one_patient(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether what two images tell of their patients (`Header.patient`) does not contradict."""
-    return all(not a or not b or a == b for a, b in zip(one, other, strict=True))
+    """Whether what two images tell of their patients (`Header.patient`) does not contradict.
+
+    With the same PatientID, names may differ in letters that are not ASCII: these come out in many ways where images
+    name another character set than they are written in.
+    """
+    numbers, names, births = zip(one, other, strict=True)
+    alike = _one_name(*names) or (bool(one[0]) and numbers[0] == numbers[1] and _one_name(*map(_in_ascii, names)))
+    return alike and all(not a or not b or a == b for a, b in (numbers, births))
+
+
+def _one_name(one: str, other: str) -> bool:
+    return not one or not other or one.casefold() == other.casefold()
+
+
+def _in_ascii(name: str) -> str:
+    """A name with a star for letters that are not ASCII, however many characters they were read as."""
+    return re.sub(r"[^ -~]+|\?+", "*", name)
 
 
 def _series(headers: Iterable[Header]) -> dict[str, list[Header]]:

@@ -6,6 +6,8 @@ predictor than the first for something else without a word.)
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,11 +32,14 @@ def series_values(series: Series) -> list[np.ndarray]:
         CaseError: as `frame_values`; values of slices whose headers differ in how they are stored do not fit together;
             slices that have changed places.
     """
-    read: dict[Path, list[FrameValues]] = {}
+    wanted: dict[Path, list[int]] = {}
+    for path, frame in series.frames:
+        wanted.setdefault(path, []).append(frame)
+    read: dict[Path, dict[int, FrameValues]] = {}
     slices, stored_as = [], []
     for path, frame in series.frames:
         if path not in read:
-            read = {path: _frames(path, series.name)}  # the frames of one file stand together
+            read = {path: _frames(path, series.name, wanted[path])}  # the frames of one file stand together
         slices.append(read[path][frame].values)
         stored_as.append(read[path][frame].stored_as)
     _refuse_contradictions(series, slices, stored_as)
@@ -64,20 +69,23 @@ def frame_values(file: Path, name: str) -> np.ndarray:
         CaseError: no pixels, or truncated, damaged, or compressed in a way that is not read; grey levels of an MR that
             are inverted; no linear way from what is stored to the values.
     """
-    return np.stack([frame.values for frame in _frames(file, name)])
+    return np.stack([frame.values for frame in _frames(file, name).values()])
 
 
-def _frames(file: Path, name: str) -> list[FrameValues]:
-    """See `frame_values`."""
+def _frames(file: Path, name: str, wanted: Sequence[int] | None = None) -> dict[int, FrameValues]:
+    """See `frame_values`; the wanted frames alone, by their indices."""
     pydicom = quiet_pydicom()
     try:
         with opened(file) as content:
             dataset = pydicom.dcmread(content, force=True)
         _name_syntax(dataset)
-        syntax = dataset.file_meta.TransferSyntaxUID
-        stored = _decoded_by_gdcm(dataset) if syntax.is_encapsulated else _uncompressed(dataset)
-        stored = stored.reshape(-1, dataset.Rows, dataset.Columns)
-        if len(stored) != len(Header(file, dataset).planes):
+        rescales = Header(file, dataset).rescales
+        if len(rescales) != int(dataset.get("NumberOfFrames") or 1):
+            raise ValueError("frames are missing")
+        wanted = range(len(rescales)) if wanted is None else wanted
+        encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+        stored = _decoded_by_gdcm(dataset, wanted) if encapsulated else _uncompressed(dataset, wanted)
+        if len(stored) != len(wanted):
             raise ValueError("frames are missing")
         stored = _significant(stored, dataset)
     except MachineError:
@@ -88,7 +96,12 @@ def _frames(file: Path, name: str) -> list[FrameValues]:
             "series again, uncompressed."
         ) from None
     _refuse_unclear(dataset, name)
-    rescales = Header(file, dataset).rescales
+    rescales = [rescales[frame] for frame in wanted]
+    if any(number is not None and not math.isfinite(number) for pair in rescales for number in pair):
+        raise CaseError(
+            f"A slice of {name} has a RescaleSlope or RescaleIntercept that is no number, so its values are unknown; "
+            "export it again."
+        )
     if any(slope == 0 for slope, _ in rescales):
         raise CaseError(f"A slice of {name} has a RescaleSlope of 0, which leaves nothing of it; export it again.")
     values = _rescaled(stored, [(1.0 if s is None else s, 0.0 if i is None else i) for s, i in rescales])
@@ -98,7 +111,8 @@ def _frames(file: Path, name: str) -> list[FrameValues]:
     whole = np.array_equal(values, np.round(values)) and values.min() >= limits.min and values.max() <= limits.max
     values = values.astype(np.int16 if whole else np.float32)
     layout = tuple(int(dataset.get(keyword) or 0) for keyword in _LAYOUT)
-    return [FrameValues(one, (*layout, *rescale)) for one, rescale in zip(values, rescales, strict=True)]
+    told = zip(wanted, values, rescales, strict=True)
+    return {frame: FrameValues(one, (*layout, *rescale)) for frame, one, rescale in told}
 
 
 def _name_syntax(dataset: Any) -> None:
@@ -111,8 +125,11 @@ def _name_syntax(dataset: Any) -> None:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
-def _uncompressed(dataset: Any) -> np.ndarray:
-    """What is stored as it is: all of it, or an error. 8 bits big-endian would come in swapped pairs."""
+def _uncompressed(dataset: Any, wanted: Sequence[int]) -> np.ndarray:
+    """What is stored as it is, (N, rows, columns) of the wanted frames; an error where not all of it is there.
+
+    8 bits big-endian would come in swapped pairs.
+    """
     width, big = int(dataset.BitsAllocated) // 8, dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.2"
     if width not in (1, 2, 4) or (big and width == 1):
         raise ValueError("unusual width")
@@ -121,17 +138,21 @@ def _uncompressed(dataset: Any) -> np.ndarray:
     count = int(dataset.get("NumberOfFrames") or 1) * dataset.Rows * dataset.Columns
     if len(dataset.PixelData) - count * width >= max(dataset.Columns * width, 2):
         raise ValueError("more than the header tells")
-    return np.frombuffer(dataset.PixelData, dtype=f"{'>' if big else '<'}u{width}", count=count)
+    stored = np.frombuffer(dataset.PixelData, dtype=f"{'>' if big else '<'}u{width}", count=count)
+    return stored.reshape(-1, dataset.Rows, dataset.Columns)[wanted]
 
 
-def _decoded_by_gdcm(dataset: Any) -> np.ndarray:
-    """What is stored, of a file that holds nothing else: no name, and nothing that GDCM would apply to the values."""
+def _decoded_by_gdcm(dataset: Any, wanted: Sequence[int]) -> np.ndarray:
+    """What is stored, (N, rows, columns) of the wanted frames.
+
+    It is decoded from a file that holds nothing else: no name, and nothing that GDCM would apply to the values.
+    """
     import itk
     from pydicom.dataset import FileDataset, FileMetaDataset
 
     meta = FileMetaDataset()
     meta.FileMetaInformationGroupLength = 0  # it is filled in where it stands
-    frames = int(dataset.get("NumberOfFrames") or 1)
+    frames = len(wanted)
     # Secondary Capture, Multi-frame Grayscale Word Secondary Capture
     meta.MediaStorageSOPClassUID = f"1.2.840.10008.5.1.4.1.1.7{'.3' if frames > 1 else ''}"
     meta.MediaStorageSOPInstanceUID = "2.25.1"
@@ -139,15 +160,28 @@ def _decoded_by_gdcm(dataset: Any) -> np.ndarray:
     plain = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128, is_implicit_VR=False)
     plain.SOPClassUID, plain.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     plain.PhotometricInterpretation, plain.SamplesPerPixel = "MONOCHROME2", 1
-    for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"):
+    for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
         setattr(plain, name, getattr(dataset, name))
+    plain.PixelData = _encapsulated(dataset, wanted)
     plain["PixelData"].is_undefined_length = True
     if frames > 1:
         plain.NumberOfFrames = frames
     with temporary_folder() as folder:
         path = folder / "slice.dcm"
         plain.save_as(path)
-        return np.asarray(itk.array_from_image(itk.imread(str(path), itk.D))).astype(np.int64)
+        decoded = np.asarray(itk.array_from_image(itk.imread(str(path), itk.D)))
+    return decoded.astype(np.int64).reshape(-1, dataset.Rows, dataset.Columns)
+
+
+def _encapsulated(dataset: Any, wanted: Sequence[int]) -> bytes:
+    """The code streams of the wanted frames."""
+    from pydicom.encaps import encapsulate, generate_frames
+
+    count = int(dataset.get("NumberOfFrames") or 1)
+    if len(wanted) == count:
+        return dataset.PixelData
+    streams = list(generate_frames(dataset.PixelData, number_of_frames=count))
+    return encapsulate([streams[frame] for frame in wanted])
 
 
 def _significant(stored: np.ndarray, dataset: Any) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import re
 from collections import Counter
@@ -156,20 +155,33 @@ _Stacks = list[tuple[list[Slice], str]]  # and what tells their slices apart fro
 
 
 def _stacks(group: SeriesHeaders) -> _Stacks:
-    """The stacks of one series, largest first; slices without a place come last."""
-    parallel: list[list[Slice]] = []
-    placeless: list[Slice] = []
+    """The stacks of one series, largest first; slices without a place come last.
+
+    A localizer, projection or screen is no slice of the scan whose UID it has, wherever it lies.
+    """
+    kinds: dict[tuple, list[list[Slice]]] = {}
+    placeless: dict[tuple, list[Slice]] = {}
     for header in sorted(group.headers, key=_identity):
+        kind = _kind(header)
+        parallel = kinds.setdefault(kind, [])
         for frame, plane in enumerate(header.planes):
             if plane is None:
-                placeless.append(Slice(plane, header, frame))
+                placeless.setdefault(kind, []).append(Slice(plane, header, frame))
                 continue
             fitting = (stack for stack in parallel if stack[0].plane.parallel_to(plane))
             if (stack := next(fitting, None)) is None:
                 parallel.append(stack := [])
             stack.append(Slice(plane, header, frame))
-    stacks = list(chain.from_iterable(_separated(_without_copies(stack, group.uid)) for stack in parallel))
-    return [*sorted(stacks, key=lambda stack: -len(stack[0])), *([(placeless, "")] if placeless else [])]
+    parallel = chain.from_iterable(kinds.values())
+    stacks = chain.from_iterable(_separated(_without_copies(stack, group.uid)) for stack in parallel)
+    by_size = sorted(stacks, key=lambda stack: -len(stack[0]))
+    return [*by_size, *((slices, "") for slices in sorted(placeless.values(), key=len, reverse=True))]
+
+
+def _kind(header: Header) -> tuple[str | None, bool]:
+    """Of what kind an image is, by its own header: see `_other_kind`; and whether it has several samples a pixel."""
+    image_type = [word.upper() for word in header.texts("ImageType")]
+    return _other_kind(header.text("SOPClassUID"), image_type), (header.number("SamplesPerPixel") or 1) > 1
 
 
 def _without_copies(slices: list[Slice], uid: str) -> list[Slice]:
@@ -264,7 +276,7 @@ def _series(group: SeriesHeaders, slices: list[Slice], apart_by: str, mixed: boo
         coloured=not (text("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME"),
         frames=tuple((one.header.path, one.frame) for one in slices),
         stack=stack,
-        numbers=tuple(one.header.real("InstanceNumber") or math.nan for one in slices),
+        numbers=tuple(one.header.instance_number for one in slices),
         patient=group.patient,
         apart_by=apart_by,
         mixed=mixed,
@@ -272,7 +284,7 @@ def _series(group: SeriesHeaders, slices: list[Slice], apart_by: str, mixed: boo
 
 
 def stack_of_files(files: Sequence[Path]) -> Series:
-    """The stack that all of these files belong to, the largest where they hold several.
+    """The stack that all of these files belong to; where they hold several, that which `choose_series` would prefer.
 
     Raises:
         CaseError: there is none.
@@ -283,7 +295,15 @@ def stack_of_files(files: Sequence[Path]) -> Series:
             f"Of the {len(files)} files of a DICOM series some are missing, damaged, twice there or of another stack; "
             "give the series again."
         )
-    return stacks[0]
+    return min(stacks, key=lambda one: (_no_volume(one), _rank(one, one.modality)))
+
+
+def _no_volume(series: Series) -> bool:
+    """Whether a series is unusable, whatever contrast of its modality is asked for."""
+    if _is_ct(series.modality):
+        return why_unusable(series) is not None
+    repeats = series.stack is None or series.stack.repeats or series.slices < FEWEST_SLICES
+    return what_else(series) is not None or series.coloured or repeats
 
 
 def choose_series(series: Sequence[Series], contrast: str = "CT") -> Series:
@@ -349,28 +369,41 @@ def study_of(series: Series) -> tuple[str, int]:
 def why_unusable(series: Series, contrast: str = "CT") -> str | None:
     """What keeps a series from being translated, in a few words; None if nothing does. See `choose_series`."""
     modality = "CT" if _is_ct(contrast) else "MR"
-    words = " ".join(series.image_type).replace("_", " ")
-    description = series.description.upper()
     if series.modality != modality:
         return f"modality {series.modality or 'unknown'}"
+    if kind := what_else(series):
+        return kind
     if series.sop_class and series.sop_class not in [_STORAGE + ending for ending in _IMAGES[modality]]:
-        captured = series.sop_class.startswith(f"{_STORAGE}7")
-        return "a secondary capture" if captured else f"no {modality} image"
+        return f"no {modality} image"
+    if series.description.upper().startswith("SYNTHETIC "):
+        return "synthetic"  # what this bundle writes itself
+    if series.mixed:
+        return "its slices and those of another patient or study, with the same UID, look like one scan"
+    if series.coloured:
+        return "colours"
+    words = " ".join(series.image_type).replace("_", " ")
+    if modality == "CT" and not_in_hu(words, series.description, series.rescale_type):
+        return "a map or subtraction, not in HU"
+    return _why_no_volume(series, contrast)
+
+
+def what_else(series: Series) -> str | None:
+    """What a series is instead of a scan: a secondary capture, localizer, screen or projection; None for a scan."""
+    return _other_kind(series.sop_class, series.image_type, series.description.upper())
+
+
+def _other_kind(sop_class: str, image_type: Iterable[str], description: str = "") -> str | None:
+    """See `what_else`; image type and description in capitals."""
+    words = " ".join(image_type).replace("_", " ")
+    if sop_class.startswith(f"{_STORAGE}7"):
+        return "a secondary capture"
     if _LOCALIZER.search(words) or _LOCALIZER.search(description):
         return "a localizer"
     if _SCREEN.search(words) or re.search(r"\bDOSE (REPORT|INFO)", description):
         return "a dose report or screen"
     if _PROJECTION.search(words) or re.search(r"\b(MIP|MINIP|MAXIP|VRT)\b", description):
         return "a projection"
-    if description.startswith("SYNTHETIC "):
-        return "synthetic"  # what this bundle writes itself
-    if series.mixed:
-        return "its slices and those of another patient or study, with the same UID, look like one scan"
-    if series.coloured:
-        return "colours"
-    if modality == "CT" and not_in_hu(words, series.description, series.rescale_type):
-        return "a map or subtraction, not in HU"
-    return _why_no_volume(series, contrast)
+    return None
 
 
 def _why_no_volume(series: Series, contrast: str) -> str | None:
@@ -429,11 +462,16 @@ def why_chosen(chosen: Series, series: Sequence[Series], contrast: str = "CT") -
 
 
 def what_is_left(chosen: Series, series: Iterable[Series]) -> str | None:
-    """In words, which volumes have the UID of the series chosen and are not a part of it; None where there are none."""
+    """In words, which volumes have the UID of the series chosen and are not a part of it; None where there are none.
+
+    Single slices tell of another scan where something sets them apart, or may be missing where they have no place.
+    """
     left = []
     for one in series:
-        same_uid = one is not chosen and (one.uid, *study_of(one)) == (chosen.uid, *study_of(chosen))
-        if same_uid and (one.apart_by or one.slices >= FEWEST_SLICES):
+        if one is chosen or (one.uid, *study_of(one)) != (chosen.uid, *study_of(chosen)):
+            continue
+        lost = one.stack is None and one.modality == chosen.modality
+        if not (what_else(one) or one.coloured) and (one.apart_by or one.slices >= FEWEST_SLICES or lost):
             how = f"told apart by {one.apart_by}" if one.apart_by else "of another orientation, size or spacing"
             left.append(f"{one.slices} slices {how if one.stack else 'that do not say where they lie'}")
     if not left:
@@ -445,7 +483,10 @@ def what_is_left(chosen: Series, series: Iterable[Series]) -> str | None:
 
 
 def _listed(series: Sequence[Series], contrast: str, most: int = 8) -> str:
-    reasons = [f"{one.modality or 'unknown'} of {one.slices} slices: {why_unusable(one, contrast)}" for one in series]
+    told = Counter(
+        f"{one.modality or 'unknown'} of {one.slices} slices: {why_unusable(one, contrast)}" for one in series
+    )
+    reasons = [f"{count} times {text}" if count > 1 else text for text, count in told.items()]
     return "; ".join(reasons[:most]) + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")
 
 

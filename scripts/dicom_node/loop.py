@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..dicom.headers import quiet_pydicom
+from ..errors import place_of
 from . import StoppedError
 from .receiver import Receiver
 
@@ -38,11 +38,7 @@ def _repeat(step: Callable[[], Any], stop: threading.Event, retry_s: float) -> N
         except StoppedError:
             return
         except Exception as error:  # its message may quote a data set
-            where = error.__traceback__
-            while where.tb_next is not None:
-                where = where.tb_next
-            place = f"{Path(where.tb_frame.f_code.co_filename).name}, line {where.tb_lineno}"
-            logger.error(f"Unforeseen {type(error).__name__} ({place}); the next try is in {retry_s:g} s.")
+            logger.error(f"Unforeseen {type(error).__name__} ({place_of(error)}); the next try is in {retry_s:g} s.")
             stop.wait(retry_s)
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, Orientation
 from monai.utils import ensure_tuple
 
-from ..dicom.convert import convert_series, only_volume
-from ..dicom.headers import header_of
-from ..errors import CaseError, machine_reason
+from ..dicom.convert import convert, only_volume
+from ..dicom.series import stack_of_files
+from ..errors import CaseError, machine_reason, place_of
 from ..files import temporary_folder
 from .content import check_content, close_whole, unpacked
 from .placement import Placement, nifti_placement
@@ -156,7 +156,7 @@ class LoadVolume(LoadImage):
 
         Raises:
             CaseError: no such file, not a format that is read, truncated or damaged, colours or vectors; of a series,
-                what `convert_series` raises.
+                what `stack_of_files` and `convert` raise.
         """
         if isinstance(filename, list | tuple):
             return self._read_dicom([os.fspath(name) for name in filename])
@@ -181,13 +181,15 @@ class LoadVolume(LoadImage):
         with temporary_folder() as folder:
             path = folder / "volume.nii"
             try:
-                _check_series_size(files)
-                series, corrected = convert_series(files, path)
+                series = stack_of_files([Path(file) for file in files])
+                if series.stack is not None:
+                    check_size((*series.stack.shape, series.slices), "The DICOM series")
+                corrected = convert(series, path)
             except CaseError:
                 raise
             except Exception as error:  # its message may hold a folder's name
-                refused = machine_reason(error, "a DICOM series")
-                kind = type(error).__name__
+                refused, kind = machine_reason(error, "a DICOM series"), type(error).__name__
+                logger.error(f"A DICOM series cannot be read: {kind} ({place_of(error)}).")
                 raise CaseError(refused or f"A DICOM series cannot be read ({kind}); export it again.") from None
             loaded = super().__call__(str(path), _PlacedReader())
         volume = loaded if self.image_only else loaded[0]
@@ -217,13 +219,6 @@ def _reader_of(path: Path) -> NibabelReader | ITKReader:
     """The reader of a file: by what it holds, and where that is neither NIfTI nor MGH by its suffix."""
     is_known = path.name.lower().endswith(NIBABEL_SUFFIXES) or check_content(path) is not None
     return _PlacedReader() if is_known else _itk_reader(path)
-
-
-def _check_series_size(files: Sequence[str]) -> None:
-    header = header_of(Path(files[0]), ("Rows", "Columns", "NumberOfFrames"))
-    if header is not None:
-        sizes = [header.number(name) or 1 for name in ("Rows", "Columns", "NumberOfFrames")]
-        check_size((*sizes[:2], sizes[2] * len(files)), "The DICOM series")
 
 
 def _itk_reader(path: Path) -> ITKReader:

@@ -1,5 +1,6 @@
 """What belongs together: the slices of one patient and one acquisition, each once, whatever the UIDs say."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -19,7 +20,11 @@ FIRST, SECOND = 40, 900
 
 
 def scan(folder, heights, number=1, hu=FIRST, moved=(0, 0), modality="CT", start=1, **tags):
-    """Slices of one value under the UIDs of all others; tags may be functions of the slice's index."""
+    """Slices under the UIDs of all others, of one value or of a function of points.
+
+    Tags may be functions of the slice's index.
+    """
+    shape = {name: tags.pop(name) for name in ("orientation", "way") if name in tags}
 
     def change(slice_, index):
         slice_.SeriesInstanceUID, slice_.SeriesNumber = SERIES, 1
@@ -34,7 +39,7 @@ def scan(folder, heights, number=1, hu=FIRST, moved=(0, 0), modality="CT", start
                 setattr(slice_, name, value(index) if callable(value) else value)
 
     def values(points):
-        return np.full(points.shape[:-1], hu, dtype=np.int16)
+        return hu(points) if callable(hu) else np.full(points.shape[:-1], hu, dtype=np.int16)
 
     write_dicom_series(
         folder,
@@ -46,6 +51,7 @@ def scan(folder, heights, number=1, hu=FIRST, moved=(0, 0), modality="CT", start
         study=STUDY,
         hu_of=values,
         change=change,
+        **shape,
     )
 
 
@@ -148,6 +154,55 @@ def test_what_is_one_volume_stays_one(tmp_path, parts, modality):
     if "seam" in parts:
         expected = sorted(set(expected))
     assert told(tmp_path, "CT" if modality == "CT" else "T2")[::2] == (expected, None)
+
+
+def slope_of(points):
+    """Values that rise by 10 HU a slice."""
+    return np.round(points[..., 2] * 2.5).astype(np.int16)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("turns", [2, 3])
+@pytest.mark.parametrize("attribute", ["AcquisitionNumber", "AcquisitionTime", "ContentTime", "SeriesTime"])
+def test_overlapping_slices_that_were_reconstructed_in_turn_are_one_scan(tmp_path, attribute, turns, turned):
+    """dcm2niix issue 1018, of overlapping reconstructions, and Slicer issue 4872, of scans that are split."""
+    for turn in range(turns):
+        scan(
+            tmp_path,
+            WHOLE[turn::turns],
+            turn + 1,
+            slope_of,
+            SliceThickness=4 * turns,
+            InstanceNumber=lambda i, turn=turn: abs(17 * turned - (turn + turns * (i - 1))),
+            **{attribute: f"{turn + 1}" if attribute == "AcquisitionNumber" else f"12000{turn}"},
+        )
+    heights, _, left = told(tmp_path)
+    assert (heights, left) == (WHOLE, None)
+
+
+OF_TWO_SCANS = {
+    "numbered one after the other": lambda turn, i: 9 * turn + i,
+    "both numbered from 1": lambda turn, i: i,
+    "numbered by place": lambda turn, i: 2 * i + turn,
+}
+
+
+@pytest.mark.parametrize("numbers", OF_TWO_SCANS)
+def test_two_scans_half_a_gap_apart_stay_two(tmp_path, numbers):
+    """Of the same thickness and places as slices in turn; where the numbers do not tell, the images do."""
+    for turn in (0, 1):
+        scan(
+            tmp_path,
+            WHOLE[turn::2],
+            turn + 1,
+            lambda points, turn=turn: slope_of(points) + 40 * turn,
+            SliceThickness=8,
+            AcquisitionNumber=turn + 1,
+            InstanceNumber=lambda i, turn=turn: OF_TWO_SCANS[numbers](turn, i),
+        )
+    heights, _, left = told(tmp_path)
+    assert heights in (WHOLE[::2], WHOLE[1::2])
+    assert "9 slices told apart by AcquisitionNumber" in left
 
 
 def test_a_series_over_time_is_no_volume(tmp_path):
@@ -278,6 +333,47 @@ def test_images_that_do_not_say_whose_they_are_join_the_only_patient(tmp_path):
     assert len(inference_datalist(tmp_path)) == 1
 
 
+LETTERS = {
+    "character sets that are not told": [("", b"M\xfcller^J\xf6rg"), ("ISO_IR 192", b"M\xc3\xbcller^J\xc3\xb6rg")],
+    "UTF-8 that is not told": [("", b"M\xc3\xbcller^J\xc3\xb6rg"), ("ISO_IR 100", b"M\xfcller^J\xf6rg")],
+    "a set that does not exist": [("Not Supplied", b"M\xfcller^J\xf6rg"), ("ISO_IR 100", b"M\xfcller^J\xf6rg")],
+    "letters that were lost": [("", b"M?ller^J?rg"), ("ISO_IR 100", b"M\xfcller^J\xf6rg")],
+    "Cyrillic": [("ISO_IR 144", b"\xb8\xd2\xd0\xdd^X"), ("", b"\xc8\xe2\xe0\xed^X")],
+    "Chinese": [("GB18030", b"\xcd\xf5^X"), ("ISO_IR 192", b"\xe7\x8e\x8b^X")],
+    "carets and commas": [("", b"PHANTOM, fourD"), ("", b"Phantom^FourD^^")],
+}
+
+
+@pytest.mark.parametrize("same_number", [True, False])
+@pytest.mark.parametrize("spelt", LETTERS)
+def test_a_name_in_several_character_sets_is_one_patient_of_the_same_number(tmp_path, spelt, same_number):
+    """pydicom issues 2115 and 815; CTK issue 275."""
+    scan(tmp_path, WHOLE)
+    for index, path in enumerate(sorted(tmp_path.iterdir())):
+        slice_ = pydicom.dcmread(path)
+        encoding, name = LETTERS[spelt][index % 2]
+        slice_.PatientID = "4711" if same_number else ""
+        slice_._dict[pydicom.tag.Tag("SpecificCharacterSet")] = raw("SpecificCharacterSet", encoding.encode())
+        slice_._dict[pydicom.tag.Tag("PatientName")] = raw("PatientName", name)
+        slice_.save_as(path)
+    items = inference_datalist(tmp_path)
+    one = same_number or spelt in ("carets and commas", "a set that does not exist")
+    assert len(items) == (1 if one else 2)
+    assert [item["case"] for item in items if "failure" not in item] == ([items[0]["case"]] if one else [])
+    if one:
+        assert told(tmp_path) == (WHOLE, {FIRST}, None)
+
+
+def raw(keyword, content):
+    """An element as it stands in a file, whatever it is."""
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+    from pydicom.dataelem import RawDataElement
+
+    content += b" " * (len(content) % 2)
+    tag = pydicom.tag.Tag(tag_for_keyword(keyword))
+    return RawDataElement(tag, dictionary_VR(tag), len(content), content, 0, False, True)
+
+
 # ------------------------------------------------------------------------------------------------ lost UIDs
 
 
@@ -325,3 +421,62 @@ def test_a_number_spelt_in_two_ways_tells_no_acquisitions_apart(tmp_path):
     scan(tmp_path, WHOLE, KVP=lambda index: "120" if index % 2 else "120.0", SliceThickness="8")
     heights, values, left = told(tmp_path)
     assert (sorted(heights), values, left) == (WHOLE, {FIRST}, None)
+
+
+# ------------------------------------------------------------------------------------- other images in the series
+
+OTHERS = {
+    "a localizer before the scan": ([-40.0], {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "InstanceNumber": 0}),
+    "localizers between the slices": (WHOLE[3:6], {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}),
+    "a screen above the head": ([72.0], {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}),
+    "a capture above the head": ([72.0, 76.0], {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}),
+    "projections": ([2.0, 30.0], {"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MIP"]}),
+    "colours": ([72.0], {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "BitsAllocated": 8}),
+    "captures without a place": (
+        [0.0, 4.0, 8.0],
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ImagePositionPatient": None},
+    ),
+    "a report": ([0.0], {"Modality": "SR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.67", "PixelSpacing": None}),
+}
+
+
+@pytest.mark.parametrize("beside", OTHERS)
+def test_other_images_under_the_same_uid_are_no_slices(tmp_path, beside):
+    """picai_prep pull request 39 and dcm2niix issue 721: localizers and captures within the series, in its plane."""
+    heights, tags = OTHERS[beside]
+    scan(tmp_path, WHOLE)
+    scan(tmp_path, heights, 2, SECOND, start=100, **tags)
+    assert told(tmp_path) == (WHOLE, {FIRST}, None)
+    (item,) = inference_datalist(tmp_path)
+    assert len(item["image"]) == len(WHOLE)
+    image = nib.load(convert_dicom(tmp_path, tmp_path / "ct.nii.gz"))
+    assert image.shape[2] == len(WHOLE)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_slices_without_a_place_are_told(tmp_path, lost):
+    """MONAI issue 8468: what cannot be placed is not left out in silence."""
+    scan(tmp_path, WHOLE[:-lost])
+    scan(tmp_path, WHOLE[-lost:], 2, start=30, ImagePositionPatient=None)
+    heights, _, left = told(tmp_path)
+    assert heights == WHOLE[:-lost]
+    assert f"beside the {18 - lost} that are taken ({lost} slices that do not say where they lie)" in left
+    convert_dicom(tmp_path, tmp_path / "ct.nii.gz")
+
+
+def test_prepare_takes_the_stack_of_a_series_that_the_main_job_takes(tmp_path):
+    """A coronal reformat under the UID of the axial slices."""
+    coronal = {"orientation": (1, 0, 0, 0, 0, -1), "way": (0, 1, 0)}
+    scan(tmp_path, WHOLE)
+    scan(tmp_path, [3.0 * i for i in range(30)], 2, SECOND, start=100, **coronal)
+    heights, _, left = told(tmp_path)
+    assert heights == WHOLE
+    assert "30 slices of another orientation" in left
+    image = nib.load(convert_dicom(tmp_path, tmp_path / "ct.nii.gz"))
+    assert set(np.unique(image.get_fdata())) == {FIRST}
+    for path in tmp_path.glob("*_*"):
+        slice_ = pydicom.dcmread(path)
+        slice_.Modality, slice_.SOPClassUID = "MR", "1.2.840.10008.5.1.4.1.1.4"
+        slice_.save_as(path)
+    with pytest.raises(CaseError, match="holds 2 volumes of other directions, sizes or spacings; export the one"):
+        convert_dicom(tmp_path, tmp_path / "mr.nii.gz")

@@ -8,7 +8,9 @@ import pytest
 
 from scripts.dicom.pixels import frame_values, series_values
 from scripts.dicom.series import find_series
+from scripts.dicom.source import source_slices, stack_of
 from scripts.errors import CaseError
+from scripts.volumes.load import LoadVolume
 from tests.trees import ball_head, write_dicom_series
 
 pydicom = pytest.importorskip("pydicom")
@@ -265,3 +267,60 @@ def test_slices_that_have_changed_places_are_refused_and_numbers_that_have_are_n
     np.testing.assert_array_equal(values_of(numbers), truth)
     with pytest.raises(CaseError, match=r"Slices 3 and 6 of .* do not lie where their InstanceNumber puts them"):
         values_of(exchanged(spoilt(tmp_path / "places", "KVP", {}), "ImagePositionPatient"))
+
+
+def written(slice_, name, text, kind="DS"):
+    """Put a text into an element as it stands in a file, whatever it is."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.dataelem import RawDataElement
+
+    content = text.encode() + b" " * (len(text) % 2)
+    tag = pydicom.tag.Tag(tag_for_keyword(name))
+    slice_[tag] = RawDataElement(tag, kind, len(content), content, 0, False, True)
+
+
+def with_commas(slice_, _):
+    for name in ("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"):
+        values = np.atleast_1d(np.asarray(slice_[name].value, dtype=float))
+        written(slice_, name, "\\".join(str(float(value)).replace(".", ",") for value in values))
+
+
+def separated_by_commas(slice_, _):
+    written(slice_, "PixelSpacing", "2.5,2.5")
+
+
+def of_another_kind(slice_, _):
+    written(slice_, "PixelSpacing", "2.5\\2.5", "UT")
+    written(slice_, "RescaleSlope", "1,0", "LO")
+
+
+def longer_than_allowed(slice_, _):
+    x, y, z = slice_.ImagePositionPatient
+    written(slice_, "ImagePositionPatient", f"{x:.22f}\\{y:.22f}\\{z:.22f}\0")
+    written(slice_, "ImageOrientationPatient", "1.0000000000000002\\1.0e-17\\0\\0\\1\\6.123233995736766e-17")
+
+
+@pytest.mark.parametrize("change", [with_commas, separated_by_commas, of_another_kind, longer_than_allowed])
+def test_decimals_are_read_as_they_are_meant(tmp_path, plain, change):
+    """dcmjs issue 287, pydicom issues 173 and 828, nii2dcm issue 48; the DICOM output has what it needs of them."""
+    folder = write_dicom_series(tmp_path / "in", HEIGHTS, hu_of=hu_of, change=change)
+    (series,), (clean,) = find_series(folder), find_series(plain)
+    np.testing.assert_allclose(series.stack.positions, clean.stack.positions)
+    assert series.stack.spacing == clean.stack.spacing
+    np.testing.assert_array_equal(np.stack(series_values(series)), values_of(plain))
+    beside = stack_of(source_slices(LoadVolume()(folder)))
+    np.testing.assert_allclose(beside.positions, clean.stack.positions)
+    assert beside.spacing == clean.stack.spacing
+
+
+@pytest.mark.parametrize("text", ["1,0,0", "one", "1\\2", "1.0\\1.0", "nan", "inf", "--1", "1,000.5", "1.0.0"])
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
+def test_what_is_no_number_is_not_taken_for_nothing(tmp_path, name, text):
+    with pytest.raises(CaseError, match="has a RescaleSlope or RescaleIntercept that is no number, so its values are"):
+        edited(tmp_path, lambda slice_, _: written(slice_, name, text))
+
+
+@pytest.mark.parametrize("text", ["", " ", "\0\0"])
+def test_a_slope_that_is_empty_is_none(tmp_path, plain, text):
+    same = edited(tmp_path, lambda slice_, _: written(slice_, "RescaleSlope", text))
+    np.testing.assert_array_equal(same, values_of(plain))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 
 import nibabel as nib
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 from scripts.data.datalists import inference_datalist
-from scripts.dicom.convert import convert_series
+from scripts.dicom.convert import convert
 from scripts.dicom.kernels import is_sharp
 from scripts.dicom.series import choose_series, find_series, named_series, why_chosen, why_unusable
 from scripts.dicom.series_text import of_another_part, with_contrast_agent
+from scripts.dicom.source import source_slices
 from scripts.errors import CaseError
 from scripts.volumes.load import LoadVolume
 from tests.trees import tilted, write_cube, write_dicom_series
@@ -350,11 +352,74 @@ def test_the_frames_of_an_enhanced_ct_are_slices(tmp_path):
     assert choose_series([series]) is series
     np.testing.assert_allclose(series.stack.positions[:, 2], [0, 5, 10, 15, 20])
     assert [values.mean() for values in series_values(series)] == [-10, -8, -6, -4, -2]
-    convert_series([path], tmp_path / "ct.nii")
+    convert(series, tmp_path / "ct.nii")
     image = nib.load(tmp_path / "ct.nii")
     heights_of = [nib.affines.apply_affine(image.affine, [0, 0, k])[2] for k in range(5)]
     np.testing.assert_allclose(heights_of, [0, 5, 10, 15, 20])
     assert [float(value) for value in image.dataobj[4, 4]] == [-10, -8, -6, -4, -2]
+
+
+def several_stacks(folder, axial=4, coronal=7, echoes=1):
+    """An Enhanced CT with axial frames, of several echoes, and more that are coronal."""
+    from pydicom.dataset import Dataset
+
+    path = enhanced(folder, [*range(axial)] * echoes + [*range(coronal)])
+    image = pydicom.dcmread(path)
+    (shared,) = image.SharedFunctionalGroupsSequence
+    ways = [[1, 0, 0, 0, 1, 0]] * axial * echoes + [[1, 0, 0, 0, 0, -1]] * coronal
+    for number, (frame, way) in enumerate(zip(image.PerFrameFunctionalGroupsSequence, ways, strict=True)):
+        one = Dataset()
+        one.ImageOrientationPatient = way
+        frame.PlaneOrientationSequence = [one]
+        if way[-1]:
+            frame.PlanePositionSequence[0].ImagePositionPatient = [-105, 5.0 * number, 0]
+    del shared.PlaneOrientationSequence
+    image.save_as(path)
+    return path
+
+
+def test_of_one_file_of_several_stacks_the_axial_one_is_read(tmp_path):
+    """Slicer issue 1007 and dcm2niix issue 140; the largest stack is another."""
+    path = several_stacks(tmp_path / "in")
+    volume = LoadVolume()(inference_datalist(path)[0]["image"])
+    assert volume.shape == (8, 8, 4)
+    assert [float(value) for value in volume[4, 4]] == [-10, -8, -6, -4]
+    assert [one.frame for one in source_slices(volume)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("syntax", [None, "1.2.840.10008.1.2.5"])
+def test_frames_that_are_not_taken_are_neither_counted_nor_decoded(tmp_path, monkeypatch, syntax):
+    from scripts.dicom import pixels
+    from scripts.volumes import load
+
+    path = several_stacks(tmp_path / "in")
+    if syntax is not None:
+        image = pydicom.dcmread(path)
+        image.compress(syntax)
+        image.save_as(path)
+    sizes, significant, decoded = [], pixels._significant, []
+    monkeypatch.setattr(load, "check_size", lambda shape, name: sizes.append(tuple(shape)))
+    monkeypatch.setattr(
+        pixels, "_significant", lambda stored, ds: decoded.append(len(stored)) or significant(stored, ds)
+    )
+    volume = LoadVolume()([str(path)])
+    assert sizes[0] == (8, 8, 4)
+    assert decoded == [(4, 8, 8)]
+    assert [float(value) for value in volume[4, 4]] == [-10, -8, -6, -4]
+
+
+def test_an_unforeseen_error_is_logged_with_its_place_and_without_a_name(tmp_path, monkeypatch, caplog):
+    from scripts.volumes import load
+
+    def lacking(*_):
+        return {}["Doe^Jane"]
+
+    add(tmp_path / "in", 1)
+    monkeypatch.setattr(load, "convert", lacking)
+    with pytest.raises(CaseError, match=r"A DICOM series cannot be read \(KeyError\); export it again\."):
+        LoadVolume()([str(path) for path in sorted((tmp_path / "in").iterdir())])
+    assert re.search(r"A DICOM series cannot be read: KeyError \(test_series.py, line \d+\)\.", caplog.text)
+    assert "Doe" not in caplog.text
 
 
 def test_an_enhanced_ct_that_lacks_frames_is_refused(tmp_path):
@@ -489,3 +554,13 @@ def test_a_tilt_that_the_places_contradict_is_told(tmp_path, said, lie, doubted,
     add(tmp_path, 1, orientation=tilted(lie), GantryDetectorTilt=said)
     LoadVolume()(tmp_path)
     assert (f"GantryDetectorTilt is {said}.0 degrees, but the slices lean by {lie}.0" in caplog.text) is doubted
+
+
+def test_slices_each_with_a_series_of_its_own_are_told_in_one_breath(tmp_path):
+    """medInria pull request 156."""
+    for number, path in enumerate(sorted(write_dicom_series(tmp_path, heights(12), voxels=8).iterdir())):
+        slice_ = pydicom.dcmread(path)
+        slice_.SeriesInstanceUID = f"{STUDY}.{number + 1}"
+        slice_.save_as(path)
+    (item,) = inference_datalist(tmp_path)
+    assert "(12 times CT of 1 slices: too few slices); give another study" in item["failure"]

@@ -38,17 +38,17 @@ def test_less_is_taken_where_less_is_free(monkeypatch):
         check_size((512, 512, 400), "ct.nii")
 
 
-@pytest.mark.parametrize(("rows", "frames"), [(64, 0), (8192, 6), (1024, 100)])
-def test_a_dicom_series_by_its_first_header(tmp_path, rows, frames):
+@pytest.mark.parametrize("rows", [64, 8192])
+def test_a_dicom_series_by_its_headers(tmp_path, rows):
     pydicom = pytest.importorskip("pydicom")
     write_dicom_series(tmp_path, [4.0 * i for i in range(6)], voxels=64)
-    first, *_ = paths = sorted(map(str, tmp_path.iterdir()))
-    if not frames:
+    paths = sorted(map(str, tmp_path.iterdir()))
+    if rows == 64:
         assert LoadVolume()(paths).shape == (64, 64, 6)
         return
-    changed = pydicom.dcmread(first)
-    changed.Rows = changed.Columns = rows
-    changed.NumberOfFrames = frames
-    changed.save_as(first)
-    with pytest.raises(CaseError, match=rf"^The DICOM series has {rows} x {rows} x {6 * frames} voxels, which would"):
+    for path in paths:
+        changed = pydicom.dcmread(path)
+        changed.Rows = changed.Columns = rows
+        changed.save_as(path)
+    with pytest.raises(CaseError, match=rf"^The DICOM series has {rows} x {rows} x 6 voxels, which would"):
         LoadVolume()(paths)
