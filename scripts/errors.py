@@ -23,6 +23,7 @@ _ELSEWHERE = "give another folder, and type the command again"
 _REFUSALS = {
     errno.ENOSPC: ("The disk of {} is full", f"free space on it, or {_ELSEWHERE}"),
     errno.EDQUOT: ("The quota on the disk of {} is used up", f"delete what is not needed there, or {_ELSEWHERE}"),
+    errno.EFBIG: ("A file is larger than the disk of {} allows", _ELSEWHERE),
     errno.EROFS: ("The disk of {} can only be read", _ELSEWHERE),
     errno.EIO: ("The disk of {} reports an error", f"check the disk, or {_ELSEWHERE}"),
     errno.ESTALE: ("The disk of {} is not connected any more", "connect it again, and type the command again"),

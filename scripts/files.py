@@ -218,7 +218,7 @@ def longest_name(folder: Path) -> int:
         return 255
 
 
-def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+def write_whole(path: str | os.PathLike, content: str | bytes | memoryview) -> None:
     """Write a file, text as UTF-8, that is either the old one or the whole new one, whenever it is read."""
     with written_whole(path) as temporary:
         temporary.write_bytes(readable(content).encode("utf-8") if isinstance(content, str) else content)
