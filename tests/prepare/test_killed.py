@@ -113,10 +113,10 @@ def test_the_command_with_its_workers(bundle_root, tmp_path, table):
     out, whole, log, number = tmp_path / "out", tmp_path / "whole", tmp_path / "log", 40
     pairs, look, killed = table(number), Watch(tmp_path / "out"), 0
     assert command(bundle_root, log, pairs, whole).wait(600) == 0, log.read_text()
-    for wait in random_waits(8, 3.0, seed=1):
-        process, began = command(bundle_root, log, pairs, out), time.time_ns()
-        record = out / "prepare.json"
-        while process.poll() is None and not (record.exists() and record.stat().st_mtime_ns > began):
+    for wait in random_waits(8, 1.0, seed=1):
+        process, saved = command(bundle_root, log, pairs, out), set()
+        while process.poll() is None and len(saved) < 3:  # before it started, at its start, after the first subject
+            saved |= {path.stat().st_mtime_ns for path in out.glob("prepare.json")} or {0}
             time.sleep(0.02)
         time.sleep(wait)
         killed += process.poll() is None
