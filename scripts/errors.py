@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from contextlib import suppress
 from traceback import extract_tb
 from types import TracebackType
 
@@ -24,6 +25,7 @@ _ELSEWHERE = "give another folder, and type the command again"
 _REFUSALS = {
     errno.ENOSPC: ("The disk of {} is full", f"free space on it, or {_ELSEWHERE}"),
     errno.EDQUOT: ("The quota on the disk of {} is used up", f"delete what is not needed there, or {_ELSEWHERE}"),
+    errno.EFBIG: ("A file is larger than the disk of {} allows", _ELSEWHERE),
     errno.EROFS: ("The disk of {} can only be read", _ELSEWHERE),
     errno.EIO: ("The disk of {} reports an error", f"check the disk, or {_ELSEWHERE}"),
     errno.ESTALE: ("The disk of {} is not connected any more", "connect it again, and type the command again"),
@@ -127,7 +129,9 @@ def shorten_errors() -> None:
     """From here on, an error that can be said in one sentence ends the program without its traceback.
 
     These are the package's own, what the operating system refused, and Ctrl-C. Names that are no UTF-8 can be printed.
+    A log that cannot be written, as on a full disk, is told once.
     """
+    _tell_refused_log_once()
     previous = sys.excepthook
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -141,6 +145,21 @@ def shorten_errors() -> None:
             print(sentence, file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def _tell_refused_log_once() -> None:
+    previous, told = logging.Handler.handleError, []
+
+    def handle(handler: logging.Handler, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            previous(handler, record)
+        elif not told:
+            told.append(error)
+            with suppress(OSError):
+                print(f"The log cannot be written ({error.strerror}); free space on its disk.", file=sys.stderr)
+
+    logging.Handler.handleError = handle
 
 
 def _last_words(error: BaseException) -> str | None:

@@ -10,7 +10,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .text import readable
 _NO_RENAMING = {errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _LITTLE = 2**20  # bytes; with less than that free, a disk is full
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
-_TEMPORARY = re.compile(r"\.(\d+)-([0-9a-f]{8})\.partial\..+")
+_TEMPORARY = re.compile(r"\.(\d+)-([0-9a-f]{8})\.partial\..+", re.DOTALL)
 _ABANDONED_S = 86400.0  # a temporary file of another computer, whose processes are not seen from here
 
 
@@ -47,18 +47,27 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         RefusedError: see `writing_into`.
     """
     path = Path(path)
-    # the process is part of the name: two may write the same file at once; the suffix stays, which writers go by
-    temporary = _temporary_name(path)
-    with writing_into(path.parent):
-        try:
+    temporary = temporary_name(path)
+    try:
+        with writing_into(path.parent):  # looks at the disk while what filled it is still there
             yield temporary
             move(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _temporary_name(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
+    """Name beside a file or folder under which this process writes it, until it is whole.
+
+    The process and its computer are part of the name: two may write the same at once, and `remove_remains` tells what
+    a dead one left. The suffix stays, which writers go by.
+    """
     return path.with_name(f".{os.getpid()}-{_HOST}.partial.{path.name}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one of `temporary_name`."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def move(source: Path, target: Path) -> None:
@@ -126,11 +135,11 @@ def check_folder(folder: str | os.PathLike) -> Path:
         MachineError: it cannot be made or written; told before anything is computed.
     """
     folder = Path(folder)
-    working = _temporary_name(folder / "trial")
+    working = temporary_name(folder / "trial")
     try:
         with writing_into(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _remove_remains(folder)
+            remove_remains(folder)
             try:
                 working.mkdir()
                 (working / "trial").write_bytes(bytes(_LITTLE))
@@ -143,16 +152,21 @@ def check_folder(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def _remove_remains(folder: Path) -> None:
-    """Remove the temporary files of programs that do not run any more."""
+def remove_remains(folder: Path) -> None:
+    """Remove the temporary files and folders of programs that do not run any more."""
     for name in os.listdir(folder):
         made_by = _TEMPORARY.fullmatch(name)
         if made_by and _is_abandoned(folder / name, int(made_by[1]), made_by[2]):
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            remove(folder / name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all in it, as far as the system lets it; no error where it is not there."""
+    if os.path.isdir(path) and not os.path.islink(path):  # not Path.is_dir, which raises for a name that cannot be
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _is_abandoned(path: Path, process: int, host: str) -> bool:
@@ -204,7 +218,7 @@ def longest_name(folder: Path) -> int:
         return 255
 
 
-def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+def write_whole(path: str | os.PathLike, content: str | bytes | memoryview) -> None:
     """Write a file, text as UTF-8, that is either the old one or the whole new one, whenever it is read."""
     with written_whole(path) as temporary:
         temporary.write_bytes(readable(content).encode("utf-8") if isinstance(content, str) else content)

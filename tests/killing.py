@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib
 import multiprocessing
 import os
 import threading
@@ -17,12 +18,18 @@ from tqdm import tqdm
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PARTS = ("scripts.cohort.cases", "scripts.data.datalists", "scripts.transforms.steps")  # the config imports them
-_CONTEXT.set_forkserver_preload([__name__, *_PARTS])
+_PREPARE = "scripts.prepare.command"
+_CONTEXT.set_forkserver_preload([__name__, *_PARTS, _PREPARE])
 
 
 def translate_all(config_file: str, settings: dict) -> None:
     """The main job."""
     run(config_file=config_file, logging_file=False, **copy.deepcopy(settings))
+
+
+def prepare_all(table: str, output: str, options: dict) -> None:
+    """`python -m scripts prepare`, in one process: others would take seconds to start."""
+    importlib.import_module(_PREPARE).prepare("csv", table, output, num_workers=0, **options)
 
 
 def done_with_kills(work: Callable[..., None], arguments: tuple, waits: list[float], look: Callable[[], None]) -> int:
@@ -36,11 +43,8 @@ def done_with_kills(work: Callable[..., None], arguments: tuple, waits: list[flo
     """
     killed = 0
     for wait in [*waits, None]:
-        begun = _CONTEXT.Event()
-        process = _CONTEXT.Process(target=_work, args=(work, arguments, begun))
-        process.start()
+        process = started(work, *arguments)
         if wait is not None:
-            assert begun.wait(120)
             time.sleep(wait)
             killed += process.is_alive()
             process.kill()
@@ -48,6 +52,15 @@ def done_with_kills(work: Callable[..., None], arguments: tuple, waits: list[flo
         assert process.exitcode is not None, "it hangs"
         look()
     return killed
+
+
+def started(work: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
+    """A process that has begun with `work`, a function of a module."""
+    begun = _CONTEXT.Event()
+    process = _CONTEXT.Process(target=_work, args=(work, arguments, begun))
+    process.start()
+    assert begun.wait(120)
+    return process
 
 
 def _work(work: Callable[..., None], arguments: tuple, begun: multiprocessing.Event) -> None:

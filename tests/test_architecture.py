@@ -51,7 +51,7 @@ ARROWS = {
         *("errors", "files", "options", "processes", "contrasts", "workflow", "text"),
         *("volumes", "transforms", "data", "outputs", "dicom"),
     },
-    "engines": {"errors", "files", "inferers", "schedulers"},
+    "engines": {"errors", "files", "inferers", "schedulers", "conditioning"},  # it saves the style keys it trained on
     "cohort": {"errors", "files", "outputs"},
     "dicom_node": {
         "errors",

@@ -140,7 +140,7 @@ def test_a_killed_save_leaves_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def killed(content, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", killed)

@@ -89,3 +89,16 @@ def test_only_the_package_s_own_errors_are_shortened(monkeypatch, capsys):
         sys.excepthook(type(error), error, error.__traceback__)
     assert capsys.readouterr().err == "one sentence.\n"
     assert [str(error.__cause__.__cause__) for error in seen] == ["'what'"]
+
+
+def test_a_log_on_a_full_disk_is_told_once_and_the_work_goes_on(bundle_root):
+    script = (
+        "import logging, sys; from scripts.errors import shorten_errors; shorten_errors(); "
+        "logging.basicConfig(stream=sys.stdout, level='INFO'); [logging.info('said') for _ in range(3)]; "
+        "print('done', file=sys.stderr)"
+    )
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", script]
+        ended = subprocess.run(command, cwd=bundle_root, stdout=full, stderr=subprocess.PIPE, text=True)
+    said = ended.stderr.splitlines()
+    assert said == ["The log cannot be written (No space left on device); free space on its disk.", "done"]

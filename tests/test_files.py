@@ -33,6 +33,7 @@ def refuse(monkeypatch, number, what="replace", module=os, only=""):
         (errno.ENOSPC, MachineError, "The disk of {} is full"),
         (errno.EDQUOT, MachineError, "The quota on the disk of {} is used up"),
         (errno.EROFS, MachineError, "The disk of {} can only be read"),
+        (errno.EFBIG, RefusedError, "A file is larger than the disk of {} allows"),
         (errno.EIO, MachineError, "The disk of {} reports an error"),
         (errno.EACCES, RefusedError, "There is no permission for {}"),
         (errno.ENAMETOOLONG, RefusedError, "A name at {} is longer than the disk allows"),
@@ -65,13 +66,21 @@ def test_where_nothing_can_be_renamed_it_is_copied(tmp_path, monkeypatch, number
     assert check_folder(tmp_path) == tmp_path
 
 
+def _write_half(path):
+    path.write_text("half")
+    raise RuntimeError("PytorchStreamWriter failed writing file")
+
+
 def test_a_writer_that_does_not_say_why_is_on_a_full_disk_where_none_is_left(tmp_path, monkeypatch):
-    """NumPy says how many items it wrote, and torch nothing at all."""
+    """NumPy says how many items it wrote, and torch nothing at all; the file that filled the disk is half there."""
     usage = shutil.disk_usage(tmp_path)
     for free, expected in ((100, MachineError), (2**30, RuntimeError)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
-        with pytest.raises(expected), written_whole(tmp_path / "a.npy"):
-            raise RuntimeError("PytorchStreamWriter failed writing file")
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda _, free=free: usage._replace(free=free if os.listdir(tmp_path) else 2**30)
+        )
+        with pytest.raises(expected), written_whole(tmp_path / "a.npy") as temporary:
+            _write_half(temporary)
+        assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["source.nii", "out_of_last_year/source.nii"])

@@ -1,7 +1,9 @@
 """The training workflow as its user meets it: train.json and its overlays on tiny volumes."""
 
+import builtins
 import copy
 import csv
+import io
 import json
 import os
 import re
@@ -21,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scripts.conditioning.style_key import load_style_keys, save_style_keys, style_key_from_histogram
 from scripts.engines import OneStepPrepareBatch, SeedEpochs, checkpoints, cosine_decay, latest_checkpoint
-from scripts.errors import CaseError, reason
+from scripts.errors import CaseError, machine_error, reason
 from scripts.evaluation.metrics import psnr
 from scripts.weights import load_weights
 
@@ -119,6 +121,47 @@ def test_the_bundle_has_what_monai_asks_of_a_training(workflow):
     assert not made.check_properties()
     optional = ["train_dataset_data", "train_handlers", "evaluator", "val_dataset", "val_dataset_data", "val_inferer"]
     assert all(getattr(made, name) is not None for name in optional)
+
+
+def full_disk_for(monkeypatch, part):
+    """Files with `part` in their names find the disk full, after a piece of them was written."""
+    opened = io.open
+
+    def opening(path, mode="r", *args, **kwargs):
+        if not isinstance(path, int) and part in os.fsdecode(path) and not mode.startswith("r"):
+            opened(path, "ab").close()
+            return opened("/dev/full", mode, *args, **kwargs)
+        return opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", opening)
+    monkeypatch.setattr(builtins, "open", opening)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "checkpoint_epoch=2",
+        "events.out",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("model.pt", "model_best.pt", "style_k", "source_k")),
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_the_last_whole_checkpoint_stays(workflow, tmp_path, monkeypatch, caplog, part):
+    made = workflow(val_interval=1, cache_dir=None)
+    with monkeypatch.context() as patch:
+        full_disk_for(patch, part)
+        with pytest.raises(RuntimeError) as caught:
+            made.run()
+    assert reason(caught.value) == str(machine_error(caught.value))
+    assert str(machine_error(caught.value)).startswith(f"The disk of {tmp_path / 'out'} is full (No space left")
+    assert "Traceback" not in caplog.text
+    files = [path for path in (tmp_path / "out").iterdir() if not path.name.startswith("events.out")]
+    assert not [path.name for path in files if path.name.startswith(".") or part in path.name]
+    assert all(torch.load(path, weights_only=False) for path in files if path.suffix == ".pt")
+    assert (latest_checkpoint(tmp_path / "out") is not None) == (part in ("checkpoint_epoch=2", "style_k", "source_k"))
+    again = workflow(val_interval=1, cache_dir=None)
+    again.run()
+    assert {path.name for path in (tmp_path / "out").glob("*.*s*")} >= {"style_keys.json", "source_keys.json"}
+    assert latest_checkpoint(tmp_path / "out").name == "checkpoint_epoch=2.pt"
 
 
 def test_training_on_real_pairs_learns_and_leaves_weights(workflow, tmp_path):

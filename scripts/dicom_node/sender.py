@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..dicom.headers import quiet_pydicom
 from ..errors import CaseError
+from ..files import remove, remove_remains, temporary_name
 from . import StoppedError
 from .connection import limit_connection
 from .spool import Spool, sync, sync_tree
@@ -104,7 +105,7 @@ class FolderDelivery:
     """Copies each series into a folder, which replaces an older one of the same name; whole or not at all.
 
     Args:
-        output_dir: made where it is not there.
+        output_dir: made where it is not there; what killed nodes left in it under temporary names is removed.
 
     Raises:
         CaseError: it cannot be made.
@@ -114,6 +115,7 @@ class FolderDelivery:
         self.output_dir = Path(output_dir).expanduser().resolve()
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            remove_remains(self.output_dir)
         except OSError as error:
             raise CaseError(f"output_dir cannot be written ({error.strerror}); give another one.") from None
 
@@ -129,19 +131,19 @@ class FolderDelivery:
 
     def _place(self, series: Path) -> None:
         """Copy under a temporary name, then rename."""
-        new, old = (self.output_dir / f".{series.name}.{word}" for word in ("partial", "old"))
+        place = self.output_dir / series.name
+        new, old = temporary_name(place), temporary_name(place.with_name(f"{series.name}.old"))
         for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+            remove(left)
         new.mkdir()  # with the permissions of the umask; the spool's are for its owner alone
         for file in sorted(series.iterdir()):
             shutil.copyfile(file, new / file.name)
         sync_tree(new)
-        place = self.output_dir / series.name
         if place.exists():
             os.replace(place, old)
         os.replace(new, place)
         sync(self.output_dir)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
 
 class PeerDelivery:

@@ -13,6 +13,7 @@ from .state import (
     averaged_model,
     checkpoints,
     latest_checkpoint,
+    save_keys,
     save_weights,
 )
 from .tissue_batches import TissuePrepareBatch
@@ -38,6 +39,7 @@ __all__ = [
     "cosine_decay",
     "latest_checkpoint",
     "prepare_volumes",
+    "save_keys",
     "save_weights",
     "warmup",
 ]

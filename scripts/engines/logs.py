@@ -28,6 +28,14 @@ def _loss(output: dict) -> float:
     return output["loss"].item()
 
 
+class _Stats(StatsHandler):
+    """MONAI's, which would log the traceback of what ends a training; the program's last words tell it."""
+
+    def exception_raised(self, _engine: Engine, e: Exception) -> None:
+        """Let it end the program."""
+        raise e
+
+
 class TrainingLogs:
     """Handler of a trainer: its loss in the terminal and in TensorBoard, a progress bar, and slabs per second.
 
@@ -48,7 +56,7 @@ class TrainingLogs:
 
         logged = {"tag_name": "loss", "output_transform": _loss, "iteration_log": every}
         self.handlers = [
-            StatsHandler(**logged),
+            _Stats(**logged),
             TensorBoardStatsHandler(summary_writer, epoch_log=False, **logged),
             ProgressBar(disable=None),  # none where the output is no terminal
             Throughput(slabs_per_iteration, validator, summary_writer),
@@ -70,7 +78,7 @@ class ValidationLogs:
 
     def __init__(self, summary_writer: SummaryWriter, draw: Callable[..., Image]) -> None:
         self.handlers = [
-            StatsHandler(iteration_log=False),
+            _Stats(iteration_log=False),
             TensorBoardStatsHandler(summary_writer, iteration_log=False),
             ValidationPicture(summary_writer, draw),
         ]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint
 from ignite.utils import manual_seed
-from monai.handlers import CheckpointLoader, CheckpointSaver
+from monai.handlers import CheckpointLoader
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..conditioning.style_key import save_style_keys
 from ..errors import CaseError
-from ..files import written_whole
+from ..files import write_whole, written_whole
+
+logger = logging.getLogger(__name__)
 
 
 def averaged_model(network: nn.Module, decay: float = 0.997) -> AveragedModel:
@@ -41,9 +48,21 @@ def save_weights(averaged: AveragedModel, path: str | os.PathLike, dtype: torch.
     """
     weights = averaged.module.state_dict()
     weights = {k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in weights.items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _save_whole({k: v.contiguous() for k, v in weights.items()}, Path(path))
+
+
+def save_keys(keys: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """`save_style_keys`, whole or not at all."""
     with written_whole(path) as temporary:
-        torch.save({k: v.contiguous() for k, v in weights.items()}, temporary)
+        save_style_keys(keys, temporary)
+
+
+def _save_whole(content: Mapping[str, object], path: Path) -> None:
+    """`torch.save`, whole or not at all; by way of memory, because torch does not say what a disk refused."""
+    packed = io.BytesIO()
+    torch.save(content, packed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, packed.getbuffer())
 
 
 class AverageWeights:
@@ -164,6 +183,8 @@ class SameTraining:
 class ResumableTraining:
     """Handler that saves the whole state after each epoch, and starts from the newest whole checkpoint of its folder.
 
+    Older checkpoints are removed when the new one is whole; where it cannot be written, they stay.
+
     Args:
         folder: of the checkpoints, `checkpoint_epoch=N.pt`.
         objects: what belongs to the state beside the trainer's own counters: network, average, optimizer and so on.
@@ -190,14 +211,20 @@ class ResumableTraining:
         if newest is not None:
             CheckpointLoader(str(newest), state, map_location=self.map_location).attach(engine)
         # of several processes the first one writes, but all take part
-        CheckpointSaver(str(self.folder), state, save_interval=1).attach(engine)
-        if engine.state.rank == 0:
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._remove_old)
+        save = self._save if engine.state.rank == 0 else _save_nothing
+        epoch = {"score_name": "epoch", "score_function": lambda engine: engine.state.epoch}
+        engine.add_event_handler(Events.EPOCH_COMPLETED, Checkpoint(state, save, n_saved=None, **epoch))
 
-    def _remove_old(self) -> None:
-        # MONAI's n_saved counts only what this process saved; a resumed one would leave its forerunner's
+    def _save(self, checkpoint: Mapping[str, object], filename: str, metadata: Mapping[str, object]) -> None:
+        _save_whole(checkpoint, self.folder / filename)
+        logger.info(f"Saved {filename}")
+        # ignite's n_saved counts only what this process saved; a resumed one would leave its forerunner's
         for path in checkpoints(self.folder)[self.num_saved :]:
             path.unlink()
+
+
+def _save_nothing(*_: object) -> None:
+    pass
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
@@ -208,6 +235,6 @@ def checkpoints(folder: str | os.PathLike) -> list[Path]:
 def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
     """The newest whole checkpoint of a folder, or None.
 
-    A process that is killed while it saves leaves a file without its end, which is passed over.
+    A file without its end, as a power failure leaves it, is passed over.
     """
     return next((path for path in checkpoints(folder) if zipfile.is_zipfile(path)), None)

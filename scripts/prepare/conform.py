@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..errors import CaseError
-from ..files import longest_name, move, writing_into
+from ..files import is_temporary, longest_name, move, remove, temporary_name, writing_into
 from ..transforms.bias_field import correct_bias
 from ..volumes.grids import IDENTITY, Grid, field_of_view, grid_about, on_grid
 from ..volumes.load import read_volume
@@ -63,46 +62,41 @@ def output_files(pair: Pair) -> dict[str, str]:
 
 
 def remove_files(pair: Pair, output: Path) -> None:
-    """Remove a pair's files, those under temporary names too; no error where there are none."""
+    """Remove a pair's files; no error where there are none."""
     for name in output_files(pair).values():
-        with suppress(OSError):  # not there, or no name that could be there
-            (output / name).unlink()
-    shutil.rmtree(_working_folder(pair, output), ignore_errors=True)
+        remove(output / name)
 
 
 def name_problem(pair: Pair, output: Path) -> str | None:
     """Why a pair's files cannot have their names, told before it is prepared; None where they can."""
     names = [Path(name).name for name in output_files(pair).values()]
-    longest, allowed = max(map(len, [*names, _working_folder(pair, output).name])), longest_name(output)
+    longest, allowed = max(map(len, names)), longest_name(output)
     if longest <= allowed:
         return None
     return f"The names of its files would have {longest} characters, and the disk allows {allowed}; shorten its name."
 
 
-def remove_working_folders(output: Path) -> None:
-    """Remove what killed runs left of any subject, also of those that are not listed any more."""
-    for folder in output.glob(".*.partial"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _working_folder(pair: Pair, output: Path) -> Path:
-    return output / f".{pair.subject}.partial"
+def remove_old_working_folders(output: Path) -> None:
+    """Remove what killed runs of older versions left; their names do not say whose they are (see `remove_remains`)."""
+    for path in output.glob(".*.partial"):
+        if not is_temporary(path.name):
+            remove(path)
 
 
 @contextmanager
 def _appearing_together(pair: Pair, output: Path) -> Iterator[Path]:
     """Gives a folder to write a pair's files to, from where they move to the output folder when all are written."""
-    working = _working_folder(pair, output)
-    shutil.rmtree(working, ignore_errors=True)
-    with writing_into(output):
-        (working / "quality").mkdir(parents=True)
-        try:
+    working = temporary_name(output / "subject")  # a process makes one at a time
+    remove(working)
+    try:
+        with writing_into(output):
+            (working / "quality").mkdir(parents=True)
             yield working
             (output / "quality").mkdir(exist_ok=True)
             for name in output_files(pair).values():
                 move(working / name, output / name)
-        finally:
-            shutil.rmtree(working, ignore_errors=True)
+    finally:
+        remove(working)
 
 
 def prepare_pair(pair: Pair, recipe: Recipe, output: Path) -> dict[str, Any]:

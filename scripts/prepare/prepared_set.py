@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from ..data.splits import SECTIONS
 from ..errors import CaseError, MachineError, machine_reason
-from ..files import check_folder, files_below, sha256_of_file, write_whole
+from ..files import check_folder, files_below, remove_remains, sha256_of_file, write_whole
 from ..processes import run_isolated
 from ..transforms.skull_strip import method_name
 from .conform import (
@@ -31,7 +32,7 @@ from .conform import (
     prepare_pair,
     prepare_target,
     remove_files,
-    remove_working_folders,
+    remove_old_working_folders,
 )
 from .pairs import Pair
 from .quality import quality_page
@@ -58,7 +59,7 @@ class PreparedSet:
         self.record = {"recipe": _recipe_record(recipe), "options": options, "versions": _versions(), "subjects": {}}
         self.record = json.loads(json.dumps(self.record))
         check_folder(folder)
-        remove_working_folders(folder)
+        remove_old_working_folders(folder)
         try:
             before = json.loads((folder / "prepare.json").read_text(encoding="utf-8"))
             alike = all(before[key] == self.record[key] for key in ("recipe", "versions"))
@@ -83,23 +84,29 @@ class PreparedSet:
         Raises:
             MachineError: what the machine refuses one pair and would refuse the others, such as on a full disk.
         """
-        failures = []
+        failures: list[dict[str, str]] = []
         self._save()  # an interrupted run with another recipe must not leave its volumes under the old one
         items = [(pair, self._made_before.get(pair.subject)) for pair in pairs]
         work = partial(_attempt, recipe=self.recipe, output=self.folder, root=root)
-        outcomes = run_isolated(work, items, num_workers)
-        for (pair, _), outcome in tqdm(outcomes, total=len(items), desc="subjects", unit="subject"):
-            outcome = outcome or {"reason": KILLED.format(subject=pair.subject)}
-            if "refused" in outcome:
-                raise MachineError(outcome["refused"])
-            if "reason" in outcome:
-                failures.append({"subject": pair.subject, "reason": outcome["reason"]})
-                remove_files(pair, self.folder)
-                tqdm.write(f"{pair.subject} failed: {outcome['reason']}", file=sys.stdout)
-            else:
-                self.subjects[pair.subject] = outcome
-                self._save()
+        try:
+            with closing(run_isolated(work, items, num_workers)) as outcomes:
+                for (pair, _), outcome in tqdm(outcomes, total=len(items), desc="subjects", unit="subject"):
+                    self._note(pair, outcome or {"reason": KILLED.format(subject=pair.subject)}, failures)
+        finally:
+            remove_remains(self.folder)  # of processes that were killed, or ended with this run
         return failures
+
+    def _note(self, pair: Pair, outcome: Mapping[str, Any], failures: list[dict[str, str]]) -> None:
+        """Enter what `_attempt` gives of a pair into the record, or into the failures."""
+        if "refused" in outcome:
+            raise MachineError(outcome["refused"])
+        if "reason" in outcome:
+            failures.append({"subject": pair.subject, "reason": outcome["reason"]})
+            remove_files(pair, self.folder)
+            tqdm.write(f"{pair.subject} failed: {outcome['reason']}", file=sys.stdout)
+        else:
+            self.subjects[pair.subject] = outcome
+            self._save()
 
     def _save(self) -> None:
         # what an interrupted run had still to look at stays known

@@ -53,9 +53,8 @@ class Copier:
         series.mkdir(parents=True)
         for number, header in enumerate(slices, start=1):
             header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = MRImageStorage
-            header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid(
-                None, [seen, str(number)]
-            )
+            made_uid = generate_uid(entropy_srcs=[seen, str(number)])
+            header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = made_uid
             header.SeriesInstanceUID, header.Modality = generate_uid(entropy_srcs=[seen]), "MR"
             header.save_as(series / f"{number:04d}.dcm", enforce_file_format=True)
         return [series]
@@ -92,8 +91,9 @@ class FakeNode:
         self.spool.close()
 
 
-if __name__ == "__main__":
-    options = json.loads(sys.argv[1])
+def serve(options):
+    """A node with a process of its own, until SIGTERM; says its port."""
+    options = dict(options)
     if "peer" in options:
         options["deliver"] = PeerDelivery(TITLE, tuple(options.pop("peer")))
     loop.log_without_names()
@@ -101,3 +101,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: node.stop.set())
     print(node.port, flush=True)
     node.run()
+
+
+if __name__ == "__main__":
+    serve(json.loads(sys.argv[1]))

@@ -25,6 +25,8 @@ from scripts.dicom_node.sender import FolderDelivery, PeerDelivery, Sender, Unre
 from scripts.dicom_node.serve import parsed_peer, serve_dicom
 from scripts.dicom_node.spool import Spool, digest
 from scripts.errors import CaseError
+from scripts.files import temporary_name
+from tests.killing import random_waits, started
 from tests.phantoms import TINY_NETWORK, head_hu
 from tests.trees import write_dicom_series
 
@@ -34,7 +36,7 @@ pynetdicom = pytest.importorskip("pynetdicom")
 from pynetdicom import AE, build_context, evt  # noqa: E402
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage  # noqa: E402
 
-from tests.dicom_node.fake_node import TITLE, FakeNode  # noqa: E402
+from tests.dicom_node.fake_node import TITLE, Copier, FakeNode, serve  # noqa: E402
 
 STUDY_UID = "1.2.826.0.1.3680043.8.498.777"
 STUDY = digest(STUDY_UID)
@@ -472,19 +474,24 @@ def send_through_drops(port, headers, chance):
     """Send data sets until each is confirmed, through associations that end at any moment, in the middle of one too."""
     waiting = list(headers)
     while waiting:
-        with associated(port) as association:
-            for _ in range(chance.randint(1, 6)):
-                if not waiting or not association.is_established:
-                    break
-                answer = association.send_c_store(waiting[0])
-                if answer and answer.Status == 0:
-                    waiting.pop(0)
-            end = chance.choice(["release", "abort", "half a PDU"])
-            if end == "half a PDU" and association.is_established:
-                with suppress(OSError):
-                    association.dul.socket.socket.sendall(b"\4\0\0\1\0\0half of it")
-            if end != "release":
-                association.abort()
+        send_some(port, waiting, chance)
+
+
+def send_some(port, waiting, chance):
+    """Send up to six data sets, taking out what is confirmed, through an association that may end anyhow."""
+    with associated(port) as association:
+        for _ in range(chance.randint(1, 6)):
+            if not waiting or not association.is_established:
+                break
+            answer = association.send_c_store(waiting[0])
+            if answer and answer.Status == 0:
+                waiting.pop(0)
+        end = chance.choice(["release", "abort", "half a PDU"])
+        if end == "half a PDU" and association.is_established:
+            with suppress(OSError, AttributeError):  # it may have ended by itself
+                association.dul.socket.socket.sendall(b"\4\0\0\1\0\0half of it")
+        if end != "release":
+            association.abort()
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
@@ -581,6 +588,18 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [path.name for path in out.iterdir()] == ["ct_0_t1_dicom"]
     assert (out / "ct_0_t1_dicom").stat().st_mode == out.stat().st_mode  # whoever may read the one may read the other
     assert {path.name: path.read_text() for path in (out / "ct_0_t1_dicom").iterdir()} == {"0.dcm": "2", "1.dcm": "2"}
+
+
+def test_what_killed_nodes_left_in_the_folder_is_removed(tmp_path):
+    """Also of a series that will not be delivered again; not what another computer is writing."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    ours = temporary_name(tmp_path / "ct_0_t1_dicom").name.replace(str(os.getpid()), str(ended.pid))
+    theirs = f".{ended.pid}-00000000.partial.ct_0_t1_dicom"
+    for name in (ours, f"{ours}.old", theirs, "ct_1_t1_dicom"):
+        (tmp_path / name).mkdir()
+    FolderDelivery(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [theirs, "ct_1_t1_dicom"]
 
 
 # ----------------------------------------------------------------------------------- killed, and started again
@@ -694,6 +713,75 @@ def test_killed_at_any_moment_nothing_is_lost_or_half(tmp_path, archive, ct, lat
     for data in peer.instances.values():
         series.setdefault(read_uids(BytesIO(data)).series_uid, []).append(data)
     assert 11 in [len(files) for files in series.values()]
+
+
+def send_through_kills(port, headers, chance):
+    """As `send_through_drops`, with pauses while nobody listens."""
+    waiting = list(headers)
+    while waiting:
+        time.sleep(0.05)
+        with suppress(OSError):
+            send_some(port, waiting, chance)
+
+
+NUMBERS = [pytest.param(2, 3, 4, id="small"), pytest.param(8, 8, 20, id="large", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("studies", "slices", "kills"), NUMBERS)
+def test_killed_nodes_and_dropping_peers_leave_one_result_a_study(tmp_path, ct, studies, slices, kills):
+    """Each result is what comes of the whole study undisturbed; a bad study is told; nothing else is left."""
+    chance, spool, port, made = random.Random(kills), tmp_path / "spool", free_port(), {}
+    peer, sent = Dropping(chance), []
+    for number in range(studies + 1):
+        tags = {"StudyInstanceUID": f"{STUDY_UID}.{number}", "SeriesInstanceUID": f"{STUDY_UID}.{number}.1"}
+        tags |= {"SOPInstanceUID": lambda header, n=number: f"1.2.{n}.{header.InstanceNumber}"}
+        tags |= {"Modality": "MR" if number == studies else "CT"}  # the last one is bad
+        headers = of_patient(ct[:slices], f"p{number}", **tags)
+        sent += headers
+        if number < studies:
+            made |= undisturbed(headers, tmp_path / str(number))
+    options = {"spool": str(spool), "deliver": None, "peer": peer.peer, "port": port, "seconds": 0.1, "retry_s": 0.1}
+    sender = threading.Thread(target=send_through_kills, args=(port, sent, random.Random(studies)))
+    sender.start()
+    for wait in random_waits(kills // 2, 1.0, seed=kills):  # while it receives
+        kill_after(lambda wait=wait: time.sleep(wait), {**options, "quiet_s": 600})
+    kill_after(lambda: sender.join(120), {**options, "quiet_s": 600})
+    for wait in random_waits(kills // 2, 2.0, seed=kills + 1):  # while it translates and sends
+        kill_after(lambda wait=wait: time.sleep(wait), {**options, "quiet_s": 0.1})
+    process = started(serve, {**options, "quiet_s": 0.1})
+    try:
+        folders = [spool / name for name in ("incoming", "working", "outgoing")]
+        received = spool / "received" / digest(f"{STUDY_UID}.{studies}")
+        until(lambda: list((spool / "received").iterdir()) == [received] and list((spool / "failed").iterdir()), 60)
+        until(lambda: not any(any(folder.iterdir()) for folder in folders), 60)
+    finally:
+        process.terminate()
+        process.join(60)
+        peer.close()
+    assert process.exitcode == 0
+    results = {uid: pydicom.dcmread(BytesIO(data), force=True) for uid, data in peer.instances.items()}
+    assert {uid: (one.SeriesInstanceUID, one.PatientID, one.PixelData) for uid, one in results.items()} == made
+    [failure] = [json.loads(path.read_text()) for path in (spool / "failed").iterdir()]
+    assert failure["reason"] == "There is no CT series; send one."
+    assert len(list(received.iterdir())) == failure["instances"] == slices
+
+
+def kill_after(wait, options):
+    """A node in a process of its own that is killed after a wait."""
+    process = started(serve, options)
+    wait()
+    process.kill()
+    process.join(60)
+
+
+def undisturbed(headers, folder):
+    """SOP Instance UID -> series, patient and pixels of what a node makes of the data sets of a study."""
+    (study := folder / "study").mkdir(parents=True)
+    for header in headers:
+        header.save_as(study / f"{digest(header.SOPInstanceUID, 32)}.dcm")
+    [series] = Copier()(study, folder)
+    results = [pydicom.dcmread(path) for path in series.iterdir()]
+    return {one.SOPInstanceUID: (one.SeriesInstanceUID, one.PatientID, one.PixelData) for one in results}
 
 
 # -------------------------------------------------------------------------------------------------------- DCMTK

@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +16,8 @@ from PIL import Image
 from scipy import ndimage
 
 from scripts.errors import CaseError, MachineError
-from scripts.prepare import conform
+from scripts.files import temporary_name
+from scripts.prepare import conform, prepared_set
 from scripts.prepare.command import prepare
 from scripts.prepare.register import Registration
 
@@ -447,8 +451,28 @@ def test_a_folder_that_cannot_be_written_is_told_first(people, out):
 
 
 def test_remains_of_a_subject_that_left_the_table_are_removed(people, out):
-    (out / ".zoe.partial" / "quality").mkdir(parents=True)
+    """A dead program's, an older version's too; not those of another computer, whose program may run."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gone = [".zoe.partial", temporary_name(out / "subject").name.replace(str(os.getpid()), str(ended.pid))]
+    living = f".{ended.pid}-00000000.partial.subject"
+    for name in (*gone, living):
+        (out / name / "quality").mkdir(parents=True)
     run(people, out)
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [living]
+
+
+def killed_at_work(item, output, **_):
+    """Instead of `_attempt`."""
+    (temporary_name(output / "subject") / "quality").mkdir(parents=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_a_process_that_is_killed_leaves_no_folder(people, out, monkeypatch, num_workers):
+    monkeypatch.setattr(prepared_set, "_attempt", killed_at_work)
+    with pytest.raises(CaseError, match="None of 4 subjects"):
+        run(people, out, num_workers=num_workers)
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
