@@ -191,7 +191,7 @@ def _sparse_note(record: Mapping[str, Any]) -> str:
     """That slices were inferred, where they were."""
     if "sparse" not in record:
         return ""
-    gap = record["sparse"]["gap_mm"]
+    gap = round(record["sparse"]["gap_mm"], 1)
     return f"; sparse {_source_contrast(record)}, gaps of {gap:g} mm: slices between are inferred"
 
 

@@ -204,7 +204,7 @@ class SaveSyntheticd(SaveImaged):
         titles = (f"source {self.source_contrast}", f"synthetic {self.target_contrast}")
         affine = source.affine
         if dense is not None:
-            gap = AcquiredSlices.of(source).gap_mm
+            gap = round(AcquiredSlices.of(source).gap_mm, 1)
             titles = (f"{titles[0]}, gaps of {gap:g} mm", f"{titles[1]}, inferred between")
             marks = None if marks is None else nearest_slices(marks, dense)
             source, synthetic, affine = nearest_slices(source, dense), dense, dense.affine

@@ -32,6 +32,8 @@ __all__ = [
 
 SMALLEST_GAP_MM = 2.5
 """From one slice to the next; above it a scan is sparse."""
+_ANISOTROPIC = 1.1
+"""How much farther apart than voxels within them slices are; voxels that are as large in all directions are no gaps."""
 _FAR_MM = 30.0  # from the outline of a mask: farther does not matter
 
 
@@ -73,8 +75,9 @@ class AcquiredSlices:
         return float(np.diff(self.places).max() * self.edge_mm) if len(self.places) > 1 else 0.0
 
     def is_sparse(self, smallest_gap: float = SMALLEST_GAP_MM) -> bool:
-        """Whether slices are farther apart than that, mm."""
-        return self.gap_mm > smallest_gap + 1e-3
+        """Whether slices are farther apart than that, mm, and than the voxels within them."""
+        within = max(np.delete(np.linalg.norm(self.affine[:3, :3], axis=0), self.axis))
+        return self.gap_mm > max(smallest_gap + 1e-3, _ANISOTROPIC * within)
 
     def across(self, affine: np.ndarray) -> bool:
         """Whether the slices are more along the third axis of a grid than along the others."""
