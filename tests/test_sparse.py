@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.phantoms import write_head_ct
-from tests.test_inference_dicom import head_series
-from tests.trees import tilted
+from tests.test_inference_dicom import head, head_series
+from tests.trees import tilted, write_dicom_series
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -112,3 +112,18 @@ def _bleed_of(one, normal):
     down, right = map(float, one.PixelSpacing)
     places = np.array(one.ImagePositionPatient, float) + rows[:, None] * down * column + columns[:, None] * right * row
     return places[np.linalg.norm(places / [80, 95, 75], axis=-1) < 0.75]
+
+
+def test_uneven_gaps_of_a_series_are_known_where_its_volume_is_even(tmp_path, translate_echo):
+    """Slices of 3 mm below and 9 mm above, as one even volume of 1.5 mm: what is missing is told by the positions."""
+    heights = [*np.arange(-90, 0, 3.0), *np.arange(0, 91, 9.0)]
+    write_dicom_series(tmp_path / "in", heights, (1, 0, 0, 0, 1, 0), voxels=48, spacing=5.0, hu_of=head)
+    shown = {"network_def": {"_target_": "tests.phantoms.MissingNetwork", "slab_size": 3}}
+    assert translate_echo(SPARSE, tmp_path / "in", spacing=[3.0, 3.0, 3.0], **shown) is None
+    (record,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(record.read_text())["sparse"]["gap_mm"] == pytest.approx(9.0)
+    (dense,) = (tmp_path / "out").glob("*_dense.nii.gz")
+    values, places, inner = brain_of(nib.load(dense))
+    lower, upper = (inner & (np.abs(places[..., 2] - z) < 0.6) for z in (-30.0, 22.5))
+    assert values[lower].max() < 0.03
+    np.testing.assert_allclose(np.median(values[upper]), 1 / 8, atol=0.04)  # the grid is 3 mm from 18 and 27 there

@@ -13,7 +13,6 @@ from monai.utils import convert_to_numpy
 
 from ..conditioning.style_key import compute_style_key, load_style_keys
 from ..conditioning.training_range import TrainingRange, key_contrast
-from ..transforms.sparse import SMALLEST_GAP_MM
 from ..watch.brain_shape import orientation_by_shape
 from .ct_oddities import ct_measures, ct_warnings, metal_measures
 
@@ -177,9 +176,9 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
             f"Uncertain: the standard deviation is above {HIGH_UNCERTAINTY:g} in {uncertain:.0%} of the brain; see the "
             "uncertainty map."
         )
-    gap, source = max(grid.get("spacing_mm") or [0.0]), record.get("source_contrast", "CT")
-    if gap > SMALLEST_GAP_MM:
-        warnings.append(f"Sparse {source}, gaps of {round(gap, 1):g} mm: slices between are inferred.")
+    if sparse := record.get("sparse"):
+        source, gap = record.get("source_contrast", "CT"), round(sparse["gap_mm"], 1)
+        warnings.append(f"Sparse {source}, gaps of {gap:g} mm: slices between are inferred.")
     if _lies_otherwise(measured):
         front, top = (_SIDES[int(measured[name])] for name in ("shape_front", "shape_top"))
         warnings.append(

@@ -82,7 +82,7 @@ def case_record(
         measured: see `CaseMeasures`.
         batch_size_used: slabs the network was given at a time.
         lesion_watch: findings of `LesionWatchd`, where it looked.
-        sparse: gap and spacing of the dense volume beside that of a sparse scan.
+        sparse: gaps of a sparse scan, and the grid of the dense volume beside its result, if there is one.
     """
     record = {**settings, "source": dict(source), "grid": _grid_record(image, meta or {})}
     if isinstance(mask, MetaTensor):

@@ -316,9 +316,12 @@ class SaveSyntheticd(SaveImaged):
 
 
 def _sparse_record(source: MetaTensor, dense: MetaTensor | None) -> dict[str, Any] | None:
-    """What the JSON says of the dense volume of a sparse scan."""
-    if dense is None:
-        return None
+    """What the JSON says of a sparse scan: its gaps, and where there is a dense volume, the grid of that."""
     acquired = AcquiredSlices.of(source)
-    edge = np.linalg.norm(np.asarray(dense.affine, dtype=np.float64)[:3, acquired.axis])
-    return {"gap_mm": round(acquired.gap_mm, 3), "spacing_mm": round(float(edge), 6), "voxels": list(dense.shape[1:])}
+    if not acquired.is_sparse():
+        return None
+    record: dict[str, Any] = {"gap_mm": round(acquired.gap_mm, 3)}
+    if dense is not None:
+        edge = np.linalg.norm(np.asarray(dense.affine, dtype=np.float64)[:3, acquired.axis])
+        record |= {"spacing_mm": round(float(edge), 6), "voxels": list(dense.shape[1:])}
+    return record

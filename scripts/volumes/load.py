@@ -20,6 +20,7 @@ from monai.utils import ensure_tuple
 
 from ..dicom.convert import convert, only_volume
 from ..dicom.series import stack_of_files
+from ..dicom.stack import Stack
 from ..errors import CaseError, machine_reason, place_of
 from ..files import temporary_folder
 from .content import check_content, close_whole, unpacked
@@ -145,7 +146,8 @@ class LoadVolume(LoadImage):
     nibabel reads NIfTI, Analyze and MGZ, ITK everything else: of MONAI's readers that take an NRRD file only ITK's
     heeds all values of the header's `space`. A list is the files of one DICOM series, and a folder has to hold one; the
     MetaTensor's meta then has the files as `dicom_files` and its UID as `series_uid`, `filename_or_obj` is the first of
-    them, and `corrected` tells in words what of their places was. Of a file, `doubt` tells in words what in its header
+    them; where the places of its slices were corrected, `corrected` tells it in words, and `acquired_places` where they lie
+    along the third axis, in voxels. Of a file, `doubt` tells in words what in its header
     contradicts where it was taken to lie, and `unplaced` is there where the header does not say it at all.
     """
 
@@ -198,8 +200,15 @@ class LoadVolume(LoadImage):
             logger.warning(f"{file_name(volume)}: {series.doubt}")
         if corrected is not None:
             volume.meta["corrected"] = corrected
+            volume.meta["acquired_places"] = _places(series.stack, volume)
             logger.info(f"{file_name(volume)}: corrected {corrected}")
         return loaded
+
+
+def _places(stack: Stack, volume: MetaTensor) -> list[float]:
+    """Where the slices of a stack lie along the third axis of the even volume that was made of them, in voxels."""
+    heights = stack.positions @ stack.normal
+    return ((heights - heights[0]) / np.linalg.norm(np.asarray(volume.affine)[:3, 2])).tolist()
 
 
 def _check_there(path: Path) -> None:

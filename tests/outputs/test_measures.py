@@ -72,7 +72,7 @@ def test_strange_sources_are_told(keys_file, network_input, said):
     [
         ({"measured": {"source_median": 61.0}, "hu_window": [0, 80]}, "the brain's median is 61 HU"),
         ({"measured": {"brain_at_border_cm2": 55.0}}, "The brain is cut off: 55 cm²"),
-        ({"grid": {"spacing_mm": [0.5, 0.5, 5.0]}}, "Sparse CT, gaps of 5 mm: slices between are inferred"),
+        ({"sparse": {"gap_mm": 5.04}}, "Sparse CT, gaps of 5 mm: slices between are inferred"),
         ({"grid": {"orientation": "unknown: left and right are a guess"}}, "Orientation unknown"),
         ({"grid": {"doubt": "its sform is singular"}}, "contradicts itself: its sform is singular"),
         (

@@ -27,6 +27,7 @@ def results(tmp_path_factory):
             "style_key": "</script><script>alert(1)</script>",
             "source": {"file": f"Doe Jane/{name}.nii.gz", "sha256": sha256_of_file(source)},
             "grid": {"voxels": list(SHAPE), "spacing_mm": [SPACING] * 3, "orientation": "as in the source's header"},
+            "sparse": {"gap_mm": SPACING},
             "measured": {
                 "source_distance": round(0.3 - 0.1 * number, 3),
                 "source_distance_limit": 0.25,
