@@ -146,9 +146,9 @@ class LoadVolume(LoadImage):
     nibabel reads NIfTI, Analyze and MGZ, ITK everything else: of MONAI's readers that take an NRRD file only ITK's
     heeds all values of the header's `space`. A list is the files of one DICOM series, and a folder has to hold one; the
     MetaTensor's meta then has the files as `dicom_files` and its UID as `series_uid`, `filename_or_obj` is the first of
-    them; where the places of its slices were corrected, `corrected` tells it in words, and `acquired_places` where they lie
-    along the third axis, in voxels. Of a file, `doubt` tells in words what in its header
-    contradicts where it was taken to lie, and `unplaced` is there where the header does not say it at all.
+    them; where the places of its slices were corrected, `corrected` tells it in words, and `acquired_places` where they
+    lie along the third axis, in voxels. Of a file, `doubt` tells in words what in its header contradicts where it was
+    taken to lie, and `unplaced` is there where the header does not say it at all.
     """
 
     def __call__(self, filename: Any, reader: Any = None) -> Any:
