@@ -11,7 +11,7 @@ from scripts.errors import CaseError
 from scripts.knowledge_base import knowledge_base
 from scripts.networks import SliceEncoder
 from scripts.retrieval import ENCODER_NAME, KnowledgeBase
-from scripts.transforms.references import encoder_of
+from scripts.transforms.references import load_base
 
 SHAPE, EDGE = (20, 24, 18), 6.0
 
@@ -66,8 +66,8 @@ def test_a_trained_encoder_is_kept_beside_it(build, tmp_path):
     torch.manual_seed(0)
     torch.save(SliceEncoder((24, 32)).state_dict(), tmp_path / "encoder_weights.pt")
     build(encoder=str(tmp_path / "encoder_weights.pt"))
-    base = KnowledgeBase.load(tmp_path / "kb")
-    vectors = encoder_of(base, tmp_path / "kb")(base.sources[:, None] / 255)
+    base, encoder = load_base(tmp_path / "kb")
+    vectors = encoder(base.sources[:, None] / 255)
     torch.testing.assert_close(vectors, base.embeddings)
     assert (tmp_path / "kb" / ENCODER_NAME).stat().st_mode & 0o777 == 0o600
     (tmp_path / "kb" / ENCODER_NAME).write_bytes(b"another")

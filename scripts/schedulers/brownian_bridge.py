@@ -49,8 +49,8 @@ class BrownianBridgeScheduler(AffineScheduler):
         num_train_timesteps: number of timesteps T, at least 2.
         max_variance: s, half the variance factor: the variance peaks at s / 2 in the middle of the bridge.
         prediction_type: what the network predicts, see `BridgePredictionType`.
-        literal_sampling: with "unit_gradient", take x_t minus the prediction for x0_hat, as equations 3 and 14 of ReBrain
-            say word by word, instead of solving for x0. An exact prediction still arrives, but through states beside
+        literal_sampling: with "unit_gradient", take x_t minus the prediction for x0_hat, as ReBrain's equations 3 and
+            14 say word by word, instead of solving for x0. An exact prediction still arrives, but through states beside
             the bridge, by up to (r - 1) / e along u for images r apart, which no training has shown.
 
     Raises:

@@ -22,7 +22,7 @@ from ..retrieval import ENCODER_NAME, Fill, KnowledgeBase, ThresholdReading, fil
 from ..volumes.brain_coordinates import slice_positions
 from ..weights import load_weights
 
-__all__ = ["Choice", "RetrieveReferencesd", "choose_references", "encoded", "encoder_of"]
+__all__ = ["Choice", "RetrieveReferencesd", "choose_references", "encoded", "load_base"]
 
 
 class Choice(StrEnum):
@@ -38,17 +38,28 @@ class Choice(StrEnum):
     ORACLE = "oracle"
 
 
-def encoder_of(base: KnowledgeBase, folder: str | os.PathLike) -> nn.Module:
-    """The encoder that a base was built with, ready to use.
+def load_base(folder: str | os.PathLike | None, **wanted: Any) -> tuple[KnowledgeBase, nn.Module]:
+    """A knowledge base and the encoder that it was built with, ready to use.
+
+    Args:
+        folder: of the base.
+        wanted: what it has to be of, see `KnowledgeBase.check`.
 
     Raises:
-        CaseError: its weights do not fit.
+        CaseError: none is given, it is damaged, of other images, or its encoder is not there.
     """
+    if not folder:
+        raise CaseError(
+            "No knowledge base is given: build one with python -m scripts knowledge_base build --dataset_dir MY_PAIRS "
+            "--output kb, and add --knowledge_base kb."
+        )
+    base = KnowledgeBase.load(folder)
+    base.check(**wanted)
     if base.record["encoder"] == "pixels":
-        return PixelEncoder()
+        return base, PixelEncoder()
     encoder = SliceEncoder(base.record["slab_shape"])
     load_weights(encoder, Path(folder) / ENCODER_NAME)
-    return encoder.eval()
+    return base, encoder.eval()
 
 
 def _placed(slices: Tensor, begin: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -151,15 +162,8 @@ class RetrieveReferencesd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if not base:
-            raise CaseError(
-                "No knowledge base is given: build one with python -m scripts knowledge_base build --dataset_dir "
-                "MY_PAIRS --output kb, and add --knowledge_base kb."
-            )
-        whole = KnowledgeBase.load(base)
-        whole.check(**(wanted or {}))
+        whole, self.encoder = load_base(base, **(wanted or {}))
         self.base = whole if share == 1 else whole.shared(share, share_of, seed)
-        self.encoder = encoder_of(whole, base)
         self.missing_channel = missing_channel
         self.hint = tuple(hint)
         self.choice = Choice(choice)
