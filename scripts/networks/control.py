@@ -162,6 +162,8 @@ class ControlledBridgeUNet(nn.Module):
         Returns:
             The prediction, (B, 2N+1, H, W).
         """
+        timesteps, context = for_each_slab(x, timesteps, context, self.style_shape)
+        context = context.contiguous()  # one for all slabs, PyTorch would multiply by frozen weights in another way
         conditions = {} if missing is None or not self.bridge.slice_channels[2] else {"missing": missing}
         residuals = {}
         if hint is not None and missing is not None and (missing > 0).any():
