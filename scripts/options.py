@@ -32,6 +32,7 @@ TEXTS = frozenset(
     {
         *("weights", "init_weights", "shipped_weights", "tissue_weights", "against"),
         *("style_key", "shipped_style_key", "shipped_style_keys", "skull_strip"),
+        *("knowledge_base", "bridge_weights"),
         *("section", "val_section", "fit_section", "subjects", "rows", "series_uid"),
         *("source_contrast", "target_contrast", "tracking_uri", "experiment_name", "run_name"),
     }

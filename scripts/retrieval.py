@@ -374,6 +374,8 @@ class KnowledgeBase:
                 f"python -m scripts knowledge_base build --dataset_dir MY_PAIRS --output {folder}."
             )
         base = cls(**_read(path))
+        if path.parent.stat().st_mode & 0o077:
+            logger.warning(f"The knowledge base {folder} holds patients' images, and others can open it: chmod 700.")
         encoder = path.with_name(ENCODER_NAME)
         wanted = base.record.get("encoder_sha256")
         if wanted and (not encoder.is_file() or sha256_of_file(encoder) != wanted):

@@ -37,12 +37,14 @@ ARROWS = {
     # volumes
     "dicom": {"errors", "files"},
     "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free
-    "transforms": {"errors", "files", "slabs", "volumes", "dicom"},
+    # retrieval, networks, weights: a knowledge base, and the encoder that it was built with
+    "transforms": {"errors", "files", "slabs", "volumes", "dicom", "retrieval", "networks", "weights"},
     "simulation": {"errors", "volumes"},
     "data": {
         *("errors", "files", "text", "contrasts", "processes", "slabs", "conditioning"),
-        *("volumes", "transforms", "dicom"),
+        *("volumes", "transforms", "dicom", "retrieval"),
     },
+    "knowledge_base": {*("errors", "files", "options", "workflow", "weights", "networks", "retrieval", "data")},
     "watch": set(),
     # watch: measures of the brain's shape beside those of its values
     "outputs": {"errors", "files", "contrasts", "conditioning", "volumes", "transforms", "dicom", "watch"},

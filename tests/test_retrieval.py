@@ -213,6 +213,14 @@ class TestFile:
             assert torch.equal(getattr(loaded, name), getattr(held, name))
         assert loaded.record == held.record
 
+    def test_a_folder_that_others_can_open_is_told(self, tmp_path, caplog):
+        base().save(tmp_path / "kb")
+        KnowledgeBase.load(tmp_path / "kb")
+        assert not caplog.text
+        (tmp_path / "kb").chmod(0o755)
+        KnowledgeBase.load(tmp_path / "kb")
+        assert "others can open it: chmod 700" in caplog.text
+
     def test_no_name_stands_in_it(self, tmp_path):
         secret = new_secret()
         held = base(secret=secret)

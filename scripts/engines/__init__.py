@@ -1,6 +1,6 @@
 """What the training configs hang on MONAI's engines: batches, averaged weights, seeds, checkpoints, what is logged."""
 
-from .batches import BridgePrepareBatch, OneStepPrepareBatch, prepare_volumes
+from .batches import BridgePrepareBatch, OneStepPrepareBatch, prepare_slices, prepare_volumes
 from .logs import TrainingLogs, ValidationLogs, average_loss
 from .monitoring import Throughput, ValidationPicture
 from .optimization import GradientClipper, check_training_dtype, cosine_decay, warmup
@@ -38,6 +38,7 @@ __all__ = [
     "checkpoints",
     "cosine_decay",
     "latest_checkpoint",
+    "prepare_slices",
     "prepare_volumes",
     "save_keys",
     "save_weights",

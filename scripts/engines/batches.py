@@ -130,3 +130,25 @@ def prepare_volumes(
     )
     source = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return source, torch.cat([target, mask.to(target)], dim=1)
+
+
+def prepare_slices(
+    batchdata: Mapping[str, Tensor],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    **kwargs: object,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Batch of neighbouring slices -> inputs of the slice encoder, and as the label where each slice lies.
+
+    Args:
+        batchdata: of `NeighbourSlices`: "slices", (B, n, H, W), [0, 1]; "scan", "index" and "position", (B, n).
+        device, non_blocking, kwargs: of `torch.Tensor.to`.
+
+    Returns:
+        (B n, 1, H, W), and scan, index and position, (B n,) each.
+    """
+    slices, *places = (
+        batchdata[key].to(device, non_blocking=non_blocking, **kwargs).flatten(0, 1)
+        for key in ("slices", "scan", "index", "position")
+    )
+    return slices[:, None], tuple(places)

@@ -1,8 +1,8 @@
 """Networks, and the parts that MONAI's own networks can take from them."""
 
 from .bridge_unet import BridgeUNet, FiLMResnetBlock, StyleEmbedding, space_to_depth_stem, use_film
-from .control import BridgeControlNet, ControlledBridgeUNet
+from .control import BridgeControlNet, ControlledBridgeUNet, controlled_bridge
 from .slice_encoder import PixelEncoder, SliceEncoder
 
 __all__ = ["BridgeControlNet", "BridgeUNet", "ControlledBridgeUNet", "FiLMResnetBlock", "PixelEncoder", "SliceEncoder"]
-__all__ += ["StyleEmbedding", "space_to_depth_stem", "use_film"]
+__all__ += ["StyleEmbedding", "controlled_bridge", "space_to_depth_stem", "use_film"]

@@ -6,6 +6,7 @@ Source: ReBrain (section 3.3, eq. 12), on MONAI's `ControlNet`, which has the en
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.nets import ControlNet
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from .bridge_unet import BridgeUNet, StyleEmbedding, for_each_slab, space_to_depth_stem, use_film
 from .cpu_layers import use_cpu_layers
 
-__all__ = ["BridgeControlNet", "ControlledBridgeUNet"]
+__all__ = ["BridgeControlNet", "ControlledBridgeUNet", "controlled_bridge"]
 
 
 class BridgeControlNet(ControlNet):
@@ -161,6 +162,8 @@ class ControlledBridgeUNet(nn.Module):
         Returns:
             The prediction, (B, 2N+1, H, W).
         """
+        timesteps, context = for_each_slab(x, timesteps, context, self.style_shape)
+        context = context.contiguous()  # one for all slabs, PyTorch would multiply by frozen weights in another way
         conditions = {} if missing is None or not self.bridge.slice_channels[2] else {"missing": missing}
         residuals = {}
         if hint is not None and missing is not None and (missing > 0).any():
@@ -188,3 +191,15 @@ class ControlledBridgeUNet(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """Refused: whether the ControlNet runs depends on the input."""
         raise ValueError("A bridge with a ControlNet cannot be exported; export the bridge.")
+
+
+def controlled_bridge(hint_channels: int = 2, condition_channels: int = 0, **sizes: Any) -> ControlledBridgeUNet:
+    """A bridge with a ControlNet of the same sizes.
+
+    Args:
+        hint_channels: of the `BridgeControlNet`.
+        condition_channels: of the `BridgeUNet`, 1 for a bridge of sparse scans.
+        sizes: arguments that both have.
+    """
+    bridge = BridgeUNet(condition_channels=condition_channels, **sizes)
+    return ControlledBridgeUNet(bridge, BridgeControlNet(hint_channels=hint_channels, **sizes))

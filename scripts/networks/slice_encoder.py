@@ -60,6 +60,9 @@ class SliceEncoder(ViT):
             num_heads=num_heads,
             spatial_dims=2,
         )
+        self.slab_size = 1
+        self.size_multiple = patch_size
+        """Height and width of a slice are multiples of this number of pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Slices (n, 1, H, W), [0, 1], to unit vectors (n, hidden_size)."""

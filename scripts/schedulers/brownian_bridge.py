@@ -49,9 +49,13 @@ class BrownianBridgeScheduler(AffineScheduler):
         num_train_timesteps: number of timesteps T, at least 2.
         max_variance: s, half the variance factor: the variance peaks at s / 2 in the middle of the bridge.
         prediction_type: what the network predicts, see `BridgePredictionType`.
+        literal_sampling: with "unit_gradient", take x_t minus the prediction for x0_hat, as ReBrain's equations 3 and
+            14 say word by word, instead of solving for x0. An exact prediction still arrives, but through states beside
+            the bridge, by up to (r - 1) / e along u for images r apart, which no training has shown.
 
     Raises:
-        ValueError: when an argument is out of range or the prediction type is unknown.
+        ValueError: when an argument is out of range, the prediction type is unknown, or literal sampling is asked for
+            with another one.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class BrownianBridgeScheduler(AffineScheduler):
         num_train_timesteps: int = 1000,
         max_variance: float = 1.0,
         prediction_type: str = BridgePredictionType.GRADIENT,
+        literal_sampling: bool = False,
     ) -> None:
         if num_train_timesteps < 2:
             raise ValueError(f"num_train_timesteps is {num_train_timesteps}; a bridge needs at least 2.")
@@ -69,6 +74,9 @@ class BrownianBridgeScheduler(AffineScheduler):
         del self.betas, self.alphas, self.alphas_cumprod
         self.max_variance = max_variance
         self.prediction_type = BridgePredictionType(prediction_type)
+        if literal_sampling and self.prediction_type != BridgePredictionType.UNIT_GRADIENT:
+            raise ValueError(f"literal_sampling is for unit_gradient, and prediction_type is {self.prediction_type}.")
+        self.literal_sampling = literal_sampling
         m = torch.linspace(0.001, 0.999, num_train_timesteps, dtype=torch.float64)
         self._set_weights(1 - m, m, 2 * max_variance * (m - m**2))
 
@@ -117,7 +125,7 @@ class BrownianBridgeScheduler(AffineScheduler):
         """
         if self.prediction_type == BridgePredictionType.SAMPLE:
             return model_output
-        if self.prediction_type == BridgePredictionType.GRADIENT:
+        if self.prediction_type == BridgePredictionType.GRADIENT or self.literal_sampling:
             return sample - model_output
         m = float(self.source_weights[timestep])
         z = source - (sample - model_output)

@@ -8,8 +8,9 @@ from scipy import ndimage
 from scipy.special import ndtri
 from torch.nn import functional
 
+from ..volumes.brain_coordinates import brain_coordinates
 from ..volumes.separable import apply_along_axes, gaussian_matrix
-from .tissue import CSF, GREY, brain_coordinates
+from .tissue import CSF, GREY
 
 # Top of the cerebellum, where the tentorium lies, in brain coordinates: w = c . (1, |u|, u^2, v, v^2, |u| v), least
 # squares over the 19 people of the NiChart sample data (residual 0.056)

@@ -10,6 +10,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_numpy
 from scipy import ndimage
 
+from ..volumes.brain_coordinates import brain_coordinates
 from .hmrf import three_classes
 
 CSF, GREY, WHITE, DEEP_GREY = range(4)
@@ -55,30 +56,6 @@ DEEP_GREY_STRUCTURES = (
     DeepGreyStructure("pallidum", (55, 56), (0.165, 0.083, -0.415), (0.028, 0.031, 0.026), (-0.67, -0.23, 0.34), 0.95),
     DeepGreyStructure("accumbens", (23, 30), (0.084, 0.181, -0.423), (0.025, 0.021, 0.026), (0.25, -0.30, 0.45), 0.3),
 )
-
-
-def brain_coordinates(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Position relative to the brain: (3, H, W, Z) float32 of a mask (H, W, Z) in RAS order.
-
-    u: from the mean plane to the right in brain widths; v: from the middle to the front in brain lengths; w: from the
-    top up (so negative) in brain lengths. The bottom is no reference: it depends on where the brainstem is cut.
-    """
-    if not mask.any():
-        raise ValueError("the brain mask is empty")
-    profiles = [mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
-    grids = [(np.arange(n) * s).astype(np.float64) for n, s in zip(mask.shape, spacing_mm, strict=True)]
-
-    def quantile(axis: int, q: float) -> float:
-        share = np.cumsum(profiles[axis]) / profiles[axis].sum()
-        return grids[axis][np.searchsorted(share, q)]
-
-    width = max(quantile(0, 0.999) - quantile(0, 0.001), 1e-3)
-    back, front = quantile(1, 0.001), quantile(1, 0.999)
-    length = max(front - back, 1e-3)
-    u = (grids[0] - np.average(grids[0], weights=profiles[0])) / width
-    v = (grids[1] - (back + front) / 2) / length
-    w = (grids[2] - quantile(2, 0.999)) / length
-    return np.stack(np.meshgrid(u, v, w, indexing="ij")).astype(np.float32)
 
 
 def flatten_white_matter(

@@ -13,7 +13,8 @@ from scripts.networks import BridgeControlNet, BridgeUNet, ControlledBridgeUNet
 from scripts.schedulers import BrownianBridgeScheduler
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "inference.json"
-COMPACT = {key: value for key, value in json.loads(SHIPPED.read_text())["network_def"].items() if key != "_target_"}
+COMPACT = json.loads(SHIPPED.read_text())["network_def"]
+COMPACT = {name: COMPACT[name] for name in COMPACT.keys() - {"_target_", "condition_channels"}}
 TINY = {
     **{"channels": (8, 16), "num_res_blocks": 1, "norm_num_groups": 4, "num_head_channels": 8, "space_to_depth": 2},
     "style_embedding": True,
@@ -94,6 +95,16 @@ def test_without_a_hint_or_where_nothing_is_missing_it_is_the_bridge_at_any_weig
         assert torch.equal(network(**{**dense, "missing": None}), plain(network, dense))
         assert torch.equal(output[2], plain(network, batch)[2])
         assert (output - plain(network, batch))[:2].abs().amax((1, 2, 3)).min() > 1e-4
+
+
+def test_a_bridge_that_is_not_frozen_gives_the_same_for_one_style_of_all_slabs():
+    network, batch = pair(), slabs()
+    bridge = BridgeUNet(**TINY, condition_channels=1)
+    bridge.load_state_dict(network.bridge.state_dict())
+    batch |= {"context": batch["context"][:1].expand(3, -1, -1), "missing": torch.zeros_like(batch["missing"])}
+    with torch.no_grad():
+        expected = bridge(**{name: value for name, value in batch.items() if name != "hint"})
+        assert torch.equal(network(**batch), expected)
 
 
 def test_the_hint_matters_from_the_third_step_on():

@@ -16,10 +16,10 @@ from scripts.simulation.tissue import (
     GREY,
     WHITE,
     TissueClassesd,
-    brain_coordinates,
     flatten_white_matter,
     tissue_fractions,
 )
+from scripts.volumes.brain_coordinates import brain_coordinates, slice_positions
 
 SPACING = (3.0, 3.0, 3.0)
 LEVELS = {CSF: 0.2, GREY: 0.5, WHITE: 0.8}
@@ -85,6 +85,8 @@ def test_brain_coordinates_follow_the_brain_not_the_grid(phantom):
     mask = phantom["mask"]
     wider = brain_coordinates(np.pad(mask, ((3, 9), (0, 4), (7, 0))), SPACING)[:, 3:-9, :-4, 7:]
     np.testing.assert_allclose(wider, brain_coordinates(mask, SPACING), atol=1e-5)
+    np.testing.assert_array_equal(slice_positions(mask, SPACING), brain_coordinates(mask, SPACING)[2, 3, 4])
+    assert np.isnan(slice_positions(np.zeros_like(mask), SPACING)).all()
     finer = brain_coordinates(mask.repeat(2, 2), (3.0, 3.0, 1.5))
     np.testing.assert_allclose(finer[..., ::2], brain_coordinates(mask, SPACING), atol=0.02)
 
