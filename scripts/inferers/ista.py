@@ -93,7 +93,9 @@ class ISTAInferer(Inferer):
             the mean of all images that fit the source, and the later ones keep to what the state has settled on. 0 is
             the first, 1 the last of the S, and in between is a straight line from each to the next; later evaluations
             are not made. Where the target is Gaussian, all of them lie on the line from the posterior mean to the
-            sample, which is the best trade of error for spread there is (Freirich et al., 2021).
+            sample, which is the best trade of error for spread there is (Freirich et al., 2021). Where the condition
+            `missing` is above 0, the result is the first prediction, whatever the detail: what a sparse scan does not
+            show is not made up.
         mirrored: whether each prediction is averaged with that of the slab mirrored left to right, which halves what
             the network does by chance. Doubles the evaluations.
 
@@ -269,6 +271,7 @@ class ISTAInferer(Inferer):
         timesteps = self._timesteps()
         position = self._position(len(timesteps))
         timesteps = timesteps[: math.ceil(position) + 1]
+        mean = None
         between = position % 1  # the result lies this far from the last but one x0_hat to the last
         starts_from_noise = self.start_noise or self.scheduler.starts_from_noise
         noise = self._noise(source, generator) if starts_from_noise else None
@@ -276,6 +279,7 @@ class ISTAInferer(Inferer):
         with tqdm(total=len(timesteps), desc="sampling", leave=False, disable=not self.progress) as bar:
             for timestep, previous in pairwise(timesteps):
                 original = predict(sample, timestep, all_slabs=between > 0 and previous == timesteps[-1])
+                mean = original if mean is None else mean
                 noise = self._noise(source, generator) if self._draws(timestep, previous) else None
                 sample = self.scheduler.step_from_original_sample(
                     original, timestep, previous, sample, source, self.sampler, self.eta, noise, history
@@ -286,7 +290,9 @@ class ISTAInferer(Inferer):
                 bar.update()
             last = predict(sample, timesteps[-1], all_slabs=True)
             bar.update()
-        return torch.lerp(original, last, between) if between else last
+        result = torch.lerp(original, last, between) if between else last
+        missing = predict.inputs.conditions.get("missing")
+        return result if missing is None or mean is None else torch.where(missing > 0, mean, result)
 
     def _position(self, num_steps: int) -> float:
         """Where `detail` lies among the predictions 0..num_steps - 1, rounded so that 0.7 of 10 is 7."""
