@@ -54,7 +54,8 @@ def _write_stripped_flair(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory, bundle_root) -> dict[str, Path]:
-    """The bundle, the one of FLAIR to T1 that docs/monai_label.md makes of it, and one with a tiny random network."""
+    """The bundle, the one of FLAIR to T1 that docs/monai_label.md makes of it, and one for sparse scans, too, with a
+    tiny random network."""
     folder = tmp_path_factory.mktemp("bundles")
     flair = _copied(bundle_root, folder / "brain_flair_to_t1")
     shutil.copy(flair / "models" / "flair_to_t1.pt", flair / "models" / "model.pt")
@@ -71,7 +72,8 @@ def bundles(tmp_path_factory, bundle_root) -> dict[str, Path]:
     torch.save(network.state_dict(), tiny / "models" / "model.pt")
     keys = {name: compute_style_key(np.random.default_rng(i).beta(2 + i, 2, 5000)) for i, name in enumerate("pq")}
     save_style_keys({"average": keys["p"], "other": keys["q"]}, tiny / "models" / "style_keys.json")
-    config = json.loads((tiny / "configs" / "inference.json").read_text())
+    names = [str(tiny / "configs" / name) for name in ("inference.json", "sparse.json")]
+    config = ConfigParser.load_config_files(names)
     config |= {"network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY_NETWORK}, "spacing": [6.0, 6.0, 6.0]}
     (tiny / "configs" / "inference.json").write_text(json.dumps({**config, "size_multiple": 4}))
     return {"brain_ct_to_mri": bundle_root, flair.name: flair, tiny.name: tiny}
