@@ -206,6 +206,25 @@ def test_the_main_job_ends_with_a_sentence_without_a_base_or_with_another(transl
         assert isinstance(cause, CaseError)
 
 
+def test_the_rows_of_the_sparse_tables(bundle_root, pairs, base, weights, tmp_path, monkeypatch):
+    """The base's own people are evaluated here, so that without a threshold the reference is the truth itself."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    names = ("train", "rebrain_control", "evaluate_sparse", "evaluate_rebrain")
+    rows = ("sparse bridge", "+ ControlNet", "+ ControlNet, no tau", "+ ControlNet, random slice")
+    run(
+        config_file=[str(bundle_root / "configs" / f"{name}.json") for name in names],
+        logging_file=False,
+        **{**TRAINING, **network_options(), "dataset_dir": str(pairs), "output_dir": str(tmp_path / "eval")},
+        **{"val_section": "training", "subjects": "p0", "every": [4], "slices": 9, "weights": str(weights)},
+        **{"knowledge_base": str(base), "rows": list(rows), "style_key": "average", "num_inference_steps": 2},
+        **{"style_keys_file": str(bundle_root / "models" / "style_keys.json")},
+    )
+    content = json.loads((tmp_path / "eval" / "sparse.json").read_text())["every"]["4"]
+    figures = {row: content[row]["p0"]["figures"]["psnr_missing"] for row in rows}
+    assert len(set(figures.values())) >= 3
+    assert "+ ControlNet, no tau" in (tmp_path / "eval" / "sparse.md").read_text()
+
+
 def test_training_and_main_job_name_the_same_network(bundle_root):
     parsers = []
     for name in ("inference", "train"):
