@@ -43,7 +43,8 @@ def knowledge_base(
         encoder: pixels, which needs no training, or the weights of a trained one (configs/rebrain_retrieval.json).
         share: of the people, above 0 and at most 1.
         config_file: a training config, or a list of configs that are merged, as the training has it; it tells the
-            contrasts, the voxels and how images are scaled. configs/train.json if none is given.
+            contrasts, the voxels, how images are scaled, and whether the source is simulated. configs/train.json if
+            none is given.
     """
     one_of("action", action, ["build"])
     number("share", share, least=0, most=1)
@@ -51,11 +52,14 @@ def knowledge_base(
         if not value:
             raise CaseError(f"--{name} is missing; type --dataset_dir MY_PAIRS --output kb.")
     config = _config(config_file, dataset_dir)
-    items = training_datalist(dataset_dir, "training", contrasts=config["contrasts"], may_be_empty=False)
+    items = training_datalist(dataset_dir, "training", config["needed"], config["contrasts"], may_be_empty=False)
     network, digest = _encoder(encoder, config["slab_shape"])
     folder = _own_folder(output)
     volumes = build_volumes(
-        items, config["load"], size=config["slab_shape"], progress=_bar("subjects"), num_workers=None
+        *(items, config["load"], config["render"]),
+        size=config["slab_shape"],
+        progress=_bar("subjects"),
+        num_workers=None,
     )
     people = [str(item.get("person", item["subject"])) for item in items]
     record = {"encoder": "pixels" if digest is None else "vit", "encoder_sha256": digest}
@@ -77,7 +81,7 @@ def _config(config_file: str | Sequence[str] | None, dataset_dir: str) -> dict[s
     parser = ConfigParser()
     parser.read_config(config_file or str(Path(bundle_root()) / "configs" / "train.json"))
     parser["dataset_dir"] = dataset_dir
-    names = ("load", "spacing", "slab_shape", "contrasts", "source_contrast", "target_contrast")
+    names = ("load", "render", "needed", "spacing", "slab_shape", "contrasts", "source_contrast", "target_contrast")
     return {name: parser.get_parsed_content(name) for name in names}
 
 

@@ -28,19 +28,20 @@ TRAINING = {
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Three heads whose slices are those of `write_head_ct`, each with a texture of its own."""
+    """Three round heads, each with a texture of its own, and a fourth for validation."""
     folder = tmp_path_factory.mktemp("pairs")
     grid = np.stack(np.meshgrid(*(np.linspace(-1.05, 1.05, n) for n in SHAPE), indexing="ij"))
     mask = (grid**2).sum(0) < 1
     entries = []
-    for number in range(3):
+    for number in range(4):
         noise = np.random.default_rng(number).random(SHAPE)
         volumes = {"source": np.where(mask, 25 + 20 * noise, -1000), "target": 400 * (1 + noise) * mask, "mask": mask}
         entries.append({"subject": f"p{number}", **{name: f"p{number}_{name}.nii.gz" for name in volumes}})
         for name, volume in volumes.items():
             image = nib.Nifti1Image(volume.astype(np.float32), np.diag([EDGE] * 3 + [1]))
             nib.save(image, folder / entries[-1][name])
-    (folder / "datalist.json").write_text(json.dumps({"training": entries, "validation": [], "test": []}))
+    held_out = [entries.pop()]
+    (folder / "datalist.json").write_text(json.dumps({"training": entries, "validation": held_out, "test": []}))
     return folder
 
 
@@ -94,6 +95,10 @@ def test_the_retrieval_network_is_trained_and_becomes_an_encoder(train, bundle_r
     assert len(losses) == 12
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     load_weights(SliceEncoder((24, 32)), path)
+    figures = json.loads((path.parent / "retrieval.json").read_text())
+    assert figures.keys() == {"pixels", "vit", "random", "oracle"}
+    assert all(0 <= row["position_error"] <= 0.05 for row in figures.values())
+    assert figures["oracle"]["target_rmse"] == min(row["target_rmse"] for row in figures.values())
     configs = [str(bundle_root / "configs" / "train.json"), str(settings / "small.json")]
     said = knowledge_base("build", str(pairs), str(tmp_path / "kb"), str(path), config_file=configs)
     assert "of 3 people" in said
@@ -204,6 +209,24 @@ def test_the_main_job_ends_with_a_sentence_without_a_base_or_with_another(transl
             cause = cause.__cause__
         assert sentence in str(cause)
         assert isinstance(cause, CaseError)
+
+
+def test_the_rows_of_the_sparse_tables(bundle_root, pairs, base, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    names = ("train", "rebrain_control", "evaluate_sparse", "evaluate_rebrain")
+    rows = ("sparse bridge", "+ ControlNet", "+ ControlNet, no tau", "+ ControlNet, random slice")
+    run(
+        config_file=[str(bundle_root / "configs" / f"{name}.json") for name in names],
+        logging_file=False,
+        **{**TRAINING, **network_options(), "dataset_dir": str(pairs), "output_dir": str(tmp_path / "eval")},
+        **{"val_section": "training", "subjects": "p0", "every": [4], "slices": 9, "weights": str(weights)},
+        **{"knowledge_base": str(base), "rows": list(rows), "style_key": "average", "num_inference_steps": 2},
+        **{"style_keys_file": str(bundle_root / "models" / "style_keys.json")},
+    )
+    content = json.loads((tmp_path / "eval" / "sparse.json").read_text())["every"]["4"]
+    figures = {row: content[row]["p0"]["figures"]["psnr_missing"] for row in rows}
+    assert len(set(figures.values())) >= 3
+    assert "+ ControlNet, no tau" in (tmp_path / "eval" / "sparse.md").read_text()
 
 
 def test_training_and_main_job_name_the_same_network(bundle_root):

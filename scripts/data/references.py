@@ -18,7 +18,7 @@ from ..volumes.brain_coordinates import slice_positions
 from .packed_volume import PackedVolume
 from .slab_dataset import SlabDataset
 
-__all__ = ["HintedSlabs", "NeighbourSlices", "build_base", "hinted_volumes", "reference_table"]
+__all__ = ["HintedSlabs", "NeighbourSlices", "build_base", "hinted_volumes", "reference_table", "retrieval_figures"]
 
 Table = Mapping[tuple[str, int], tuple[int, float]]
 """(subject, slice) -> (row of the base or -1, similarity)."""
@@ -116,6 +116,56 @@ def reference_table(
         pairs = zip(rows.tolist(), similarity.tolist(), strict=True)
         table |= {(volume.subject, z): pair for z, pair in enumerate(pairs)}
     return table
+
+
+def retrieval_figures(
+    volumes: Sequence[PackedVolume],
+    people: Sequence[str],
+    held_out: Sequence[PackedVolume],
+    encoders: Mapping[str, nn.Module],
+    spacing: Sequence[float],
+    sparsity: Sequence[int | Sequence[float]] = (2, 4, 8),
+) -> dict[str, dict[str, float]]:
+    """How near the references of other people's slices come, for each encoder, a random slice and the best there is.
+
+    The paper's accuracy, the share of references that are of the query's own scan, rewards the opposite.
+
+    Args:
+        volumes, people: what the base is made of, as in `build_base`.
+        held_out: scans of other people, on the same grid.
+        encoders: by the names of the rows.
+        spacing: edges of the voxels, mm.
+        sparsity: see `reference_table`.
+
+    Returns:
+        row -> "position_error" (median, in lengths of the brain) and "target_rmse" (mean, of the reference's target
+        against the true one, of [0, 1]), over the slices with brain; "above_tau", the share of slices whose similarity
+        reaches the base's own threshold.
+    """
+    figures = {}
+    rows = [(name, encoder, "similar") for name, encoder in encoders.items()]
+    rows += [(choice, next(iter(encoders.values())), choice) for choice in ("random", "oracle")]
+    for name, encoder, choice in rows:
+        base = build_base(volumes, people, encoder, spacing, {"encoder": name})
+        table = reference_table(held_out, encoder, base, sparsity, threshold=-1.0, choice=choice)
+        figures[name] = _nearness(held_out, table, base)
+        similarity = np.array([s for row, s in table.values() if row >= 0])
+        figures[name]["above_tau"] = float((similarity >= base.threshold()).mean())
+    return figures
+
+
+def _nearness(volumes: Sequence[PackedVolume], table: Table, base: KnowledgeBase) -> dict[str, float]:
+    """`position_error` and `target_rmse` of a table's references."""
+    positions, errors = [], []
+    for volume in volumes:
+        own = _positions(volume, base.record["spacing"])
+        for z in np.flatnonzero(volume.in_brain[0]):
+            row = table[volume.subject, int(z)][0]
+            if row >= 0:
+                difference = base.targets[row].numpy() / 255 - _as_bytes(volume.targets[0, z]) / 255
+                errors.append(np.sqrt(np.square(difference).mean()))
+                positions.append(abs(float(base.position[row]) - own[z]))
+    return {"position_error": float(np.median(positions)), "target_rmse": float(np.mean(errors))}
 
 
 def hinted_volumes(

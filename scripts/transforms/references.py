@@ -22,7 +22,7 @@ from ..retrieval import ENCODER_NAME, Fill, KnowledgeBase, ThresholdReading, fil
 from ..volumes.brain_coordinates import slice_positions
 from ..weights import load_weights
 
-__all__ = ["Choice", "RetrieveReferencesd", "choose_references", "encoded", "load_base"]
+__all__ = ["Choice", "ReferenceHints", "RetrieveReferencesd", "choose_references", "encoded", "load_base"]
 
 
 class Choice(StrEnum):
@@ -115,106 +115,97 @@ def choose_references(
     return torch.where(found, rows, -1), torch.where(found, torch.inf, -torch.inf)
 
 
-class RetrieveReferencesd(MapTransform):
-    """Adds channels of hints to a sparse volume: for each missing slice another person's, out of a knowledge base.
+class ReferenceHints:
+    """Hints for the missing slices of a volume, out of a knowledge base.
 
-    The query is what fills the gap in the source. In the plane both brains are laid centre on centre. Given slices,
-    those for which nothing is similar enough, and dense volumes have hints of zeros. The volume's meta has as
-    `references` how many slices are "missing", for how many a reference was "found", and the "threshold" of similarity.
+    The query is what fills the gap in the source. In the plane both brains are laid centre on centre. Given slices, and
+    those for which nothing is similar enough, have hints of zeros.
 
     Args:
-        keys: of the volumes, MetaTensors (C, H, W, Z) in RAS axes at the base's spacing; channel 0 is the source,
-            [0, 1], background 0.
         base: folder of the knowledge base.
-        missing_channel: channel that is above 0 in missing slices.
-        hint: what of a reference is the hint, "source", "target" or both, in the order of the new channels.
+        hint: what of a reference is the hint, "source", "target" or both, in the order of the channels.
         threshold: similarity below which a search has failed: a number, or one of `ThresholdReading`.
         tolerance: largest difference of position, in lengths of the brain.
         fallback: what the hint's source channel holds where the search failed: one of `Fill`, of the given slices
             (ReBrain, section 3.4: "slerp"), or None for zeros.
-        choice: see `Choice`; the oracle needs `target_key`.
-        target_key: of the true target on the same grid, (1, H, W, Z), [0, 1].
-        person_key: where the data has it, it holds the person's name, whose own slices are not looked at.
+        choice: see `Choice`; the oracle needs the truth in each call.
         share, share_of, seed: of the base that is searched, see `KnowledgeBase.shared`.
         wanted: what the base has to be of, such as {"source_contrast": "CT", "target_contrast": "T1"}.
-        allow_missing_keys: no error where a key is missing.
 
     Raises:
-        CaseError: no base, a damaged one, one of other contrasts; for a volume, one of another spacing.
+        CaseError: no base, a damaged one, or one of other images.
     """
 
     def __init__(
         self,
-        keys: KeysCollection,
         base: str | os.PathLike | None,
-        missing_channel: int = 1,
         hint: Sequence[str] = ("source", "target"),
         threshold: str | float = ThresholdReading.PERCENTILE,
         tolerance: float = 0.05,
         fallback: str | None = None,
         choice: str = Choice.SIMILAR,
-        target_key: str | None = None,
-        person_key: str = "person",
         share: float = 1.0,
         share_of: str = "people",
         seed: int = 0,
         wanted: Mapping[str, Any] | None = None,
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
         whole, self.encoder = load_base(base, **(wanted or {}))
         self.base = whole if share == 1 else whole.shared(share, share_of, seed)
-        self.missing_channel = missing_channel
         self.hint = tuple(hint)
         self.choice = Choice(choice)
         self.tau = self.base.threshold(threshold) if self.choice == Choice.SIMILAR else -1.0
         self.tolerance = tolerance
         self.fallback = None if fallback is None else Fill(fallback)
-        self.target_key = target_key
-        self.person_key = person_key
         self.seed = seed
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add the hints to the volume at each key."""
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self._with_hints(d[key], d)
-        return d
+    def __call__(self, volume: Tensor, missing: Tensor) -> Tensor:
+        """Volumes (B, C, H, W, Z), [0, 1], whose first contrast counts, and missing (B, 1, H, W, Z) -> (B, E, H, W, Z).
 
-    def _with_hints(self, volume: MetaTensor, data: Mapping[Hashable, Any]) -> MetaTensor:
-        spacing = np.asarray(volume.pixdim, dtype=float)
-        self.base.check(spacing=spacing)
-        slices = volume.as_tensor().movedim(-1, 1).float()  # (C, Z, H, W)
-        source = slices[0]
-        missing = slices[self.missing_channel].amax(dim=(1, 2)) > 0
-        wanted = torch.nonzero(missing & source.amax(dim=(1, 2)).gt(0)).flatten()
+        The volumes have the base's spacing, and are of people who are not in it.
+        """
+        hints = [
+            self.of_slices(source.movedim(-1, 0).cpu().float(), flags.amax(dim=(0, 1)).cpu() > 0)[0].movedim(0, -1)
+            for source, flags in zip(volume[:, 0], missing[:, 0], strict=True)
+        ]
+        return torch.stack(hints).to(volume)
+
+    def of_slices(
+        self, source: Tensor, missing: Tensor, person: str | None = None, truth: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Hints of all slices of a volume.
+
+        Args:
+            source: (Z, H, W), [0, 1], background 0, at the base's spacing; missing slices are filled.
+            missing: (Z,) bool.
+            person: name of the person, whose own slices are not looked at.
+            truth: the true target (Z, H, W), [0, 1], for the oracle.
+
+        Returns:
+            (Z, contrasts, H, W), and (Z,) bool: which slices have a reference.
+        """
         hints = torch.zeros(len(source), len(self.hint), *source.shape[1:])
         found = torch.zeros(len(source), dtype=torch.bool)
+        wanted = torch.nonzero(missing & source.amax(dim=(1, 2)).gt(0)).flatten()
         if len(wanted):
-            hints[wanted], found[wanted] = self._hints(source, wanted, spacing, data)
+            hints[wanted], found[wanted] = self._search(source, wanted, person, truth)
         if self.fallback is not None and "source" in self.hint and not missing.all():
             failed = missing & ~found
             hints[failed, self.hint.index("source")] = fill_slices(source, ~missing, self.fallback)[failed]
-        stacked = torch.cat([volume.as_tensor(), hints.movedim(0, -1).to(volume.as_tensor())])
-        result = MetaTensor(stacked).copy_meta_from(volume)
-        result.meta["references"] = {"missing": int(missing.sum()), "found": int(found.sum()), "threshold": self.tau}
-        return result
+        return hints, found
 
-    def _hints(
-        self, source: Tensor, wanted: Tensor, spacing: np.ndarray, data: Mapping[Hashable, Any]
+    def _search(
+        self, source: Tensor, wanted: Tensor, person: str | None, truth: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Hints (n, contrasts, H, W) of the wanted slices, and whether each has one."""
-        position = torch.from_numpy(slice_positions(source.movedim(0, -1).numpy() > 0, spacing))[wanted]
-        size = self.base.record["slab_shape"]
+        spacing, size = self.base.record["spacing"], self.base.record["slab_shape"]
         begin = _begin(source, size)
-        person = data.get(self.person_key)
         rows, similarity = choose_references(
             self.base,
-            position,
+            torch.from_numpy(slice_positions(source.movedim(0, -1).numpy() > 0, spacing))[wanted],
             encoded(self.encoder, _placed(source[wanted], begin, size)),
-            self._truth(data, wanted, begin),
+            None if truth is None else _placed(truth[wanted].float(), begin, size),
             self.tolerance,
-            None if person is None else self.base.code_of(str(person)),
+            None if person is None else self.base.code_of(person),
             self.choice,
             self.seed,
         )
@@ -222,12 +213,62 @@ class RetrieveReferencesd(MapTransform):
         back = [-first for first in begin]
         return _placed(self.base.images(rows, self.hint), back, source.shape[1:]), rows >= 0
 
-    def _truth(self, data: Mapping[Hashable, Any], wanted: Tensor, begin: Sequence[int]) -> Tensor | None:
-        """The true target's wanted slices (n, H, W) of the base's size, where the oracle needs them."""
-        if self.choice != Choice.ORACLE:
-            return None
-        target = torch.as_tensor(data[self.target_key])[0].movedim(-1, 0)[wanted].float()
-        return _placed(target, begin, self.base.record["slab_shape"])
+
+class RetrieveReferencesd(MapTransform):
+    """Adds channels of hints to a sparse volume: for each missing slice another person's, out of a knowledge base.
+
+    The volume's meta has as `references` how many slices are "missing", for how many a reference was "found", and the
+    "threshold" of similarity. A dense volume has hints of zeros.
+
+    Args:
+        keys: of the volumes, MetaTensors (C, H, W, Z) in RAS axes at the base's spacing; channel 0 is the source,
+            [0, 1], background 0.
+        base: folder of the knowledge base.
+        missing_channel: channel that is above 0 in missing slices.
+        person_key: where the data has it, it holds the person's name, whose own slices are not looked at.
+        target_key: of the true target on the same grid, (1, H, W, Z), [0, 1], for the oracle.
+        allow_missing_keys: no error where a key is missing.
+        search: further arguments of `ReferenceHints`.
+
+    Raises:
+        CaseError: no base, a damaged one, one of other images; for a volume, one of another spacing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        base: str | os.PathLike | None,
+        missing_channel: int = 1,
+        person_key: str = "person",
+        target_key: str | None = None,
+        allow_missing_keys: bool = False,
+        **search: Any,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.hints = ReferenceHints(base, **search)
+        self.missing_channel = missing_channel
+        self.person_key = person_key
+        self.target_key = target_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the hints to the volume at each key."""
+        d = dict(data)
+        person = None if d.get(self.person_key) is None else str(d[self.person_key])
+        truth = None if self.target_key is None else torch.as_tensor(d[self.target_key])[0].movedim(-1, 0)
+        for key in self.key_iterator(d):
+            d[key] = self._with_hints(d[key], person, truth)
+        return d
+
+    def _with_hints(self, volume: MetaTensor, person: str | None, truth: Tensor | None) -> MetaTensor:
+        self.hints.base.check(spacing=np.asarray(volume.pixdim, dtype=float))
+        slices = volume.as_tensor().movedim(-1, 1).float()  # (C, Z, H, W)
+        missing = slices[self.missing_channel].amax(dim=(1, 2)) > 0
+        hints, found = self.hints.of_slices(slices[0], missing, person, truth)
+        stacked = torch.cat([volume.as_tensor(), hints.movedim(0, -1).to(volume.as_tensor())])
+        result = MetaTensor(stacked).copy_meta_from(volume)
+        counts = {"missing": int(missing.sum()), "found": int(found.sum()), "threshold": self.hints.tau}
+        result.meta["references"] = counts
+        return result
 
 
 def _begin(source: Tensor, size: Sequence[int]) -> list[int]:

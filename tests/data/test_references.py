@@ -1,11 +1,20 @@
 """Knowledge bases of packed volumes, and references as training sees them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from scripts.data import PackedVolume, SlabDataset
-from scripts.data.references import HintedSlabs, NeighbourSlices, build_base, hinted_volumes, reference_table
+from scripts.data.references import (
+    HintedSlabs,
+    NeighbourSlices,
+    build_base,
+    hinted_volumes,
+    reference_table,
+    retrieval_figures,
+)
 from scripts.errors import CaseError
 from scripts.networks import PixelEncoder
 
@@ -96,6 +105,16 @@ def test_oracle_and_random_choices(base, volumes, people):
         return np.mean([np.square(a / 255 - b.numpy() / 255).mean() for a, b in pairs])
 
     assert error("oracle") < min(error("similar"), error("random"))
+
+
+def test_how_near_references_come(volumes, people):
+    """The held-out scan is a copy of one in the base, so that the search of a dense scan is exact."""
+    copy = replace(volumes[3], subject="new")
+    figures = retrieval_figures(volumes, people, [copy], {"x": PixelEncoder(1)}, SPACING, (1,))
+    assert figures["x"] == {"position_error": 0, "target_rmse": 0, "above_tau": 1}
+    assert figures["oracle"]["target_rmse"] == 0
+    assert figures["random"]["target_rmse"] > 0.05
+    assert 0 <= figures["random"]["position_error"] <= 0.05
 
 
 def test_a_base_of_another_size_is_refused(base):

@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from scripts.errors import CaseError
 from scripts.networks import PixelEncoder, SliceEncoder
 from scripts.retrieval import ENCODER_NAME, KnowledgeBase, slerp
-from scripts.transforms.references import RetrieveReferencesd
+from scripts.transforms.references import ReferenceHints, RetrieveReferencesd
 from scripts.volumes.brain_coordinates import slice_positions
 
 SHAPE, SPACING, DEPTH = (16, 24), (3.0, 3.0, 3.0), 12
@@ -129,7 +129,17 @@ def test_oracle_and_random_rows(folder):
 
 
 def test_a_share_of_the_base(folder):
-    assert len(RetrieveReferencesd("image", folder, share=0.34).base) == DEPTH - 2
+    assert len(RetrieveReferencesd("image", folder, share=0.34).hints.base) == DEPTH - 2
+
+
+def test_hints_of_volumes_without_a_header_are_the_same(folder):
+    images = [case(number)["image"].as_tensor() for number in (0, 2)]
+    volumes, missing = (torch.stack([image[channel : channel + 1] for image in images]) for channel in (0, 1))
+    hints = ReferenceHints(folder, hint=["target"])(volumes, missing)
+    for hint, number in zip(hints, (0, 2), strict=True):
+        expected = RetrieveReferencesd("image", folder, hint=["target"])(case(number))["image"].as_tensor()[2:]
+        assert torch.equal(hint, expected)
+        assert hint.any()
 
 
 def test_the_encoder_of_the_base_is_kept_beside_it(tmp_path):
