@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, run
 from scripts.errors import CaseError
 from scripts.knowledge_base import knowledge_base
 from scripts.networks import BridgeUNet, SliceEncoder, controlled_bridge
+from scripts.outputs.measures import case_warnings
 from scripts.weights import load_weights
 from tests.phantoms import TINY_NETWORK, write_head_ct
 
@@ -184,14 +185,21 @@ def test_references_change_the_missing_slices_of_a_sparse_scan(translate, base, 
     assert np.abs(hinted - none).max() > 1e-3
     assert len(record["knowledge_base_sha256"]) == 64
     assert record["hint"] == ["source", "target"]
+    counts = record["references"]
+    assert 0 < counts["found"] <= counts["missing"]
+    assert counts["threshold"] == -1
+    said = f"Another person's slice was used as a reference at {counts['found']} of {counts['missing']} missing slices."
+    assert said in case_warnings(record)
 
 
 def test_a_dense_scan_is_the_bridges(translate, base, weights, settings, tmp_path):
     axes = np.diag([EDGE, EDGE, 2.5])
     write_head_ct(tmp_path / "ct.nii.gz", axes, (34, 40, 72))
     plain, _ = translate(settings / "bridge.pt", "plain", overlays=())
-    hinted, _ = translate(weights, "hinted", knowledge_base=str(base))
+    hinted, record = translate(weights, "hinted", knowledge_base=str(base))
     np.testing.assert_array_equal(hinted, plain)
+    assert record["references"]["found"] == 0
+    assert not any("Another person" in warning for warning in case_warnings(record))
 
 
 def test_the_main_job_ends_with_a_sentence_without_a_base_or_with_another(translate, base, weights, tmp_path):

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.dicom.mr_header import series_header
 from tests.phantoms import write_head_ct
 from tests.test_inference_dicom import head, head_series
 from tests.trees import tilted, write_dicom_series
@@ -127,3 +128,12 @@ def test_uneven_gaps_of_a_series_are_known_where_its_volume_is_even(tmp_path, tr
     lower, upper = (inner & (np.abs(places[..., 2] - z) < 0.6) for z in (-30.0, 22.5))
     assert values[lower].max() < 0.03
     np.testing.assert_allclose(np.median(values[upper]), 1 / 8, atol=0.04)  # the grid is 3 mm from 18 and 27 there
+
+
+@pytest.mark.parametrize(("found", "said"), [(3, "; another person's slice was used as a reference"), (0, "")])
+def test_a_series_says_that_another_persons_slice_was_used(found, said):
+    record = {"bundle": "b", "bundle_version": "1", "weights": "w", "weights_sha256": "0", "target_contrast": "T1"}
+    source = pydicom.Dataset()
+    source.StudyInstanceUID = source.SeriesInstanceUID = "1.2"
+    header = series_header(source, "somebody", {**record, "references": {"missing": 9, "found": found}})
+    assert header.ImageComments == f"Synthetic T1, not for diagnostic use{said}"

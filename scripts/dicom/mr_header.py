@@ -188,11 +188,14 @@ def _series_description(source: Dataset, target: str, record: Mapping[str, Any])
 
 
 def _sparse_note(record: Mapping[str, Any]) -> str:
-    """That slices were inferred, where they were."""
-    if "sparse" not in record:
-        return ""
-    gap = round(record["sparse"]["gap_mm"], 1)
-    return f"; sparse {_source_contrast(record)}, gaps of {gap:g} mm: slices between are inferred"
+    """That slices were inferred, and with other people's, where they were."""
+    note = ""
+    if "sparse" in record:
+        gap = round(record["sparse"]["gap_mm"], 1)
+        note += f"; sparse {_source_contrast(record)}, gaps of {gap:g} mm: slices between are inferred"
+    if (record.get("references") or {}).get("found"):
+        note += "; another person's slice was used as a reference"
+    return note
 
 
 def _derivation(series: Dataset, source: Dataset, sampled: bool) -> str:

@@ -179,6 +179,9 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     if sparse := record.get("sparse"):
         source, gap = record.get("source_contrast", "CT"), round(sparse["gap_mm"], 1)
         warnings.append(f"Sparse {source}, gaps of {gap:g} mm: slices between are inferred.")
+    if used := (record.get("references") or {}).get("found"):
+        of = record["references"]["missing"]
+        warnings.append(f"Another person's slice was used as a reference at {used} of {of} missing slices.")
     if _lies_otherwise(measured):
         front, top = (_SIDES[int(measured[name])] for name in ("shape_front", "shape_top"))
         warnings.append(

@@ -70,6 +70,7 @@ def case_record(
     batch_size_used: int | None = None,
     lesion_watch: Sequence[Mapping[str, Any]] | None = None,
     sparse: Mapping[str, Any] | None = None,
+    references: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one case.
 
@@ -83,6 +84,7 @@ def case_record(
         batch_size_used: slabs the network was given at a time.
         lesion_watch: findings of `LesionWatchd`, where it looked.
         sparse: gaps of a sparse scan, and the grid of the dense volume beside its result, if there is one.
+        references: missing slices, and at how many of them another person's slice was used.
     """
     record = {**settings, "source": dict(source), "grid": _grid_record(image, meta or {})}
     if isinstance(mask, MetaTensor):
@@ -95,6 +97,8 @@ def case_record(
         record["lesion_watch"] = [dict(finding) for finding in lesion_watch]
     if sparse is not None:
         record["sparse"] = dict(sparse)
+    if references is not None:
+        record["references"] = dict(references)
     return record
 
 

@@ -89,6 +89,8 @@ class SaveSyntheticd(SaveImaged):
         keys: key of the synthetic volume, (1, H, W, Z), [0, 1], on the source's grid; with a second channel, its
             uncertainty, in the same unit.
         source_key: key of the source volume as loaded, (1, H, W, Z), shown beside it; its file is what the JSON names.
+        input_key: key of what the network was given, if it is there; its meta tells whether other people's slices were
+            used (`RetrieveReferencesd`).
         mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` of its meta).
         output_dir: the folder, made where it is not there.
         source_window: lowest and highest value of the source in the picture, in its unit (HU); None for MRI.
@@ -116,6 +118,7 @@ class SaveSyntheticd(SaveImaged):
         self,
         keys: KeysCollection = "pred",
         source_key: str = "source",
+        input_key: str = "image",
         mask_key: str = "mask",
         output_dir: Any = "./output",
         source_window: tuple[float, float] | None = (0.0, 80.0),
@@ -138,6 +141,7 @@ class SaveSyntheticd(SaveImaged):
             allow_missing_keys=allow_missing_keys,
         )
         self.source_key = source_key
+        self.input_key = input_key
         self.mask_key = mask_key
         self.output_dir = Path(str(output_dir)).expanduser()
         self.source_window = source_window
@@ -193,6 +197,7 @@ class SaveSyntheticd(SaveImaged):
                 batch_size_used=data.get("batch_size_used"),
                 lesion_watch=data.get("lesion_watch"),
                 sparse=_sparse_record(source, data.get("dense")),
+                references=_references_record(data.get(self.input_key)),
             ),
             beside=beside,
         )
@@ -236,7 +241,9 @@ class SaveSyntheticd(SaveImaged):
         outputs.picture.save(f"{start}.png")
         if self.dicom is not None:
             dense = outputs.beside.get(DENSE_ENDING)
-            settings = self.record if dense is None else {**self.record, "sparse": record["sparse"]}
+            settings = {**self.record, **{key: record[key] for key in ("references",) if key in record}}
+            if dense is not None:
+                settings["sparse"] = record["sparse"]
             record["dicom"] = self.dicom(dense or outputs.image, outputs.source, settings, Path(f"{start}_dicom"))
         for warning in case_warnings(record):
             logger.warning(f"{file_name(outputs.source)}: {warning}")
@@ -325,3 +332,15 @@ def _sparse_record(source: MetaTensor, dense: MetaTensor | None) -> dict[str, An
         edge = np.linalg.norm(np.asarray(dense.affine, dtype=np.float64)[:3, acquired.axis])
         record |= {"spacing_mm": round(float(edge), 6), "voxels": list(dense.shape[1:])}
     return record
+
+
+def _references_record(image: Any) -> dict[str, Any] | None:
+    """At how many missing slices other people's were used, out of how many, and how similar they had to be."""
+    told = image.meta.get("references") if isinstance(image, MetaTensor) else None
+    if told is None:
+        return None
+    return {
+        "missing": int(told["missing"]),
+        "found": int(told["found"]),
+        "threshold": round(float(told["threshold"]), 4),
+    }
