@@ -222,7 +222,13 @@ def test_the_main_job_ends_with_a_sentence_without_a_base_or_with_another(transl
 def test_the_rows_of_the_sparse_tables(bundle_root, pairs, base, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     names = ("train", "rebrain_control", "evaluate_sparse", "evaluate_rebrain")
-    rows = ("sparse bridge", "+ ControlNet", "+ ControlNet, no tau", "+ ControlNet, random slice")
+    rows = (
+        "sparse bridge",
+        "+ ControlNet",
+        "+ ControlNet, no tau",
+        "+ ControlNet, random slice",
+        "+ ControlNet, oracle",
+    )
     run(
         config_file=[str(bundle_root / "configs" / f"{name}.json") for name in names],
         logging_file=False,

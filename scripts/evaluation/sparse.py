@@ -47,8 +47,10 @@ class SparseInferer:
         every: k.
         method: one of `METHODS`. `MRI_INTERPOLATED` takes the synthetic image at the given slices and draws lines
             between them; `CT_INTERPOLATED` does not tell the network which slices are missing; `SPARSE` does.
-        references: volumes (1, C, H, W, Z) of sparse sources -> further channels of the input, such as hints; None
-            for none.
+        references: (volume (1, C, H, W, Z) of a sparse source, its `missing`, the true target or None) -> further
+            channels of the input, such as hints; None for none.
+
+    `truth` is the true target (1, 1, H, W, Z), which only an oracle among the references looks at.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class SparseInferer:
         inferer: Callable[..., Tensor],
         every: int = 1,
         method: str = SPARSE,
-        references: Callable[[Tensor, Tensor], Tensor] | None = None,
+        references: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"There is no method {method!r}; use one of {', '.join(METHODS)}.")
@@ -64,13 +66,14 @@ class SparseInferer:
         self.scan = SparseScan(1.0 if method == DENSE else float(every))
         self.method = method
         self.references = references
+        self.truth: Tensor | None = None
 
     def __call__(self, source: Tensor, network: Callable[..., Tensor], style_key: Any = None) -> Tensor:
         """(1, 1, H, W, Z) in [0, 1], all slices -> (1, 1, H, W, Z)."""
         volume = thinned(source, self.scan)
         if self.method == SPARSE:
             missing = missing_channel(source, self.scan)
-            more = [] if self.references is None else [self.references(volume, missing)]
+            more = [] if self.references is None else [self.references(volume, missing, self.truth)]
             volume = torch.cat([volume, missing, *more], dim=1)
         image = self.inferer(volume, network, style_key=style_key)
         if self.method != MRI_INTERPOLATED:

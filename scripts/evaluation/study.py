@@ -52,7 +52,8 @@ class VariantSampler:
 
     Args:
         network: called as the inferer does, in evaluation mode.
-        inferer: settings by name, without "style_key" -> inferer, called (source (1, 1, H, W, Z), network, style_key).
+        inferer: settings by name, without "style_key" -> inferer, called (source (1, 1, H, W, Z), network, style_key);
+            one that has an attribute `truth` is given the target there.
         style_key: (name or None, pair) -> (name of the key used, key (3, B) or None).
         device: where the network is.
         common: what all results depend on beside settings and volumes, such as the weights' checksum; JSON values.
@@ -93,6 +94,8 @@ class VariantSampler:
         name, key = self.style_key(variant.get("style_key"), pair)
         inferer = self.inferer(**{k: v for k, v in variant.items() if k != "style_key"})
         source, mask = torch.as_tensor(np.asarray(pair["source"]))[None], np.asarray(pair["mask"])[0] > 0
+        if hasattr(inferer, "truth"):
+            inferer.truth = torch.as_tensor(np.asarray(pair["target"]))[None]
         slabs = 0
 
         def counted(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

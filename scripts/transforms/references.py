@@ -158,15 +158,17 @@ class ReferenceHints:
         self.fallback = None if fallback is None else Fill(fallback)
         self.seed = seed
 
-    def __call__(self, volume: Tensor, missing: Tensor) -> Tensor:
+    def __call__(self, volume: Tensor, missing: Tensor, truth: Tensor | None = None) -> Tensor:
         """Volumes (B, C, H, W, Z), [0, 1], whose first contrast counts, and missing (B, 1, H, W, Z) -> (B, E, H, W, Z).
 
-        The volumes have the base's spacing, and are of people who are not in it.
+        The volumes have the base's spacing, and are of people who are not in it. The oracle alone looks at the truth,
+        (B, 1, H, W, Z).
         """
-        hints = [
-            self.of_slices(source.movedim(-1, 0).cpu().float(), flags.amax(dim=(0, 1)).cpu() > 0)[0].movedim(0, -1)
-            for source, flags in zip(volume[:, 0], missing[:, 0], strict=True)
-        ]
+        hints = []
+        for number, (source, flags) in enumerate(zip(volume[:, 0], missing[:, 0], strict=True)):
+            true = None if truth is None else truth[number, 0].movedim(-1, 0).cpu()
+            wanted = flags.amax(dim=(0, 1)).cpu() > 0
+            hints.append(self.of_slices(source.movedim(-1, 0).cpu().float(), wanted, truth=true)[0].movedim(0, -1))
         return torch.stack(hints).to(volume)
 
     def of_slices(

@@ -67,8 +67,11 @@ def test_the_sparse_bridge_is_told_what_is_missing():
 
 
 def test_further_channels_follow_the_condition():
-    inferer = SparseInferer(lambda inputs, network, style_key=None: inputs[:, 2:3], 4, SPARSE, lambda y, m: y + m)
-    expected = thinned(RAMP, SparseScan(4.0)) + missing_channel(RAMP, SparseScan(4.0))
+    inferer = SparseInferer(
+        lambda inputs, network, style_key=None: inputs[:, 2:3], 4, SPARSE, lambda y, m, t: y + m + t
+    )
+    inferer.truth = RAMP / 2
+    expected = thinned(RAMP, SparseScan(4.0)) + missing_channel(RAMP, SparseScan(4.0)) + RAMP / 2
     torch.testing.assert_close(inferer(RAMP, None), expected)
 
 
