@@ -41,6 +41,10 @@ SETTINGS = (
 )
 """Arguments of `ISTAInferer` that say how it samples: they are recorded, and a request may change them."""
 
+MEAN_FROM = 0.25
+"""Value of the condition `missing` from which on the result is the mean of the images that fit: two slices away from
+the nearest that was acquired."""
+
 
 class CorrectionNorm(NamedChoice):
     """Length of a correction, lambda delta_{u|u-1} f S / |S|^2 for a slice of d pixels.
@@ -94,8 +98,8 @@ class ISTAInferer(Inferer):
             the first, 1 the last of the S, and in between is a straight line from each to the next; later evaluations
             are not made. Where the target is Gaussian, all of them lie on the line from the posterior mean to the
             sample, which is the best trade of error for spread there is (Freirich et al., 2021). Where the condition
-            `missing` is above 0, the result is the first prediction, whatever the detail: what a sparse scan does not
-            show is not made up.
+            `missing` is above 0, the result turns to the first prediction, and is it from `MEAN_FROM` on: what a sparse
+            scan does not show is not made up.
         mirrored: whether each prediction is averaged with that of the slab mirrored left to right, which halves what
             the network does by chance. Doubles the evaluations.
 
@@ -292,7 +296,9 @@ class ISTAInferer(Inferer):
             bar.update()
         result = torch.lerp(original, last, between) if between else last
         missing = predict.inputs.conditions.get("missing")
-        return result if missing is None or mean is None else torch.where(missing > 0, mean, result)
+        if missing is None or mean is None:
+            return result
+        return torch.lerp(result, mean, (missing / MEAN_FROM).clamp(max=1).expand_as(result))
 
     def _position(self, num_steps: int) -> float:
         """Where `detail` lies among the predictions 0..num_steps - 1, rounded so that 0.7 of 10 is 7."""
