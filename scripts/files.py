@@ -20,7 +20,18 @@ from .text import readable
 # what a file system says that cannot rename, or not across its parts; then the content is copied
 _NO_RENAMING = {errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _LITTLE = 2**20  # bytes; with less than that free, a disk is full
-_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _host() -> str:
+    """Names this computer, and on Linux the container too, whose processes have numbers of their own."""
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        processes = ""
+    return f"{zlib.crc32((socket.gethostname() + processes).encode()):08x}"
+
+
+_HOST = _host()
 _TEMPORARY = re.compile(r"\.(\d+)-([0-9a-f]{8})\.partial\..+", re.DOTALL)
 _ABANDONED_S = 86400.0  # a temporary file of another computer, whose processes are not seen from here
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from .data import build_volumes, training_datalist
 from .data.references import build_base
 from .errors import CaseError
-from .files import check_folder, sha256_of_file
+from .files import check_folder, sha256_of_file, write_whole
 from .networks import PixelEncoder, SliceEncoder
 from .options import number, one_of
 from .retrieval import ENCODER_NAME, FILE_NAME
@@ -65,10 +64,11 @@ def knowledge_base(
     record = {"encoder": "pixels" if digest is None else "vit", "encoder_sha256": digest}
     record |= {name: config[name] for name in ("source_contrast", "target_contrast")}
     base = build_base(volumes, people, network, config["spacing"], record, _bar("slices")).shared(share)
+    weights = None if digest is None else Path(encoder).read_bytes()  # it may be that of the folder itself
     path = base.save(folder)
     (folder / ENCODER_NAME).unlink(missing_ok=True)
-    if digest is not None:
-        shutil.copyfile(encoder, folder / ENCODER_NAME)
+    if weights is not None:
+        write_whole(folder / ENCODER_NAME, weights)
         (folder / ENCODER_NAME).chmod(0o600)
     return (
         f"{path}: {len(base)} slices of {len(base.person.unique())} people. They are patients' images: the folder can "

@@ -291,7 +291,10 @@ class KnowledgeBase:
         """tau of this base: a number as it is, or one of `ThresholdReading`; -1, which all pass, for one person."""
         if not isinstance(reading, str):
             return float(reading)
+        if reading not in list(ThresholdReading):
+            raise CaseError(f"reference_threshold is {reading}; use a number, or one of {', '.join(ThresholdReading)}.")
         if len(self.person.unique()) < 2:
+            logger.warning("The knowledge base has one person, so that every reference passes: it gives no threshold.")
             return -1.0
         return threshold(self.embeddings, self.person, percent, reading)
 
@@ -386,6 +389,9 @@ class KnowledgeBase:
         return base
 
 
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError)
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The columns of a base's file as tensors, and its record."""
     try:
@@ -393,13 +399,25 @@ def _read(path: Path) -> dict[str, Any]:
             record = json.loads(str(file["record"]))
             version = record.get("version")
             columns = {name: torch.from_numpy(file[name]) for name in _COLUMNS} if version == VERSION else {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if columns and len(columns["embeddings"]):
+            _check_columns(columns, record)
+    except (*_DAMAGED, zipfile.BadZipFile, zlib.error) as error:
         raise CaseError(f"The knowledge base {path} is torn or damaged: copy it again, or build it again.") from error
     if version != VERSION:
         raise CaseError(f"The knowledge base {path} has version {version}, not {VERSION}: build it again.")
     if not len(columns["embeddings"]):
         raise CaseError(f"The knowledge base {path} is empty: build it from a training set with subjects.")
     return {**columns, "record": record}
+
+
+def _check_columns(columns: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Raises ValueError: columns that do not belong together or to the record."""
+    lengths = {len(column) for column in columns.values()}
+    images = [columns[name] for name in ("sources", "targets")]
+    size = record.get("slab_shape", [*images[0].shape[1:]])
+    whole = all(image.dtype == torch.uint8 and [*image.shape[1:]] == [*size] for image in images)
+    if len(lengths) > 1 or not whole or not columns["embeddings"].isfinite().all():
+        raise ValueError("columns that do not belong together")
 
 
 def new_secret() -> str:

@@ -221,7 +221,8 @@ def test_a_source_that_vanished_after_a_run_fails_alone_and_the_new_case_is_done
     (tmp_path / "in" / "b.nii.gz").symlink_to(sources[1])
     assert translate(tmp_path / "in", **echo).startswith("1 of 2 cases failed")
     [failure] = json.loads((tmp_path / "out" / "failures.json").read_text())
-    assert failure == {"case": "a", "file": "a.nii.gz", "reason": "a.nii.gz is not there; check the path."}
+    reason = "a.nii.gz is a link to a file that is not there; mend it, or fetch the file (datalad get, git annex get)."
+    assert failure == {"case": "a", "file": "a.nii.gz", "reason": reason}
     assert outputs(tmp_path / "out") == sorted([*output_names("a", "b"), "failures.json"])
 
 

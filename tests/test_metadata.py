@@ -74,7 +74,7 @@ def test_network_and_preprocessing_agree(files, metadata):
     image, pred = (metadata["network_data_format"][k][n] for k, n in (("inputs", "image"), ("outputs", "pred")))
     assert image["spatial_shape"] == pred["spatial_shape"] == [f"{network.size_multiple}*n"] * 2
     assert (image["num_channels"], pred["num_channels"]) == (
-        2 * parser["network_def#slab_size"],
+        (2 + parser["network_def#condition_channels"]) * parser["network_def#slab_size"],
         parser["network_def#slab_size"],
     )
 
@@ -92,9 +92,9 @@ def test_exports_to_torchscript_by_tracing(files, tmp_path):
         ckpt_file=str(tmp_path / "model.pt"),
         **files,
         use_trace=True,
-        input_shape=[1, 6, 16, 16],
+        input_shape=[1, 9, 16, 16],
         network_def=small,
     )
-    slabs = torch.randn(2, 6, 24, 16, generator=torch.Generator().manual_seed(0))
+    slabs = torch.randn(2, 9, 24, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(slabs), network(slabs), rtol=1e-4, atol=1e-5)

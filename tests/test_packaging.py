@@ -259,7 +259,7 @@ weights = torch.load("{bundles}/{NAME}/models/model.pt", weights_only=True)
 for kind in ("inference", "train"):
     network = monai.bundle.load({NAME!r}, bundle_dir={str(bundles)!r}, workflow_type=kind, device="cpu")
     assert all(torch.equal(value, weights[name].to(value)) for name, value in network.state_dict().items())
-    assert network(torch.zeros(1, 6, 16, 16)).shape == (1, 3, 16, 16)
+    assert network(torch.zeros(1, 9, 16, 16)).shape == (1, 3, 16, 16)
 print(type(network).__module__)
 """
     assert python("-c", code, PYTHONPATH=str(bundles / NAME)).split()[-1] == "scripts.networks.bridge_unet"

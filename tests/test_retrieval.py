@@ -1,5 +1,6 @@
 """The knowledge base: what a search may return, what lies between slices, and files that are none."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from scripts import retrieval
 from scripts.errors import CaseError
-from scripts.retrieval import FILE_NAME, KnowledgeBase, fill_slices, new_secret, person_code, slerp, threshold
+from scripts.retrieval import FILE_NAME, VERSION, KnowledgeBase, fill_slices, new_secret, person_code, slerp, threshold
 
 PEOPLE, SLICES, SIZE = 4, 12, 16
 
@@ -263,3 +264,28 @@ class TestFile:
             held.check(source_contrast="FLAIR")
         with pytest.raises(CaseError, match=r"spacing 1\.5 x 1\.5 x 1\.5, and this is 2 x 2 x 2"):
             held.check(spacing=np.array([2.0, 2.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embeddings": np.full((4, 2), np.nan, np.float32)},
+        {"position": np.zeros(3, np.float32)},
+        {"sources": np.zeros((4, 2, 2), np.uint16)},
+        {"record": np.array("[]")},
+    ],
+    ids=["not finite", "of another length", "of another type", "a list for a record"],
+)
+def test_columns_that_do_not_belong_together_are_a_damaged_base(tmp_path, change):
+    columns = {
+        "embeddings": np.eye(4, 2, dtype=np.float32),
+        **{name: np.arange(4) for name in ("person", "subject", "slice_index")},
+        "position": np.zeros(4, np.float32),
+        **{name: np.zeros((4, 2, 2), np.uint8) for name in ("sources", "targets")},
+        "record": np.array(json.dumps({"version": VERSION, "encoder": "pixels"})),
+    }
+    np.savez(tmp_path / FILE_NAME, **columns)
+    assert len(KnowledgeBase.load(tmp_path)) == 4
+    np.savez(tmp_path / FILE_NAME, **{**columns, **change})
+    with pytest.raises(CaseError, match="torn or damaged"):
+        KnowledgeBase.load(tmp_path)

@@ -137,3 +137,23 @@ def test_a_series_says_that_another_persons_slice_was_used(found, said):
     source.StudyInstanceUID = source.SeriesInstanceUID = "1.2"
     header = series_header(source, "somebody", {**record, "references": {"missing": 9, "found": found}})
     assert header.ImageComments == f"Synthetic T1, not for diagnostic use{said}"
+
+
+def test_a_run_without_the_overlay_does_not_take_a_dense_result_for_its_own(tmp_path, translate_echo):
+    path = write_head_ct(tmp_path / "ct.nii.gz", THICK, THICK_SHAPE)
+    assert translate_echo(SPARSE, path) is None
+    assert (tmp_path / "out" / "ct_t1_dense.nii.gz").is_file()
+    assert translate_echo(("inference.json",), path) is None
+    assert not (tmp_path / "out" / "ct_t1_dense.nii.gz").exists()
+
+
+def test_a_dense_volume_claims_no_more_of_its_place_than_the_scan(tmp_path, translate_echo):
+    image = nib.load(write_head_ct(tmp_path / "ct.nii.gz", THICK, THICK_SHAPE))
+    for code, expected in ((4, 4), (0, 2)):
+        image.set_sform(image.affine, code=code)
+        image.set_qform(image.affine, code=0)
+        path = tmp_path / f"c{code}.nii.gz"
+        nib.save(image, path)
+        assert translate_echo(SPARSE, path, tmp_path / f"out{code}") is None
+        dense = nib.load(tmp_path / f"out{code}" / f"c{code}_t1_dense.nii.gz")
+        assert int(dense.header["sform_code"]) == expected

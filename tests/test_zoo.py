@@ -128,6 +128,8 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("inference", "onnx"),
         ("inference", "inference_trt"),
         ("inference", "dicom"),
+        ("inference", "sparse"),
+        ("inference", "sparse", "rebrain"),
         ("train",),
         ("train", "train_gpu"),
         ("train", "flair_to_t1"),
@@ -139,6 +141,9 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "ablation", "samplers"),
         ("train", "simulated_ct", "ablation", "detail"),
         ("train", "simulated_ct", "uncertainty"),
+        ("train", "simulated_ct", "evaluate_sparse"),
+        ("train", "rebrain_retrieval"),
+        ("train", "rebrain_control", "evaluate_sparse", "evaluate_rebrain"),
         ("train", "tissue_segmenter"),
         ("train", "loss_tissue"),
         ("train", "loss_paper"),
@@ -218,7 +223,7 @@ ckpt_export(
 )
 network = workflow.network_def.eval()
 network.load_state_dict(torch.load(root + "/models/model.pt", weights_only=True))
-slabs = torch.rand(3, 6, 24, 40, device=next(network.parameters()).device)
+slabs = torch.rand(3, 9, 24, 40, device=next(network.parameters()).device)
 with torch.no_grad():
     torch.testing.assert_close(
         torch.jit.load(root + "/models/verify_model.ts")(slabs.cpu()), network.cpu()(slabs.cpu()), rtol=1e-4, atol=1e-4
@@ -270,7 +275,7 @@ def test_torchscript_written_by_ckpt_export_can_be_loaded_by_name(bundle, zoo, m
     monkeypatch.chdir(bundle)
     ckpt_export(config_file="configs/inference.json")
     network, metadata, _ = load(NAME, bundle_dir=zoo / "models", load_ts_module=True, source="github", device="cpu")
-    assert network(torch.zeros(2, 6, 16, 24)).shape == (2, 3, 16, 24)
+    assert network(torch.zeros(2, 9, 16, 24)).shape == (2, 3, 16, 24)
     assert metadata["name"] == json.loads((bundle / "metadata.json").read_text())["name"]
 
 

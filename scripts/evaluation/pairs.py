@@ -18,7 +18,7 @@ _CONTRAST_ENDINGS = tuple(contrast_ending(contrast) for contrast in CONTRASTS)
 _KINDS = {"synthetic": ("_synthetic",), "real": ("_target", "_real", "_mr"), "source": ("_source",), "mask": ("_mask",)}
 _ENDINGS = (*(ending for endings in _KINDS.values() for ending in endings), *_CONTRAST_ENDINGS)
 _ELSEWHERE = {
-    *("_labels", "_mask", "_source", "_synthetic", "_target", "_real", "_uncertainty", "_watch"),
+    *("_labels", "_mask", "_source", "_synthetic", "_target", "_real", "_uncertainty", "_watch", "_dense"),
     *_CONTRAST_ENDINGS,
 }
 

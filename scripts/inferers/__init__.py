@@ -1,12 +1,13 @@
 """How a network is called: once for training, many times for sampling."""
 
 from .bridge import BridgeInferer
-from .ista import SETTINGS, CorrectionNorm, ISTAInferer
+from .ista import MEAN_FROM, SETTINGS, CorrectionNorm, ISTAInferer
 from .slab_predictor import SlabInputs, SlabPredictor, call_network
 from .states import Endpoint
 from .uncertainty import UncertaintyInferer
 
 __all__ = [
+    "MEAN_FROM",
     "SETTINGS",
     "BridgeInferer",
     "CorrectionNorm",

@@ -25,6 +25,7 @@ UNKNOWN_ORIENTATION = "unknown: the source's header does not say how its axes li
 PLAUSIBLE_MEDIAN_HU = (12.0, 50.0)
 # Largest cut through the brain by a face of the volume that is still harmless: brainstem and cerebellum at its foot.
 LARGEST_BORDER_AREA = 20.0
+THICKEST_VOXEL = 3.0  # mm
 # Standard deviation from which a voxel says little: grey and white matter differ by about twice as much.
 HIGH_UNCERTAINTY = 0.15
 # Logarithms: how much likelier another orientation must be by the brain's shape (at most 5 for heads bent by 25
@@ -179,6 +180,8 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     if sparse := record.get("sparse"):
         source, gap = record.get("source_contrast", "CT"), round(sparse["gap_mm"], 1)
         warnings.append(f"Sparse {source}, gaps of {gap:g} mm: slices between are inferred.")
+    elif (thickest := max(grid.get("spacing_mm") or [0.0])) > THICKEST_VOXEL:
+        warnings.append(f"Coarse voxels: up to {thickest:.1f} mm; what is smaller is guessed.")
     if used := (record.get("references") or {}).get("found"):
         of = record["references"]["missing"]
         warnings.append(f"Another person's slice was used as a reference at {used} of {of} missing slices.")

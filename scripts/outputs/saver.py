@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 UNCERTAINTY_ENDING = "_uncertainty.nii.gz"
 WATCH_ENDING = "_watch.nii.gz"
 DENSE_ENDING = "_dense.nii.gz"
+ALIGNED = 2
+"""NIfTI's code of a space that is only known to be another image's."""
 BESIDE_ENDINGS = (UNCERTAINTY_ENDING, WATCH_ENDING, DENSE_ENDING)
 
 
@@ -181,7 +183,8 @@ class SaveSyntheticd(SaveImaged):
         if "watch" in data:
             beside[WATCH_ENDING] = nifti_like(data["watch"][0], source_file, affine, np.uint8, largest=2)
         if "dense" in data:
-            beside[DENSE_ENDING] = nifti_on_grid(data["dense"][0], data["dense"].affine)
+            code = int(image.header["sform_code"]) or int(image.header["qform_code"]) or ALIGNED
+            beside[DENSE_ENDING] = nifti_on_grid(data["dense"][0], data["dense"].affine, code)
         return _CaseOutputs(
             stem=(data.get("case") or source_file.name.split(".")[0]) + self.suffix,
             source=source,
@@ -294,6 +297,8 @@ class SaveSyntheticd(SaveImaged):
             WATCH_ENDING: made.get("lesion_watch"),
             DENSE_ENDING: (made.get("sparse") or {}).get("voxels"),
         }
+        # a dense volume belongs to a run that makes one
+        alike = alike and ("output_spacing_mm" in wanted or not beside[DENSE_ENDING])
         endings = (".nii.gz", ".png", *(ending for ending, is_made in beside.items() if is_made))
         whole = all((self.output_dir / f"{stem}{ending}").is_file() for ending in endings)
         if self.dicom is not None:

