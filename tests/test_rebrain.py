@@ -13,7 +13,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow, run
 from scripts.errors import CaseError
 from scripts.knowledge_base import knowledge_base
 from scripts.networks import BridgeUNet, SliceEncoder, controlled_bridge
+from scripts.outputs import saver
 from scripts.outputs.measures import case_warnings
+from scripts.outputs.picture import three_planes
 from scripts.weights import load_weights
 from tests.phantoms import TINY_NETWORK, write_head_ct
 
@@ -173,6 +175,15 @@ def weights(settings, tmp_path):
 def sparse_ct(tmp_path):
     """A head CT whose slices are 18 mm apart, on a grid of 6 mm in the plane."""
     write_head_ct(tmp_path / "ct.nii.gz", np.diag([EDGE, EDGE, 3 * EDGE]), (34, 40, 11))
+
+
+def test_the_picture_says_that_slices_are_of_others(translate, base, weights, tmp_path, monkeypatch):
+    sparse_ct(tmp_path)
+    titles = []
+    monkeypatch.setattr(saver, "three_planes", lambda *a, **k: titles.append(a[3]) or three_planes(*a, **k))
+    options = {"knowledge_base": str(base), "reference_threshold": -1.0, "overlays": ("sparse.json", "rebrain.json")}
+    translate(weights, **options)
+    assert titles == [("source CT, gaps of 18 mm", "synthetic T1, others' slices")]
 
 
 def test_references_change_the_missing_slices_of_a_sparse_scan(translate, base, weights, settings, tmp_path):

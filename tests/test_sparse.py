@@ -30,6 +30,8 @@ def test_a_dense_volume_lies_beside_that_on_the_scans_own_slices(tmp_path, trans
     assert own.shape == THICK_SHAPE
     assert dense.shape == (48, 56, 181)
     np.testing.assert_allclose(dense.header.get_zooms(), (4, 4, 1))
+    said = bytes(dense.header["descrip"]).decode().rstrip("\0")
+    assert said == "sparse CT, gaps of 6 mm: slices between are inferred"
     np.testing.assert_allclose(dense.affine[:3, 3], own.affine[:3, 3])
     for image in (own, dense):
         values, places, inner = brain_of(image)

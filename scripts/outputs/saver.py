@@ -183,13 +183,12 @@ class SaveSyntheticd(SaveImaged):
         if "watch" in data:
             beside[WATCH_ENDING] = nifti_like(data["watch"][0], source_file, affine, np.uint8, largest=2)
         if "dense" in data:
-            code = int(image.header["sform_code"]) or int(image.header["qform_code"]) or ALIGNED
-            beside[DENSE_ENDING] = nifti_on_grid(data["dense"][0], data["dense"].affine, code)
+            beside[DENSE_ENDING] = self._dense_image(data["dense"], source, image)
         return _CaseOutputs(
             stem=(data.get("case") or source_file.name.split(".")[0]) + self.suffix,
             source=source,
             image=image,
-            picture=self._picture(source, synthetic, data.get("watch"), data.get("dense")),
+            picture=self._picture(source, synthetic, data),
             record=case_record(
                 {**self.record, **self.notes},
                 self.source_recorder.record(source.meta.get("dicom_files") or source_file),
@@ -205,15 +204,25 @@ class SaveSyntheticd(SaveImaged):
             beside=beside,
         )
 
-    def _picture(
-        self, source: MetaTensor, synthetic: MetaTensor, marks: MetaTensor | None, dense: MetaTensor | None
-    ) -> Image.Image:
+    def _dense_image(self, dense: MetaTensor, source: MetaTensor, image: nib.Nifti1Image) -> nib.Nifti1Image:
+        """The dense volume of a sparse scan, which claims no more of its place than the image beside it does."""
+        code = int(image.header["sform_code"]) or int(image.header["qform_code"]) or ALIGNED
+        made = nifti_on_grid(dense[0], dense.affine, code)
+        gap = round(AcquiredSlices.of(source).gap_mm, 1)
+        said = f"sparse {self.source_contrast}, gaps of {gap:g} mm: slices between are inferred"
+        made.header["descrip"] = said.encode()
+        return made
+
+    def _picture(self, source: MetaTensor, synthetic: MetaTensor, data: Mapping[Hashable, Any]) -> Image.Image:
         """Source, synthetic image and, where there is one, its uncertainty; marks are outlined in each."""
+        marks, dense = data.get("watch"), data.get("dense")
         titles = (f"source {self.source_contrast}", f"synthetic {self.target_contrast}")
         affine = source.affine
         if dense is not None:
             gap = round(AcquiredSlices.of(source).gap_mm, 1)
-            titles = (f"{titles[0]}, gaps of {gap:g} mm", f"{titles[1]}, inferred between")
+            others = (_references_record(data.get(self.input_key)) or {}).get("found")
+            how = "others' slices" if others else "inferred between"
+            titles = (f"{titles[0]}, gaps of {gap:g} mm", f"{titles[1]}, {how}")
             marks = None if marks is None else nearest_slices(marks, dense)
             source, synthetic, affine = nearest_slices(source, dense), dense, dense.affine
         more = {}
