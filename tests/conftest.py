@@ -13,6 +13,15 @@ import torch
 from monai.bundle import run
 
 
+def pytest_configure() -> None:
+    """Tests that run side by side share the cores, and so do the commands that they start."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory):
     """The user's cache folder, for the commands that tests start as well, is one of the tests' own."""
