@@ -758,7 +758,8 @@ def test_killed_nodes_and_dropping_peers_leave_one_result_a_study(tmp_path, ct, 
         process.terminate()
         process.join(60)
         peer.close()
-    assert process.exitcode == 0
+    # where the last killed one had done everything, it is told to end before it listens to that
+    assert process.exitcode in (0, -signal.SIGTERM)
     results = {uid: pydicom.dcmread(BytesIO(data), force=True) for uid, data in peer.instances.items()}
     assert {uid: (one.SeriesInstanceUID, one.PatientID, one.PixelData) for uid, one in results.items()} == made
     [failure] = [json.loads(path.read_text()) for path in (spool / "failed").iterdir()]
