@@ -251,6 +251,18 @@ class BridgeUNet(DiffusionModelUNet):
             raise ValueError(NOT_EXPORTED)
         return ScriptableBridgeUNet(self)
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        """As PyTorch's; weights of the same network without conditions get zeros for them (`scripts.weights.widened`).
+
+        Servers load weights by `load_state_dict` alone.
+        """
+        name, wanted = next((n, p) for n, p in self.conv_in.named_parameters() if p.ndim == 4)
+        given = state_dict.get(key := f"{prefix}conv_in.{name}")
+        more = wanted.shape[1] * self.slice_channels[2] // sum(self.slice_channels)
+        if given is not None and more and given.shape[1:2] == (wanted.shape[1] - more,):
+            state_dict[key] = torch.cat([given, given.new_zeros(len(given), more, *given.shape[2:])], dim=1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _check_input(self, x: torch.Tensor) -> None:
         target, source, condition = (channels * self.slab_size for channels in self.slice_channels)
         if x.shape[1] != target + source + condition:
