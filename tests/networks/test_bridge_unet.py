@@ -309,3 +309,16 @@ def test_missing_is_the_last_part_of_the_one_tensor_and_zeros_where_it_is_not_gi
         assert torch.equal(network(x, batch["timesteps"], batch["context"]), given)
     with pytest.raises(ValueError, match=r"got 6 channels; it takes 9: .* then 3 of the conditions"):
         network(torch.zeros(1, 6, 16, 24))
+
+
+def test_weights_without_the_condition_load_as_they_are() -> None:
+    """By PyTorch's own function, as a server loads them, also as a part of another module."""
+    sizes = {**COMPACT, "channels": [32, 32], "norm_num_groups": 8, "num_head_channels": 8}
+    narrow, wide = (BridgeUNet(**{**sizes, "condition_channels": count}).eval() for count in (0, 1))
+    for parameter in narrow.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    state = {f"bridge.{name}": value for name, value in narrow.state_dict().items()}
+    torch.nn.ModuleDict({"bridge": wide}).load_state_dict(state)
+    x, source, time = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16), torch.tensor([5, 900])
+    with torch.no_grad():
+        torch.testing.assert_close(wide(x, time, source=source), narrow(x, time, source=source))
