@@ -10,18 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .errors import CaseError
 from .files import sha256_of_file
 
-__all__ = ["load_weights", "sha256_of_file", "widened"]
+__all__ = ["load_weights", "sha256_of_file"]
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
     """Load a state dict into a network, on whatever device and in whatever floating type the network has.
 
-    Weights of the same network without conditions load too, see `widened`.
+    Weights of the same network without conditions load too, where it says how (`BridgeUNet.widened`).
 
     Args:
         network: keeps its own floating type: weights in half precision on disk are cast to it.
@@ -35,7 +34,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
             shape; then nothing of it has been loaded.
     """
     path = Path(path)
-    state_dict = widened(network, _read_state_dict(path))
+    state_dict = getattr(network, "widened", dict)(_read_state_dict(path))
     misfits = _misfits(network.state_dict(), state_dict)
     if misfits:
         raise CaseError(
@@ -44,26 +43,6 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
         )
     network.load_state_dict(state_dict, strict=True)
     return sha256_of_file(path)
-
-
-def widened(network: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a network without conditions for the same network with some, which they do not change.
-
-    The conditions are the last channels of the first layer; their weights become zeros, so that the prediction is the
-    narrow network's until they are trained, whatever the conditions are.
-
-    Args:
-        network: has `slice_channels`, such as a `BridgeUNet`; any other leaves the weights as they are.
-        state_dict: of the narrow network; anything else is returned as it is.
-    """
-    channels = getattr(network, "slice_channels", (1, 1, 0))
-    given = dict(state_dict)
-    for key, wanted in network.state_dict().items():
-        if key.startswith("conv_in.") and wanted.ndim == 4 and key in given:
-            more = wanted.shape[1] * channels[2] // sum(channels)
-            if given[key].shape == (wanted.shape[0], wanted.shape[1] - more, *wanted.shape[2:]):
-                given[key] = functional.pad(given[key], (0, 0, 0, 0, 0, more))
-    return given
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

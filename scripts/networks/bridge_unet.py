@@ -6,7 +6,7 @@ own, because MONAI's `ControlNet` has the same encoder, under the same names, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, DiffusionUNetResnetBlock
@@ -251,16 +251,27 @@ class BridgeUNet(DiffusionModelUNet):
             raise ValueError(NOT_EXPORTED)
         return ScriptableBridgeUNet(self)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        """As PyTorch's; weights of the same network without conditions get zeros for them (`scripts.weights.widened`).
+    def widened(self, state_dict: Mapping[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
+        """Weights of the same network without conditions with zeros for them; any others as they are.
 
-        Servers load weights by `load_state_dict` alone.
+        The conditions are the last channels of the first layer, so that the prediction is the narrow network's until
+        their weights are trained.
+
+        Args:
+            state_dict: keys begin with `prefix`.
+            prefix: of this network in a larger one.
         """
+        made = dict(state_dict)
         name, wanted = next((n, p) for n, p in self.conv_in.named_parameters() if p.ndim == 4)
-        given = state_dict.get(key := f"{prefix}conv_in.{name}")
+        given = made.get(key := f"{prefix}conv_in.{name}")
         more = wanted.shape[1] * self.slice_channels[2] // sum(self.slice_channels)
-        if given is not None and more and given.shape[1:2] == (wanted.shape[1] - more,):
-            state_dict[key] = torch.cat([given, given.new_zeros(len(given), more, *given.shape[2:])], dim=1)
+        if given is not None and given.shape == (len(wanted), wanted.shape[1] - more, *wanted.shape[2:]):
+            made[key] = nn.functional.pad(given, (0, 0, 0, 0, 0, more))
+        return made
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        """As PyTorch's, of `widened` weights: servers load them by `load_state_dict` alone."""
+        state_dict.update(self.widened(state_dict, prefix))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_input(self, x: torch.Tensor) -> None:
