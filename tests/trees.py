@@ -178,7 +178,8 @@ def write_dicom_series(
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
         slice_.SOPClassUID, slice_.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-        slice_.PatientName, slice_.PatientID, slice_.PatientPosition = patient, "4711", "HFS"
+        # letters that no UID and no digest has, so that a test can tell it from them
+        slice_.PatientName, slice_.PatientID, slice_.PatientPosition = patient, "PX4711", "HFS"
         slice_.Modality, slice_.SeriesDescription = modality, f"head of {patient}"
         slice_.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         slice_.StudyDate, slice_.AcquisitionTime = "20200131", "120001"

@@ -352,7 +352,7 @@ def test_a_name_in_several_character_sets_is_one_patient_of_the_same_number(tmp_
     for index, path in enumerate(sorted(tmp_path.iterdir())):
         slice_ = pydicom.dcmread(path)
         encoding, name = LETTERS[spelt][index % 2]
-        slice_.PatientID = "4711" if same_number else ""
+        slice_.PatientID = "PX4711" if same_number else ""
         slice_._dict[pydicom.tag.Tag("SpecificCharacterSet")] = raw("SpecificCharacterSet", encoding.encode())
         slice_._dict[pydicom.tag.Tag("PatientName")] = raw("PatientName", name)
         slice_.save_as(path)

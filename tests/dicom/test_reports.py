@@ -55,7 +55,7 @@ def test_the_same_image_as_of_the_clean_files(tmp_path, translate_echo, caplog):
     slices = [pydicom.dcmread(path) for path in sorted((tmp_path / "out").glob("*_t1_dicom/*.dcm"))]
     assert [float(one.ImagePositionPatient[2]) for one in slices] == HEIGHTS
     assert {(one.StudyInstanceUID, one.PatientID, tuple(map(float, one.PixelSpacing))) for one in slices} == {
-        (STUDY, "4711", (5.0, 5.0))
+        (STUDY, "PX4711", (5.0, 5.0))
     }
     assert len({str(one.PatientName) for one in slices}) == 1
     (record,) = (tmp_path / "out").glob("*_t1.json")

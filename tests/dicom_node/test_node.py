@@ -40,7 +40,7 @@ from tests.dicom_node.fake_node import TITLE, Copier, FakeNode, serve  # noqa: E
 
 STUDY_UID = "1.2.826.0.1.3680043.8.498.777"
 STUDY = digest(STUDY_UID)
-NAME, NUMBER = "Doe^Jane", "4711"  # as write_dicom_series has them
+NAME, NUMBER = "Doe^Jane", "PX4711"  # as write_dicom_series has them
 
 
 def until(true, seconds=20.0):
