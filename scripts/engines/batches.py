@@ -57,8 +57,8 @@ class BridgePrepareBatch:
             kwargs: further arguments of `torch.Tensor.to`.
 
         Returns:
-            inputs of the inferer, label of the loss (the target in the prediction's range), no positional arguments,
-            and the inferer's keyword arguments `noise`, `timesteps`, `source`, `context`, and conditions by name.
+            inputs of the inferer (the target as states), label of the loss, no positional arguments, and the inferer's
+            keyword arguments `noise`, `timesteps`, `source` (states), `context`, and conditions by name.
         """
         source, target, style_key = (
             batchdata[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("source", "target", "style_key")
@@ -68,18 +68,19 @@ class BridgePrepareBatch:
             for name in (*self.inferer.channels, "presence")
             if name != "source" and name in batchdata
         }
-        bridge = self._bridge(source, target)
+        source = self.inferer.encode(source, self.inferer.channels["source"])
+        presence = conditions.get("presence")
+        target = self.inferer.encode(target)
+        bridge = self._bridge(self.inferer.endpoint_in(source, presence), target)
         inputs = bridge.pop("inputs")
-        label = self.inferer.target(
-            target, bridge["noise"], bridge["timesteps"], source, presence=conditions.get("presence")
-        )
+        label = self.inferer.target(target, bridge["noise"], bridge["timesteps"], source, presence)
         if self.label_timesteps:
             label = (label, bridge["timesteps"])
         return inputs, label, (), {**bridge, "source": source, "context": self._drop_styles(style_key), **conditions}
 
-    def _bridge(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The end of the bridge that is not the source, the noise and the timesteps."""
-        noise = torch.randn_like(self.inferer.encode(target))
+    def _bridge(self, endpoint: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The end of the bridge that is not the source, the noise and the timesteps; states all."""
+        noise = torch.randn_like(target)
         return {"inputs": target, "noise": noise, "timesteps": self._timesteps(target)}
 
     def _timesteps(self, like: Tensor) -> Tensor:
@@ -102,10 +103,10 @@ class OneStepPrepareBatch(BridgePrepareBatch):
     put at both ends: the network sees x_t = y exactly, as a sampler with one step gives it.
     """
 
-    def _bridge(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _bridge(self, endpoint: Tensor, target: Tensor) -> dict[str, Tensor]:
         last = self.inferer.scheduler.num_train_timesteps - 1
-        timesteps = torch.full((len(source),), last, dtype=torch.long, device=source.device)
-        return {"inputs": source, "noise": torch.zeros_like(self.inferer.encode(source)), "timesteps": timesteps}
+        timesteps = torch.full((len(endpoint),), last, dtype=torch.long, device=endpoint.device)
+        return {"inputs": endpoint, "noise": torch.zeros_like(endpoint), "timesteps": timesteps}
 
 
 def prepare_volumes(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..codec import PixelCodec
 from ..schedulers import AffineScheduler
 from .slab_predictor import call_network
-from .states import Endpoint, encode_slabs, endpoint_of
+from .states import Endpoint, encode_slabs, endpoint_of, pooled
 
 
 class BridgeInferer(Inferer):
@@ -51,41 +51,38 @@ class BridgeInferer(Inferer):
         presence: Tensor | None = None,
         **conditions: Tensor,
     ) -> Tensor:
-        """Predict from a noisy slab between target and source.
+        """Predict from a noisy slab between target and source, all of them states (`encode`).
 
         Args:
-            inputs: target slabs x0, (B, K, H, W), [0, 1].
+            inputs: target slabs x0, (B, c K, H/f, W/f).
             network: called as in `call_network`.
-            noise: standard normal, shape of the encoded inputs.
+            noise: standard normal, shape of inputs.
             timesteps: (B,) integer timesteps.
-            source: source slabs, (B, C K, H, W), contrast by contrast, [0, 1].
+            source: source slabs, (B, C c K, H/f, W/f), contrast by contrast.
             context: style keys, (B, 3, number of bins), or None for no style.
-        presence: (B, C), 1 where a volume has the contrast; handed on to the network.
-        conditions: further slabs by name, handed on to the network.
+            presence: (B, C), 1 where a volume has the contrast; handed on to the network.
+            conditions: further slabs by name, (B, channels K, H, W), mean-pooled by the codec's factor.
 
         Returns:
-            the network's prediction, shape of the noise and type of inputs; compare it with `target` of the same
-                arguments.
+            the network's prediction, shape and type of inputs; compare it with `target` of the same arguments.
         """
-        states, endpoint = self._states(source, presence)
-        noisy = self.scheduler.add_noise(self.encode(inputs), noise, timesteps, endpoint)
+        noisy = self.scheduler.add_noise(inputs, noise, timesteps, self.endpoint_in(source, presence))
+        conditions = {name: pooled(slabs, self.codec.factor) for name, slabs in conditions.items()}
         if presence is not None:
             conditions["presence"] = presence
-        return call_network(network, noisy, timesteps, states, context, self.dtype, **conditions)
+        return call_network(network, noisy, timesteps, source, context, self.dtype, **conditions)
 
     def target(
         self, inputs: Tensor, noise: Tensor, timesteps: Tensor, source: Tensor, presence: Tensor | None = None
     ) -> Tensor:
-        """What the network should have predicted in a call with the same arguments, shape of noise."""
-        return self.scheduler.target(self.encode(inputs), noise, timesteps, self._states(source, presence)[1])
+        """What the network should have predicted in a call with the same arguments, shape of inputs."""
+        return self.scheduler.target(inputs, noise, timesteps, self.endpoint_in(source, presence))
 
-    def encode(self, slabs: Tensor) -> Tensor:
-        """Slabs of one contrast, (B, K, H, W), [0, 1], as states (B, c K, H/f, W/f)."""
-        return encode_slabs(slabs, 1, self.codec)
+    @torch.no_grad()
+    def encode(self, slabs: Tensor, contrasts: int = 1) -> Tensor:
+        """Slabs of images, (B, C K, H, W), [0, 1], as states, (B, C c K, H/f, W/f), both contrast by contrast."""
+        return encode_slabs(slabs, contrasts, self.codec)
 
-    def _states(self, source: Tensor, presence: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Source slabs as states, and the endpoint among them."""
-        contrasts = self.channels["source"]
-        states = encode_slabs(source, contrasts, self.codec)
-        size = states.shape[1] // contrasts
-        return states, endpoint_of(states, size, self.endpoint, presence)
+    def endpoint_in(self, source: Tensor, presence: Tensor | None = None) -> Tensor:
+        """Where the bridge starts, of source slabs as states: (B, C c K, h, w) to (B, c K, h, w)."""
+        return endpoint_of(source, source.shape[1] // self.channels["source"], self.endpoint, presence)

@@ -81,7 +81,7 @@ def slab_inputs(
     padded = {}
     for name, part in parts.items():
         images = volume_to_slices(part)
-        states = _coded(images, codec) if name in encoded else _pooled(images, codec.factor)
+        states = _coded(images, codec) if name in encoded else _pooled_slices(images, codec.factor)
         zeros = torch.zeros_like(images[:1, :1])
         background = _coded(zeros, codec) if name in encoded else torch.zeros_like(states[:1, :1])
         padded[name] = pad_slices(states, slab_size, end_fills(source_images, states, background))
@@ -105,5 +105,10 @@ def _coded(images: Tensor, codec: PixelCodec) -> Tensor:
     return codec.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
 
-def _pooled(images: Tensor, factor: int) -> Tensor:
-    return functional.avg_pool2d(images.flatten(0, 1), factor).unflatten(0, images.shape[:2])
+def _pooled_slices(images: Tensor, factor: int) -> Tensor:
+    return pooled(images.flatten(0, 1), factor).unflatten(0, images.shape[:2])
+
+
+def pooled(images: Tensor, factor: int) -> Tensor:
+    """Images (n, C, H, W) as means of f x f pixels, (n, C, H/f, W/f)."""
+    return functional.avg_pool2d(images, factor) if factor > 1 else images
