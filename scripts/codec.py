@@ -5,10 +5,13 @@ A codec has `channels` c, the channels that one image becomes, and `factor` f, b
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from monai.networks.nets import AutoencoderKL
+from monai.networks.nets.autoencoderkl import AEKLDownsample
+from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["OrthonormalCodec", "PixelCodec"]
+__all__ = ["LatentCodec", "OrthonormalCodec", "PixelCodec"]
 
 
 class PixelCodec:
@@ -44,3 +47,74 @@ class OrthonormalCodec(PixelCodec):
     def decode(self, states: Tensor) -> Tensor:
         """States (n, f^2, H/f, W/f) to images (n, 1, H, W); nothing is clipped."""
         return super().decode(functional.pixel_shuffle(states, self.factor))
+
+
+class LatentCodec(nn.Module):
+    """A trained autoencoder between images and a latent whose channels have mean 0 and standard deviation 1.
+
+    The encoder's mean is the state, never a draw, so that an image has one state. Source: latent diffusion (Rombach et
+    al., 2022), with a mean and a deviation for each channel where that has one scale for all.
+
+    The module is trained like any network: called with images, it gives what `AutoencoderLoss` compares.
+
+    Args:
+        autoencoder: of images of one channel.
+        batch_size: slices in one call of the encoder or decoder; it bounds the memory.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, autoencoder: AutoencoderKL, batch_size: int = 8) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.batch_size = batch_size
+        self.channels = autoencoder.latent_channels
+        self.factor = 2 ** sum(isinstance(layer, AEKLDownsample) for layer in autoencoder.encoder.blocks)
+        self.register_buffer("latent_mean", torch.zeros(1, self.channels, 1, 1))
+        self.register_buffer("latent_std", torch.zeros(1, self.channels, 1, 1))  # 0: not measured yet
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of an image must be multiples of this number of pixels."""
+        return self.factor
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is trained: images (n, 1, H, W), [0, 1], to their reconstruction from a draw of the latent.
+
+        Returns:
+            the reconstruction, (n, 1, H, W), [-1, 1] and beyond; mean and standard deviation of the latent's draw,
+            (n, c, H/f, W/f), as the autoencoder has them.
+        """
+        return self.autoencoder(2 * images - 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W), [0, 1], to states (n, C c, H/f, W/f), image after image.
+
+        Raises:
+            ValueError: the mean and deviation of the latent were never measured.
+        """
+        if not bool((self.latent_std > 0).all()):
+            raise ValueError("This codec has not been trained: the scale of its latent is not known.")
+        latents = self._latents(images.flatten(0, 1)[:, None])
+        states = (latents - self.latent_mean) / self.latent_std
+        return states.unflatten(0, images.shape[:2]).flatten(1, 2).to(images.dtype)
+
+    def decode(self, states: Tensor) -> Tensor:
+        """States (n, c, H/f, W/f) to images (n, 1, H, W); nothing is clipped."""
+        latents = states.to(self.latent_std.dtype) * self.latent_std + self.latent_mean
+        images = [self.autoencoder.decode(part) for part in latents.split(self.batch_size)]
+        return (torch.cat(images).to(states.dtype) + 1) / 2
+
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> None:
+        """Take mean and standard deviation of each channel of the latent from images (n, 1, H, W), [0, 1]."""
+        latents = self._latents(images).double()
+        std, mean = torch.std_mean(latents, dim=(0, 2, 3), keepdim=True, correction=0)
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+
+    def _latents(self, images: Tensor) -> Tensor:
+        """Images (n, 1, H, W), [0, 1], to the encoder's means."""
+        states = (2 * images - 1).to(self.latent_std.dtype)
+        return torch.cat([self.autoencoder.encode(part)[0] for part in states.split(self.batch_size)])

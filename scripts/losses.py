@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+from monai.losses import JukeboxLoss
 from torch import Tensor, nn
 
-__all__ = ["BridgeL1Loss", "BridgeL2Loss", "GradientL1Loss", "SliceContrastiveLoss", "elbo_weights"]
+__all__ = ["AutoencoderLoss", "BridgeL1Loss", "BridgeL2Loss", "GradientL1Loss", "SliceContrastiveLoss", "elbo_weights"]
 
 
 def elbo_weights(source_weights: Tensor) -> Tensor:
@@ -113,6 +114,44 @@ class GradientL1Loss(nn.Module):
         difference = prediction - target
         gradients = sum(difference.diff(dim=axis).abs().mean() for axis in (-2, -1))
         return difference.abs().mean() + self.weight * gradients
+
+
+class AutoencoderLoss(nn.Module):
+    """Loss of a codec: mean absolute error, the spectrum's error, and a slight pull of the latent to N(0, 1).
+
+    `mean |d| + spectral_weight J(reconstruction, image) + kl_weight KL`, with J MONAI's `JukeboxLoss` (the squared
+    error of the amplitudes of the discrete Fourier transform; Dhariwal et al., 2020) and the KL divergence summed over
+    an image's latent and averaged over the images. Source: latent diffusion (Rombach et al., 2022), which compares
+    features of natural images where this compares the spectrum.
+
+    Args:
+        kl_weight: of the KL divergence.
+        spectral_weight: of the spectrum's error; 0 leaves it out.
+    """
+
+    def __init__(self, kl_weight: float = 1e-6, spectral_weight: float = 0.1) -> None:
+        super().__init__()
+        self.kl_weight = kl_weight
+        self.spectral_weight = spectral_weight
+        self.spectral = JukeboxLoss(spatial_dims=2)
+
+    def forward(self, prediction: tuple[Tensor, Tensor, Tensor], images: Tensor) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            prediction: reconstruction, (n, 1, H, W), [-1, 1], and mean and standard deviation of the latent.
+            images: (n, 1, H, W), [0, 1].
+
+        Returns:
+            a scalar.
+        """
+        reconstruction, mean, std = prediction
+        wanted = 2 * images - 1
+        loss = (reconstruction - wanted).abs().mean()
+        if self.spectral_weight:
+            loss = loss + self.spectral_weight * self.spectral(reconstruction, wanted)
+        divergence = 0.5 * (mean.square() + std.square() - 2 * std.log() - 1).flatten(1).sum(dim=1).mean()
+        return loss + self.kl_weight * divergence
 
 
 class SliceContrastiveLoss(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import CaseError
 from .files import sha256_of_file
 
-__all__ = ["load_weights", "sha256_of_file"]
+__all__ = ["load_codec", "load_weights", "sha256_of_file"]
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
@@ -43,6 +43,33 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
         )
     network.load_state_dict(state_dict, strict=True)
     return sha256_of_file(path)
+
+
+def load_codec(network: nn.Module, path: str | os.PathLike | None, trained: str | os.PathLike | None = None) -> None:
+    """Load the codec of a latent network, or make sure that it is the one that the network was trained with.
+
+    Args:
+        network: with a module `codec`, such as `LatentUNet`.
+        path: weights of the codec, as `configs/autoencoder.json` writes them; None keeps the network's own.
+        trained: weights that the network has loaded, its codec among them; None for none.
+
+    Raises:
+        CaseError: neither is given, the file does not fit, or the network was trained with another codec.
+    """
+    if path is None and trained is None:
+        raise CaseError(
+            "A network in a latent needs its codec: give --codec, the model.pt that configs/autoencoder.json trained."
+        )
+    if path is None:
+        return
+    before = {key: value.clone() for key, value in network.codec.state_dict().items()}
+    load_weights(network.codec, path)
+    after = network.codec.state_dict()
+    if trained is not None and not all(torch.equal(before[key], after[key]) for key in before):
+        raise CaseError(
+            f"{trained} was trained with another codec than {path}: leave --codec out, which keeps its own, or give "
+            "the weights that were trained with this one."
+        )
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -66,6 +66,7 @@ ARROWS = {
     # tables and pages
     "evaluation": {
         "networks",  # the tissue segmenter, with its weights
+        "inferers",  # what a codec gives back
         "slabs",
         "weights",
         "schedulers",

@@ -1,6 +1,14 @@
 """What the training configs hang on MONAI's engines: batches, averaged weights, seeds, checkpoints, what is logged."""
 
-from .batches import BridgePrepareBatch, OneStepPrepareBatch, prepare_slices, prepare_volumes
+from .batches import (
+    AutoencoderPrepareBatch,
+    BridgePrepareBatch,
+    OneStepPrepareBatch,
+    prepare_reconstructions,
+    prepare_slices,
+    prepare_volumes,
+)
+from .latents import MeasureLatents
 from .logs import TrainingLogs, ValidationLogs, average_loss
 from .monitoring import Throughput, ValidationPicture
 from .optimization import GradientClipper, check_training_dtype, cosine_decay, warmup
@@ -19,10 +27,12 @@ from .state import (
 from .tissue_batches import TissuePrepareBatch
 
 __all__ = [
+    "AutoencoderPrepareBatch",
     "AverageWeights",
     "BridgePrepareBatch",
     "GradientClipper",
     "KeepBest",
+    "MeasureLatents",
     "OneStepPrepareBatch",
     "ResumableTraining",
     "SameTraining",
@@ -38,6 +48,7 @@ __all__ = [
     "checkpoints",
     "cosine_decay",
     "latest_checkpoint",
+    "prepare_reconstructions",
     "prepare_slices",
     "prepare_volumes",
     "save_keys",

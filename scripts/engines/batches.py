@@ -153,3 +153,59 @@ def prepare_slices(
         for key in ("slices", "scan", "index", "position")
     )
     return slices[:, None], tuple(places)
+
+
+class AutoencoderPrepareBatch:
+    """Batch of slabs -> all the images in it, of the sources and of the target, which a codec has to give back."""
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: object,
+    ) -> tuple[Tensor, Tensor]:
+        """Prepare one batch.
+
+        Args:
+            batchdata: "source", (B, C K, H, W), and "target", (B, K, H, W), [0, 1]; "presence", (B, C), where there are
+                several contrasts: absent ones are left out.
+            device: where to compute.
+            non_blocking: whether the copy to the device may overlap.
+            kwargs: further arguments of `torch.Tensor.to`.
+
+        Returns:
+            images (n, 1, H, W), as input and as label.
+        """
+        source, target = (batchdata[k].to(device, non_blocking=non_blocking, **kwargs) for k in ("source", "target"))
+        slabs = [target, source]
+        if "presence" in batchdata:
+            contrasts = source.unflatten(1, (batchdata["presence"].shape[1], -1))
+            slabs[1] = contrasts[batchdata["presence"].to(source.device) > 0]
+        images = torch.cat([slab.flatten(0, 1) for slab in slabs])[:, None]
+        return images, images
+
+
+def prepare_reconstructions(
+    batchdata: Mapping[str, Tensor],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor]:
+    """Batch of whole volumes -> sources and targets, each with itself and the mask as the label.
+
+    Args:
+        batchdata: "source", (B, C, H, W, Z), "target" and "mask", (B, 1, H, W, Z), images in [0, 1].
+        device, non_blocking, kwargs: of `torch.Tensor.to`.
+
+    Returns:
+        targets and then each contrast of the sources, (n, 1, H, W, Z), and labels (n, 2, H, W, Z); absent contrasts
+        are left out.
+    """
+    source, target, mask = (
+        batchdata[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("source", "target", "mask")
+    )
+    images = torch.cat([target, source], dim=1).flatten(0, 1)[:, None]
+    masks = mask.expand(-1, 1 + source.shape[1], *mask.shape[2:]).flatten(0, 1)[:, None].to(images)
+    there = images.flatten(1).any(dim=1)
+    return images[there], torch.cat([images, masks], dim=1)[there]

@@ -2,7 +2,8 @@
 
 from .bridge_unet import BridgeUNet, FiLMResnetBlock, StyleEmbedding, space_to_depth_stem, use_film
 from .control import BridgeControlNet, ControlledBridgeUNet, controlled_bridge
+from .latent import LatentUNet
 from .slice_encoder import PixelEncoder, SliceEncoder
 
 __all__ = ["BridgeControlNet", "BridgeUNet", "ControlledBridgeUNet", "FiLMResnetBlock", "PixelEncoder", "SliceEncoder"]
-__all__ += ["StyleEmbedding", "controlled_bridge", "space_to_depth_stem", "use_film"]
+__all__ += ["LatentUNet", "StyleEmbedding", "controlled_bridge", "space_to_depth_stem", "use_film"]

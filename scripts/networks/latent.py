@@ -1,0 +1,64 @@
+"""A network of slabs in the latent of a codec that it carries with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .scriptable import NOT_EXPORTED
+
+__all__ = ["LatentUNet"]
+
+
+class LatentUNet(nn.Module):
+    """A network of slabs of states, with the frozen codec whose states they are.
+
+    One weights file holds both, under the keys `codec.` and `network.`, so that a network is never given the states of
+    another codec. The codec takes no part in `forward`: inferers are given it as theirs.
+
+    Args:
+        codec: such as `LatentCodec`; it stays in evaluation mode and takes no gradients.
+        network: called as `network(x_t, timesteps, context=..., source=..., **conditions)`, such as `BridgeUNet` with
+            the codec's channels.
+
+    Raises:
+        ValueError: a network of other channels than the codec's.
+    """
+
+    def __init__(self, codec: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        target, source, _ = network.slice_channels
+        if target != codec.channels or source % codec.channels:
+            raise ValueError(
+                f"The network has {target} channels of the target and {source} of the source, but the codec gives "
+                f"{codec.channels} for each contrast."
+            )
+        self.codec = codec.requires_grad_(False).eval()
+        self.network = network
+        self.slab_size = network.slab_size
+        self.slice_channels = network.slice_channels
+        self.style_shape = network.style_shape
+        self.size_multiple = network.size_multiple * codec.factor
+        """Height and width of an image must be multiples of this number of pixels."""
+
+    def train(self, mode: bool = True) -> LatentUNet:
+        """Training mode of the network alone."""
+        super().train(mode)
+        self.codec.eval()
+        return self
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """One evaluation of the network for a batch of slabs of states."""
+        return self.network(x, *args, **kwargs)
+
+    def widened(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Weights of a smaller network as this one's, where the network says how."""
+        widen = getattr(self.network, "widened", None)
+        return dict(state_dict) if widen is None else widen(state_dict, f"{prefix}network.")
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` would compile."""
+        raise ValueError(NOT_EXPORTED)

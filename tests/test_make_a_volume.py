@@ -1,0 +1,67 @@
+"""Make-A-Volume from its overlays, on tiny volumes: codec, slices, layers along z, and the main job with them."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, run
+
+from scripts.errors import CaseError
+from scripts.weights import load_weights
+
+SHAPE, EDGE = (22, 26, 24), 6.0
+SMALL = {
+    **{"spacing": [EDGE] * 3, "slab_shape": [32, 32], "max_epochs": 2, "iterations_per_epoch": 3, "batch_size": 4},
+    **{"warmup_iterations": 1, "num_workers": 0, "prepare_workers": 1, "dtype": "float32", "val_interval": 1},
+    "device": "$torch.device('cpu')",
+}
+TINY_CODEC = {"autoencoder#channels": [8, 8, 8], "autoencoder#latent_channels": 4, "autoencoder#norm_num_groups": 4}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Three round heads, each with a texture of its own, and a fourth for validation."""
+    folder = tmp_path_factory.mktemp("pairs")
+    grid = np.stack(np.meshgrid(*(np.linspace(-1.05, 1.05, n) for n in SHAPE), indexing="ij"))
+    mask = (grid**2).sum(0) < 1
+    entries = []
+    for number in range(4):
+        noise = np.random.default_rng(number).random(SHAPE)
+        volumes = {"source": np.where(mask, 25 + 20 * noise, -1000), "target": 400 * (1 + noise) * mask, "mask": mask}
+        entries.append({"subject": f"p{number}", **{name: f"p{number}_{name}.nii.gz" for name in volumes}})
+        for name, volume in volumes.items():
+            image = nib.Nifti1Image(volume.astype(np.float32), np.diag([EDGE] * 3 + [1]))
+            nib.save(image, folder / entries[-1][name])
+    held_out = [entries.pop()]
+    (folder / "datalist.json").write_text(json.dumps({"training": entries, "validation": held_out, "test": []}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory, bundle_root, pairs):
+    """Runs train.json with overlays and options; gives the output folder."""
+
+    def run_training(*overlays, name, **options):
+        folder = tmp_path_factory.mktemp(name)
+        configs = [str(bundle_root / "configs" / f"{config}.json") for config in ("train", *overlays)]
+        run(config_file=configs, dataset_dir=str(pairs), output_dir=str(folder), **SMALL, **options)
+        return folder
+
+    return run_training
+
+
+@pytest.fixture(scope="module")
+def codec(train):
+    return train("autoencoder", name="autoencoder", **TINY_CODEC)
+
+
+def test_the_codec_is_trained_and_tells_what_it_loses(codec, bundle_root):
+    content = torch.load(codec / "model.pt", weights_only=True)
+    assert (content["latent_std"] > 0).all()
+    assert content["autoencoder.encoder.blocks.0.conv.weight"].dtype == torch.float16
+    quality = json.loads((codec / "codec.json").read_text())
+    assert set(quality) == {"CT", "T1"}
+    assert set(quality["T1"]) == {"p3"}
+    assert 5 < quality["T1"]["p3"]["psnr"] < 40
