@@ -5,6 +5,8 @@ A codec has `channels` c, the channels that one image becomes, and `factor` f, b
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from monai.networks.nets import AutoencoderKL
 from monai.networks.nets.autoencoderkl import AEKLDownsample
@@ -113,6 +115,13 @@ class LatentCodec(nn.Module):
         std, mean = torch.std_mean(latents, dim=(0, 2, 3), keepdim=True, correction=0)
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, 64 hexadecimal digits: the same wherever and in whatever floating type they are kept."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _latents(self, images: Tensor) -> Tensor:
         """Images (n, 1, H, W), [0, 1], to the encoder's means."""

@@ -1,6 +1,7 @@
 """Make-A-Volume from its overlays, on tiny volumes: codec, slices, layers along z, and the main job with them."""
 
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -57,6 +58,17 @@ def codec(train):
     return train("autoencoder", name="autoencoder", **TINY_CODEC)
 
 
+def refused(train, *args, **kwargs):
+    """The sentence that a training ends with."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps what it meets
+        train(*args, **kwargs)
+    error = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert isinstance(error, CaseError)
+    return str(error)
+
+
 def test_the_codec_is_trained_and_tells_what_it_loses(codec, bundle_root):
     content = torch.load(codec / "model.pt", weights_only=True)
     assert (content["latent_std"] > 0).all()
@@ -65,3 +77,39 @@ def test_the_codec_is_trained_and_tells_what_it_loses(codec, bundle_root):
     assert set(quality) == {"CT", "T1"}
     assert set(quality["T1"]) == {"p3"}
     assert 5 < quality["T1"]["p3"]["psnr"] < 40
+
+
+TINY_SLICE = {
+    **TINY_CODEC,
+    **{f"slice_network#{name}": value for name, value in {"channels": [8, 8], "norm_num_groups": 4}.items()},
+    "slice_network#num_head_channels": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def slices(train, codec):
+    return train("make_a_volume_slice", name="slice", codec=str(codec / "model.pt"), codec_gate=0, **TINY_SLICE)
+
+
+def test_a_slice_network_carries_its_codec(slices, codec):
+    content = torch.load(slices / "model.pt", weights_only=True)
+    for name, value in torch.load(codec / "model.pt", weights_only=True).items():
+        assert torch.equal(content[f"codec.{name}"], value)
+    assert any(name.startswith("network.") for name in content)
+
+
+def test_a_codec_that_loses_too_much_is_refused_with_its_figure(train, codec):
+    options = {"name": "gate", "codec": str(codec / "model.pt"), "codec_gate": 60, **TINY_SLICE}
+    said = refused(train, "make_a_volume_slice", **options)
+    assert re.match(r"The codec gives CT back with \d+\.\d dB in the brain of 1 held-out people, less than the 60 dB", said)
+
+
+def test_a_network_without_its_codec_or_with_another_is_refused(train, codec, slices, tmp_path):
+    said = refused(train, "make_a_volume_slice", name="none", codec_gate=0, **TINY_SLICE)
+    assert "needs its codec: give --codec" in said
+    other = torch.load(codec / "model.pt", weights_only=True)
+    other["latent_mean"] += 1
+    torch.save(other, tmp_path / "other.pt")
+    options = {"codec": str(tmp_path / "other.pt"), "init_weights": str(slices / "model.pt"), "codec_gate": 0}
+    said = refused(train, "make_a_volume_slice", name="other", **options, **TINY_SLICE)
+    assert "was trained with another codec than" in said

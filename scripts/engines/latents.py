@@ -12,7 +12,7 @@ from .batches import AutoencoderPrepareBatch
 
 
 class MeasureLatents:
-    """Handler that measures, with each epoch's last iteration, the latent's mean and deviation with the averaged weights.
+    """Handler that measures the latent's mean and deviation, with the averaged weights of each epoch's last iteration.
 
     What happens at the end of the epoch (validation, saving) then finds them measured. Attach it after the handler that
     averages.
