@@ -291,11 +291,11 @@ def _calls(network: nn.Module, device: torch.device, size: tuple[int, int, int])
     """One call of a network in each type, as the inferers call it, for slabs of (number, H, W)."""
     number, *plane = size
     slab_size = getattr(network, "slab_size", 3)
-    channels = (getattr(network, name, 1) * slab_size for name in ("target_channels", "source_channels"))
+    target_and_source = getattr(network, "slice_channels", (1, 1, 0))[:2]
     # values do not matter; random ones would change those of the run
     sample, source = (
         torch.linspace(-1, 1, c * math.prod(plane)).reshape(1, c, *plane).repeat(number, 1, 1, 1).to(device)
-        for c in channels
+        for c in (channels * slab_size for channels in target_and_source)
     )
     call = torch.no_grad()(partial(call_network, network, sample=sample, source=source, timesteps=500))
     return {name: partial(call, dtype=TYPES[name]) for name in ("float32", "bfloat16")}

@@ -10,6 +10,7 @@ import torch
 from monai.bundle import ConfigParser, run
 
 from scripts.errors import CaseError
+from tests.phantoms import write_head_ct
 from scripts.weights import load_weights
 
 SHAPE, EDGE = (22, 26, 24), 6.0
@@ -113,3 +114,22 @@ def test_a_network_without_its_codec_or_with_another_is_refused(train, codec, sl
     options = {"codec": str(tmp_path / "other.pt"), "init_weights": str(slices / "model.pt"), "codec_gate": 0}
     said = refused(train, "make_a_volume_slice", name="other", **options, **TINY_SLICE)
     assert "was trained with another codec than" in said
+
+
+def test_the_main_job_translates_in_the_latent(slices, bundle_root, tmp_path):
+    path = write_head_ct(tmp_path / "head_ct.nii.gz")
+    configs = [str(bundle_root / "configs" / name) for name in ("inference.json", "make_a_volume.json")]
+    options = {**TINY_SLICE, "spacing": [EDGE] * 3, "weights": str(slices / "model.pt"), "device": "cpu"}
+    outputs = []
+    for batch_size in (8, 3):
+        folder = tmp_path / f"out{batch_size}"
+        more = {"dataset_dir": str(path), "output_dir": str(folder), "batch_size": batch_size}
+        run(config_file=configs, logging_file=False, **options, **more)
+        outputs.append(nib.load(folder / "head_ct_t1.nii.gz"))
+    first, second = (np.asarray(image.dataobj) for image in outputs)
+    assert first.shape == nib.load(path).shape
+    np.testing.assert_allclose(outputs[0].affine, nib.load(path).affine, atol=1e-5)
+    assert first.std() > 0
+    np.testing.assert_allclose(first, second, atol=1e-4)
+    record = json.loads((folder / "head_ct_t1.json").read_text())
+    assert record["weights"] == "model.pt"
