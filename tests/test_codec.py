@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
+from monai.networks.nets import AutoencoderKL
 
-from scripts.codec import OrthonormalCodec, PixelCodec
+from scripts.codec import LatentCodec, OrthonormalCodec, PixelCodec
 from scripts.inferers import ISTAInferer
+from scripts.losses import AutoencoderLoss
 from scripts.schedulers import SAMPLERS, BrownianBridgeScheduler, GaussianDiffusionScheduler, Sampler
 
 
@@ -110,3 +113,77 @@ def test_several_contrasts_tell_the_network_which_are_there():
     inferer = ISTAInferer(BrownianBridgeScheduler(), num_inference_steps=2, channels=channels, endpoint="mean_present")
     assert inferer(volume, network).shape == (1, 1, 6, 6, 4)
     assert seen == {"source": (4, 6, 6, 6), "presence": [1, 0], "tissue": (4, 6, 6, 6)}
+
+
+def tiny_codec(measured=True, **kwargs):
+    torch.manual_seed(0)
+    no_attention = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
+    sizes = {"channels": (8, 8, 8), "num_res_blocks": 1, "latent_channels": 4, "norm_num_groups": 4}
+    levels = {"attention_levels": (False,) * 3, **no_attention}
+    codec = LatentCodec(AutoencoderKL(2, 1, 1, **sizes, **levels), **kwargs).eval()
+    if measured:
+        codec.measure(torch.rand(6, 1, 16, 24))
+    return codec
+
+
+def test_the_compact_codec_has_its_size(bundle_root):
+    parser = ConfigParser()
+    parser.read_config([str(bundle_root / "configs" / name) for name in ("train.json", "autoencoder.json")])
+    codec = parser.get_parsed_content("network_def")
+    assert sum(parameter.numel() for parameter in codec.parameters()) == 697_761
+    assert (codec.channels, codec.factor) == (8, 4)
+
+
+@torch.no_grad()
+def test_a_latent_is_the_encoder_s_mean_and_never_a_draw():
+    codec, images = tiny_codec(), torch.rand(5, 2, 16, 24)
+    states = codec.encode(images)
+    assert states.shape == (5, 8, 4, 6)
+    assert torch.equal(states, codec.encode(images))
+    mean, _ = codec.autoencoder.encode(2 * images[:, 1:] - 1)
+    torch.testing.assert_close(states[:, 4:] * codec.latent_std + codec.latent_mean, mean, rtol=0, atol=1e-5)
+    assert codec.decode(states[:, :4]).shape == (5, 1, 16, 24)
+    decoded = (codec.autoencoder.decode(mean) + 1) / 2
+    torch.testing.assert_close(codec.decode(states[:, 4:]), decoded, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_each_channel_of_a_measured_latent_is_standardised():
+    codec, images = tiny_codec(), torch.rand(40, 1, 16, 24)
+    codec.measure(images)
+    std, mean = torch.std_mean(codec.encode(images), dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(std, torch.ones(4), rtol=0, atol=1e-4)
+
+
+def test_a_codec_without_a_scale_is_refused():
+    with pytest.raises(ValueError, match="has not been trained"):
+        tiny_codec(measured=False).encode(torch.rand(1, 1, 16, 16))
+
+
+@torch.no_grad()
+def test_a_slice_does_not_depend_on_its_company():
+    codec, alone = tiny_codec(), tiny_codec(batch_size=1)
+    images = torch.rand(5, 1, 16, 24)
+    torch.testing.assert_close(codec.encode(images), alone.encode(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(codec.encode(images.double()).float(), codec.encode(images), rtol=0, atol=1e-6)
+
+
+def test_the_fingerprint_is_that_of_the_weights_on_disk():
+    codec, same, other = tiny_codec(), tiny_codec(measured=False), tiny_codec()
+    half = {name: value.half() for name, value in codec.state_dict().items()}
+    same.load_state_dict(half)
+    other.latent_mean += 0.01
+    assert codec.fingerprint() == same.fingerprint() != other.fingerprint()
+
+
+def test_what_a_codec_is_trained_by():
+    """Mean absolute error, squared error of the spectrum's amplitudes, KL divergence of N(mean, std^2) to N(0, 1)."""
+    images, reconstruction = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
+    mean, std = torch.randn(2, 3, 2, 2), torch.rand(2, 3, 2, 2) + 0.5
+    normal = torch.distributions.Normal
+    divergence = torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0)).sum() / 2
+    amplitudes = [torch.fft.fft2(x, norm="ortho").abs() for x in (reconstruction, 2 * images - 1)]
+    expected = (reconstruction - 2 * images + 1).abs().mean() + 0.1 * (amplitudes[0] - amplitudes[1]).square().mean()
+    loss = AutoencoderLoss(kl_weight=0.01)((reconstruction, mean, std), images)
+    torch.testing.assert_close(loss, expected + 0.01 * divergence)

@@ -10,8 +10,8 @@ import torch
 from monai.bundle import ConfigParser, run
 
 from scripts.errors import CaseError
-from tests.phantoms import write_head_ct
 from scripts.weights import load_weights
+from tests.phantoms import write_head_ct
 
 SHAPE, EDGE = (22, 26, 24), 6.0
 SMALL = {
@@ -102,7 +102,9 @@ def test_a_slice_network_carries_its_codec(slices, codec):
 def test_a_codec_that_loses_too_much_is_refused_with_its_figure(train, codec):
     options = {"name": "gate", "codec": str(codec / "model.pt"), "codec_gate": 60, **TINY_SLICE}
     said = refused(train, "make_a_volume_slice", **options)
-    assert re.match(r"The codec gives CT back with \d+\.\d dB in the brain of 1 held-out people, less than the 60 dB", said)
+    assert re.match(
+        r"The codec gives CT back with \d+\.\d dB in the brain of 1 held-out people, less than the 60 dB", said
+    )
 
 
 def test_a_network_without_its_codec_or_with_another_is_refused(train, codec, slices, tmp_path):
