@@ -117,7 +117,7 @@ class LatentCodec(nn.Module):
         self.latent_std.copy_(std)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights, 64 hexadecimal digits: the same wherever and in whatever floating type they are kept."""
+        """SHA-256 of the weights in half precision, 64 hexadecimal digits: the same on disk and in memory."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())

@@ -7,10 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, run
+from monai.bundle import run
 
 from scripts.errors import CaseError
-from scripts.weights import load_weights
 from tests.phantoms import write_head_ct
 
 SHAPE, EDGE = (22, 26, 24), 6.0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..codec import PixelCodec
 from ..slabs import slices_to_volume, volume_to_slices
+from .slab_predictor import autocast
 
 
 class AutoencoderInferer(Inferer):
@@ -25,8 +26,7 @@ class AutoencoderInferer(Inferer):
 
     def __call__(self, inputs: Tensor, network: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Images (n, 1, H, W), [0, 1], to what the codec gives, in their floating type."""
-        half = self.dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(inputs.device.type, dtype=self.dtype if half else None, enabled=half):
+        with autocast(inputs.device, self.dtype):
             outputs = network(inputs)
         return tuple(output.to(inputs.dtype) for output in outputs)
 

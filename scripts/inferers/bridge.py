@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..codec import PixelCodec
 from ..schedulers import AffineScheduler
-from .slab_predictor import call_network
+from .slab_predictor import autocast, call_network
 from .states import Endpoint, encode_slabs, endpoint_of, pooled
 
 
@@ -19,7 +19,7 @@ class BridgeInferer(Inferer):
 
     Args:
         scheduler: gives x_t, and the target of the loss.
-        dtype: floating type of the network's call, None for that of the inputs; see `call_network`.
+        dtype: floating type of the calls of network and codec, None for that of the inputs; see `call_network`.
         codec: makes images the network's states.
         channels: name -> channels, "source" among them, as the inferer of whole volumes has them.
         endpoint: what of the source the bridge starts from, see `Endpoint`.
@@ -81,7 +81,8 @@ class BridgeInferer(Inferer):
     @torch.no_grad()
     def encode(self, slabs: Tensor, contrasts: int = 1) -> Tensor:
         """Slabs of images, (B, C K, H, W), [0, 1], as states, (B, C c K, H/f, W/f), both contrast by contrast."""
-        return encode_slabs(slabs, contrasts, self.codec)
+        with autocast(slabs.device, self.dtype):
+            return encode_slabs(slabs, contrasts, self.codec)
 
     def endpoint_in(self, source: Tensor, presence: Tensor | None = None) -> Tensor:
         """Where the bridge starts, of source slabs as states: (B, C c K, h, w) to (B, c K, h, w)."""

@@ -17,6 +17,16 @@ from ..slabs import add_slabs, extract_slabs, slab_centres, slab_weights
 logger = logging.getLogger(__name__)
 
 
+def is_half(dtype: torch.dtype | None) -> bool:
+    """Whether a floating type means autocast."""
+    return dtype in (torch.bfloat16, torch.float16)
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to a half type; for others, none."""
+    return torch.autocast(device.type, dtype=dtype if is_half(dtype) else None, enabled=is_half(dtype))
+
+
 def call_network(
     network: Callable[..., Tensor],
     sample: Tensor,
@@ -41,14 +51,14 @@ def call_network(
     Returns:
         the prediction, shape and type of sample.
     """
-    half = dtype in (torch.bfloat16, torch.float16)
+    half = is_half(dtype)
     slab_type = torch.float32 if half else dtype or sample.dtype
     layout = torch.channels_last if half else torch.contiguous_format
     x, y = (slab.to(dtype=slab_type).contiguous(memory_format=layout) for slab in (sample, source))
     times = torch.as_tensor(timesteps, device=sample.device).expand(len(sample))
     more = {name: value.to(slab_type) for name, value in conditions.items()}
     keys = None if context is None else context.to(slab_type).expand(len(sample), -1, -1)
-    with torch.autocast(sample.device.type, dtype=dtype if half else None, enabled=half):
+    with autocast(sample.device, dtype):
         prediction = network(x, times, context=keys, source=y, **more)
     return prediction.to(sample.dtype)
 
