@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from monai.losses import JukeboxLoss
 from torch import Tensor, nn
+from torch.nn import functional
 
 __all__ = ["AutoencoderLoss", "BridgeL1Loss", "BridgeL2Loss", "GradientL1Loss", "SliceContrastiveLoss", "elbo_weights"]
 
@@ -119,10 +119,12 @@ class GradientL1Loss(nn.Module):
 class AutoencoderLoss(nn.Module):
     """Loss of a codec: mean absolute error, the spectrum's error, and a slight pull of the latent to N(0, 1).
 
-    `mean |d| + spectral_weight J(reconstruction, image) + kl_weight KL`, with J MONAI's `JukeboxLoss` (the squared
-    error of the amplitudes of the discrete Fourier transform; Dhariwal et al., 2020) and the KL divergence summed over
-    an image's latent and averaged over the images. Source: latent diffusion (Rombach et al., 2022), which compares
-    features of natural images where this compares the spectrum.
+    `mean |d| + spectral_weight mean (|F r| - |F x|)^2 + kl_weight KL`, with F the orthonormal discrete Fourier transform
+    of reconstruction and image (Dhariwal et al., 2020, section 3.3) and the KL divergence summed over an image's latent
+    and averaged over the images. Source: latent diffusion (Rombach et al., 2022), which compares features of natural
+    images where this compares the spectrum.
+
+    MONAI's `JukeboxLoss` is the same, but its gradient is NaN where an amplitude is 0, as of a constant image.
 
     Args:
         kl_weight: of the KL divergence.
@@ -133,7 +135,6 @@ class AutoencoderLoss(nn.Module):
         super().__init__()
         self.kl_weight = kl_weight
         self.spectral_weight = spectral_weight
-        self.spectral = JukeboxLoss(spatial_dims=2)
 
     def forward(self, prediction: tuple[Tensor, Tensor, Tensor], images: Tensor) -> Tensor:
         """Loss of a batch.
@@ -149,9 +150,14 @@ class AutoencoderLoss(nn.Module):
         wanted = 2 * images - 1
         loss = (reconstruction - wanted).abs().mean()
         if self.spectral_weight:
-            loss = loss + self.spectral_weight * self.spectral(reconstruction, wanted)
+            loss = loss + self.spectral_weight * _spectral_error(reconstruction, wanted)
         divergence = 0.5 * (mean.square() + std.square() - 2 * std.log() - 1).flatten(1).sum(dim=1).mean()
         return loss + self.kl_weight * divergence
+
+
+def _spectral_error(images: Tensor, wanted: Tensor) -> Tensor:
+    amplitudes = (torch.fft.fft2(x, norm="ortho").abs() for x in (images, wanted))
+    return functional.mse_loss(*amplitudes)
 
 
 class SliceContrastiveLoss(nn.Module):
