@@ -1,6 +1,6 @@
 """What the training configs hang on MONAI's engines: batches, averaged weights, seeds, checkpoints, what is logged."""
 
-from .batches import BridgePrepareBatch, OneStepPrepareBatch, prepare_slices, prepare_volumes
+from .batches import BridgePrepareBatch, DiffusionPrepareBatch, OneStepPrepareBatch, prepare_slices, prepare_volumes
 from .logs import TrainingLogs, ValidationLogs, average_loss
 from .monitoring import Throughput, ValidationPicture
 from .optimization import GradientClipper, check_training_dtype, cosine_decay, warmup
@@ -21,6 +21,7 @@ from .tissue_batches import TissuePrepareBatch
 __all__ = [
     "AverageWeights",
     "BridgePrepareBatch",
+    "DiffusionPrepareBatch",
     "GradientClipper",
     "KeepBest",
     "OneStepPrepareBatch",

@@ -82,7 +82,8 @@ class ISTAInferer(Inferer):
         dtype: floating type of the network's call, None for that of the inputs; torch.bfloat16 and torch.float16 run it
             under autocast, channels last.
         co_prediction: whether a slice is averaged over all slabs that hold it. False takes it from its own slab only,
-            which is the paper's ablation.
+            which is the paper's ablation; with a slab_stride, from the slab centred nearest, and the slabs stay where
+            they are: with slab_size as the stride, the volume is cut into chunks that know nothing of each other.
         eta: noise level of the "implicit" sampler, 0 to 1.
         start_noise: whether to start from y + sqrt(delta) z instead of y; for the samplers that keep the marginals.
         seed: of all noise. Every volume of a batch gets the same noise, so that it does not depend on its company.
