@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..schedulers import NamedChoice
-from ..slabs import slab_weights
 from .bridge_unet import BridgeUNet, for_each_slab
 from .cpu_layers import UpsampleConv
 from .scriptable import EXPORTED_CHANNELS, NOT_EXPORTED, ScriptableBridgeUNet
@@ -91,7 +90,7 @@ class VolumetricLayer(nn.Module):
         """Features (n num_slices, C, h, w), slab after slab, to features of the same shape, type and layout."""
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         # an image of num_slices x (h w) pixels for each slab: with channels last, no copy
-        slabs = x.unflatten(0, (-1, self.num_slices)).flatten(3).movedim(2, 1)
+        slabs = x.reshape(-1, self.num_slices, x.shape[1], x.shape[2] * x.shape[3]).movedim(2, 1)
         mixed = self.get_submodule(self.kind)(slabs).movedim(1, 2).reshape(x.shape)
         mixed = mixed.to(x.dtype).contiguous(memory_format=layout)
         return mixed if self.kind == Kind.DIRAC else x + mixed
@@ -200,8 +199,6 @@ class VolumetricUNet(nn.Module):
         self.slice_channels = network.slice_channels
         self.size_multiple = network.size_multiple
         self.style_shape = network.style_shape
-        weights = slab_weights(torch.arange(self.num_inner), self.num_inner, network.slab_size)
-        self.register_buffer("weights", weights.float(), persistent=False)
 
     def forward(
         self,
@@ -250,17 +247,22 @@ class VolumetricUNet(nn.Module):
             )
         layout = torch.channels_last if slabs.is_contiguous(memory_format=torch.channels_last) else None
         size = self.slab_size - self.num_inner + 1
-        inner = slabs.unflatten(1, (-1, self.slab_size)).unfold(2, size, 1)  # (n, c, J, h, w, S)
-        inner = inner.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)
+        # the ONNX exporter would take sizes for constants with `unflatten` or `len`
+        slices = slabs.reshape(slabs.shape[0], -1, self.slab_size, *slabs.shape[2:])
+        inner = torch.stack([slices[:, :, k : k + self.num_inner] for k in range(size)], dim=3)  # (n, c, J, S, h, w)
+        inner = inner.transpose(1, 2).flatten(2, 3).flatten(0, 1)
         return inner.contiguous(memory_format=layout or torch.contiguous_format)
 
     def _joined(self, inner: Tensor) -> Tensor:
         """Inner slabs ((n J), c S, h, w) as slabs (n, c K, h, w), averaged where they overlap."""
         size = self.slab_size - self.num_inner + 1
-        slabs = inner.unflatten(1, (-1, size)).unflatten(0, (-1, self.num_inner)).transpose(1, 2)  # (n, c, J, S, h, w)
-        slabs = slabs * self.weights[..., None, None]
+        channels, *plane = inner.shape[1:]
+        slabs = inner.reshape(-1, self.num_inner, channels // size, size, *plane).transpose(1, 2)  # (n, c, J, S, h, w)
         shifted = [functional.pad(slabs[:, :, :, k], (0, 0, 0, 0, k, size - 1 - k)) for k in range(size)]
-        return torch.stack(shifted).sum(0).flatten(1, 2).to(inner.dtype)
+        total = torch.stack(shifted).sum(0, dtype=torch.promote_types(inner.dtype, torch.float32))
+        place = torch.arange(self.slab_size, device=inner.device)
+        holders = torch.minimum(place + 1, self.slab_size - place).clamp(max=min(size, self.num_inner))
+        return (total / holders[:, None, None]).flatten(1, 2).to(inner.dtype)
 
     def widened(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
         """Weights of the network of slices alone with layers at the identity, as tuning starts; others as they are.
