@@ -119,10 +119,10 @@ class GradientL1Loss(nn.Module):
 class AutoencoderLoss(nn.Module):
     """Loss of a codec: mean absolute error, the spectrum's error, and a slight pull of the latent to N(0, 1).
 
-    `mean |d| + spectral_weight mean (|F r| - |F x|)^2 + kl_weight KL`, with F the orthonormal discrete Fourier transform
-    of reconstruction and image (Dhariwal et al., 2020, section 3.3) and the KL divergence summed over an image's latent
-    and averaged over the images. Source: latent diffusion (Rombach et al., 2022), which compares features of natural
-    images where this compares the spectrum.
+    `mean |d| + spectral_weight mean (|F r| - |F x|)^2 + kl_weight KL`, with F the orthonormal Fourier transform of the
+    reconstruction r and the image x (Dhariwal et al., 2020, section 3.3), and the KL divergence summed over an image's
+    latent and averaged over the images. Source: latent diffusion (Rombach et al., 2022), which compares features of
+    natural images where this compares the spectrum.
 
     MONAI's `JukeboxLoss` is the same, but its gradient is NaN where an amplitude is 0, as of a constant image.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import CaseError
 from .files import sha256_of_file
 
-__all__ = ["load_codec", "load_weights", "sha256_of_file"]
+__all__ = ["check_start", "load_codec", "load_weights", "sha256_of_file"]
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
@@ -43,6 +43,22 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
         )
     network.load_state_dict(state_dict, strict=True)
     return sha256_of_file(path)
+
+
+def check_start(trained: str | os.PathLike | None, config: str) -> None:
+    """Refuse to tune a network that was never trained.
+
+    Args:
+        trained: its weights, or None.
+        config: of the training that gives them, for the error.
+
+    Raises:
+        CaseError: there are none.
+    """
+    if trained is None:
+        raise CaseError(
+            f"Layers along z are tuned in a trained network of slices: give --init_weights, the model.pt of {config}."
+        )
 
 
 def load_codec(network: nn.Module, path: str | os.PathLike | None, trained: str | os.PathLike | None = None) -> None:

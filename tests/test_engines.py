@@ -13,7 +13,7 @@ from scripts.codec import PixelCodec
 from scripts.errors import CaseError
 from scripts.inferers import BridgeInferer, ISTAInferer
 from scripts.losses import BridgeL2Loss, elbo_weights
-from scripts.schedulers import BrownianBridgeScheduler
+from scripts.schedulers import BrownianBridgeScheduler, GaussianDiffusionScheduler
 from scripts.weights import load_weights
 
 
@@ -65,6 +65,36 @@ def test_a_tenth_of_the_timesteps_lie_at_the_end():
     assert counts[985:].sum() / 200_000 == pytest.approx(0.1 + 0.9 * 0.015, rel=0.03)
     assert counts[:985].min() > 0.5 * 180
     assert counts[985:].min() > 0.8 * counts[985:].max()
+
+
+def draws_of(**options):
+    """How often each timestep is drawn from a million evenly spaced numbers in [0, 1)."""
+    prepare = engines.DiffusionPrepareBatch(BridgeInferer(GaussianDiffusionScheduler()), **options)
+    positions = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
+    return torch.bincount(prepare._anywhere(positions).long(), minlength=1000)
+
+
+def test_linear_weights_draw_each_timestep_in_the_ratio_of_2t_minus_t():
+    counts, expected = draws_of(timestep_weights="linear"), 2000.0 - torch.arange(1000)
+    expected *= 1_000_000 / expected.sum()
+    assert len(counts) == 1000
+    assert (counts - expected).abs().max() <= 1
+    shares = counts / counts.sum()
+    assert shares[0] / shares[999] == pytest.approx(1.998, abs=2e-3)
+    assert (shares * torch.arange(1000)).sum() == pytest.approx(443.96, abs=0.01)
+    assert shares[:500].sum() == pytest.approx(0.5833, abs=1e-4)
+    assert (draws_of() == 1000).all()
+
+
+@pytest.mark.parametrize(("weights", "mean"), [("uniform", 499.5), ("linear", 443.96)])
+def test_a_diffusion_draws_by_its_weights_alone(weights, mean):
+    prepare = engines.DiffusionPrepareBatch(BridgeInferer(GaussianDiffusionScheduler()), timestep_weights=weights)
+    torch.manual_seed(0)
+    timesteps = prepare(make_batch(size=20_000))[3]["timesteps"]
+    assert timesteps.shape == (20_000,)  # one for all slices of a slab
+    assert timesteps.double().mean() == pytest.approx(mean, abs=3 * 289 / 20_000**0.5)
+    with pytest.raises(ValueError, match="use one of uniform, linear"):
+        engines.DiffusionPrepareBatch(prepare.inferer, timestep_weights="quadratic")
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])

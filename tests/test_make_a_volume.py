@@ -117,10 +117,38 @@ def test_a_network_without_its_codec_or_with_another_is_refused(train, codec, sl
     assert "was trained with another codec than" in said
 
 
-def test_the_main_job_translates_in_the_latent(slices, bundle_root, tmp_path):
+@pytest.fixture(scope="module")
+def volumes(train, slices):
+    options = {"init_weights": str(slices / "model.pt"), "codec_gate": 0, **TINY_SLICE}
+    return train("make_a_volume_volume", name="volume", **options)
+
+
+def test_only_the_layers_along_z_are_tuned(volumes, slices):
+    before, after = (torch.load(folder / "model.pt", weights_only=True) for folder in (slices, volumes))
+    layers = {name for name in after if ".volumetric." in name}
+    assert any(after[name].any() for name in layers)
+    kept = {
+        name.replace("network.network.", "network.").replace(".block.", "."): name
+        for name in after
+        if name not in layers
+    }
+    assert kept.keys() == before.keys()
+    for name, value in before.items():
+        assert torch.equal(after[kept[name]], value)
+
+
+def test_layers_along_z_without_the_network_of_slices_are_refused(train, codec):
+    options = {"name": "alone", "codec": str(codec / "model.pt"), "codec_gate": 0, **TINY_SLICE}
+    said = refused(train, "make_a_volume_volume", **options)
+    assert "give --init_weights" in said
+
+
+@pytest.mark.parametrize("stage", ["slices", "volumes"])
+def test_the_main_job_translates_in_the_latent(stage, request, bundle_root, tmp_path):
+    weights = request.getfixturevalue(stage) / "model.pt"
     path = write_head_ct(tmp_path / "head_ct.nii.gz")
     configs = [str(bundle_root / "configs" / name) for name in ("inference.json", "make_a_volume.json")]
-    options = {**TINY_SLICE, "spacing": [EDGE] * 3, "weights": str(slices / "model.pt"), "device": "cpu"}
+    options = {**TINY_SLICE, "spacing": [EDGE] * 3, "weights": str(weights), "device": "cpu"}
     outputs = []
     for batch_size in (8, 3):
         folder = tmp_path / f"out{batch_size}"

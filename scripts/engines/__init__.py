@@ -3,6 +3,7 @@
 from .batches import (
     AutoencoderPrepareBatch,
     BridgePrepareBatch,
+    DiffusionPrepareBatch,
     OneStepPrepareBatch,
     prepare_reconstructions,
     prepare_slices,
@@ -30,6 +31,7 @@ __all__ = [
     "AutoencoderPrepareBatch",
     "AverageWeights",
     "BridgePrepareBatch",
+    "DiffusionPrepareBatch",
     "GradientClipper",
     "KeepBest",
     "MeasureLatents",

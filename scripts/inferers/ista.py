@@ -75,14 +75,16 @@ class ISTAInferer(Inferer):
         timestep_spacing: one of the scheduler's `spacings`; second-order samplers need "lambda".
         slab_size: 2N+1 slices, odd.
         slab_stride: slices from one slab's centre to the next, at most slab_size: with k the network sees a k-th of the
-            slabs. They move on by one slice from evaluation to evaluation, so that each overlap has its turn, and the
-            last evaluation, which is the result, has all slabs. 1 is the paper's.
+            slabs. They move on by one slice from evaluation to evaluation, so that each overlap has its turn. 1 is the
+            paper's.
+        final_stride: the same for the last evaluation, which is the result: with 1 it has all slabs.
         batch_size: slabs in one call of the network, or "auto": as many as the memory has room for, see
             `batch_that_fits`. It does not change the result beyond rounding.
         dtype: floating type of the network's call, None for that of the inputs; torch.bfloat16 and torch.float16 run it
             under autocast, channels last.
         co_prediction: whether a slice is averaged over all slabs that hold it. False takes it from its own slab only,
-            which is the paper's ablation.
+            which is the paper's ablation; with a slab_stride, from the slab centred nearest, and the slabs stay where
+            they are: with slab_size as the stride, the volume is cut into chunks that know nothing of each other.
         eta: noise level of the "implicit" sampler, 0 to 1.
         start_noise: whether to start from y + sqrt(delta) z instead of y; for the samplers that keep the marginals.
         seed: of all noise. Every volume of a batch gets the same noise, so that it does not depend on its company.
@@ -133,6 +135,7 @@ class ISTAInferer(Inferer):
         noise_correlation: float = 0.0,
         detail: float = 1.0,
         mirrored: bool = False,
+        final_stride: int = 1,
     ) -> None:
         super().__init__()
         self.scheduler = scheduler
@@ -159,20 +162,23 @@ class ISTAInferer(Inferer):
         self.noise_correlation = noise_correlation
         self.detail = detail
         self.mirrored = mirrored
+        self.final_stride = final_stride
         self.batch_size_used: int | None = None
         """Slabs a call at the end of the latest volume; None before the first."""
         self._check()
 
     def _check(self) -> None:
-        whole_numbers = ["num_inference_steps", "num_corrections", "slab_size", "slab_stride"]
+        whole_numbers = ["num_inference_steps", "num_corrections", "slab_size", "slab_stride", "final_stride"]
         for name in whole_numbers + ["batch_size"] * (self.batch_size != "auto"):
             if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
                 alternative = " or auto" if name == "batch_size" else ""
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it has to be a whole number{alternative}.")
         if self.slab_size < 1 or self.slab_size % 2 == 0:
             raise ValueError(f"slab_size is {self.slab_size}; a slab has an odd number of slices.")
-        if not 1 <= self.slab_stride <= self.slab_size:
-            raise ValueError(f"slab_stride is {self.slab_stride}; it must be from 1 to slab_size, {self.slab_size}.")
+        for name in ("slab_stride", "final_stride"):
+            stride = getattr(self, name)
+            if not 1 <= stride <= self.slab_size:
+                raise ValueError(f"{name} is {stride}; it must be from 1 to slab_size, {self.slab_size}.")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
         a_number = isinstance(self.step_size, int | float) and 0 < self.step_size < float("inf")
@@ -252,6 +258,7 @@ class ISTAInferer(Inferer):
             *(network, self.scheduler, slices, self.slab_size, self.slab_stride, self.batch_size, self.dtype),
             co_prediction=self.co_prediction,
             mirrored=self.mirrored,
+            final_stride=self.final_stride,
         )
         margin = self.slab_size // 2
         original = self._sample(slices.endpoint, predictor)[:, margin : margin + images.shape[-1]]
@@ -282,7 +289,7 @@ class ISTAInferer(Inferer):
         sample, history = self.scheduler.initial_sample(source, noise), None
         with tqdm(total=len(timesteps), desc="sampling", leave=False, disable=not self.progress) as bar:
             for timestep, previous in pairwise(timesteps):
-                original = predict(sample, timestep, all_slabs=between > 0 and previous == timesteps[-1])
+                original = predict(sample, timestep, final=between > 0 and previous == timesteps[-1])
                 mean = original if mean is None else mean
                 noise = self._noise(source, generator) if self._draws(timestep, previous) else None
                 sample = self.scheduler.step_from_original_sample(
@@ -292,7 +299,7 @@ class ISTAInferer(Inferer):
                 for _ in range(self.num_corrections):
                     self._correct(sample, previous, source, predict)
                 bar.update()
-            last = predict(sample, timesteps[-1], all_slabs=True)
+            last = predict(sample, timesteps[-1], final=True)
             bar.update()
         result = torch.lerp(original, last, between) if between else last
         missing = predict.inputs.conditions.get("missing")

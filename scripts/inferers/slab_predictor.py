@@ -98,10 +98,11 @@ class SlabPredictor:
         scheduler: knows what the network's prediction stands for.
         inputs: what the network is given beside the state.
         slab_size: 2N+1.
-        slab_stride: see `ISTAInferer`; the slabs move on by one slice from call to call.
+        slab_stride, final_stride: see `ISTAInferer`; with co-prediction the slabs move on by one slice from call to
+            call.
         batch_size: slabs in one call of the network, or "auto".
         dtype: floating type of the network's call.
-        co_prediction: whether a slice is averaged over all slabs that hold it.
+        co_prediction: whether a slice is averaged over all slabs that hold it, or taken from the one centred nearest.
         mirrored: whether each prediction is averaged with that of the slab mirrored left to right.
     """
 
@@ -116,6 +117,7 @@ class SlabPredictor:
         dtype: torch.dtype | None = None,
         co_prediction: bool = True,
         mirrored: bool = False,
+        final_stride: int = 1,
     ) -> None:
         self.network = network
         self.scheduler = scheduler
@@ -126,18 +128,21 @@ class SlabPredictor:
         self.dtype = dtype
         self.co_prediction = co_prediction
         self.mirrored = mirrored
+        self.final_stride = final_stride
         self.turn = 0
         self.batch_size_used: int | None = None
         """Slabs a call, after the first one."""
 
-    def __call__(self, sample: Tensor, timestep: int, all_slabs: bool = False) -> Tensor:
-        """x0_hat of every slice, (B, Z + 2N, c, h, w) as the state; `all_slabs` leaves none out, whatever the stride.
+    def __call__(self, sample: Tensor, timestep: int, final: bool = False) -> Tensor:
+        """x0_hat of every slice, (B, Z + 2N, c, h, w) as the state; `final` takes `final_stride` for co-prediction.
 
         Where a call finds too little memory, it is made again with half as many slabs.
         """
         average = torch.zeros_like(sample)
         num_slices = sample.shape[1] - self.slab_size + 1
-        centres = slab_centres(num_slices, 1 if all_slabs else self.slab_stride, self.turn)
+        # without co-prediction each slice keeps to its slab: none moves, and more would change nothing but the cost
+        stride = self.final_stride if final and self.co_prediction else self.slab_stride
+        centres = slab_centres(num_slices, stride, self.turn if self.co_prediction else 0)
         self.turn += 1
         weights = slab_weights(centres, num_slices, self.slab_size, self.co_prediction).to(sample)
         for volume, total in enumerate(average):

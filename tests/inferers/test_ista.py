@@ -528,6 +528,7 @@ def test_progress_bar(capsys):
         ({"batch_size": "most"}, "batch_size is 'most'; it has to be a whole number or auto"),
         ({"slab_stride": 0}, "slab_stride is 0"),
         ({"slab_stride": 4}, "slab_stride is 4; it must be from 1 to slab_size, 3"),
+        ({"final_stride": 4}, "final_stride is 4; it must be from 1 to slab_size, 3"),
         ({"num_corrections": -1}, "num_corrections is -1"),
         ({"step_size": 0.0}, "step_size 0.0"),
         ({"correction_norm": "l2"}, "l2"),
@@ -598,3 +599,16 @@ def test_missing_slices_turn_to_the_first_prediction_the_farther_they_are():
     dense = ISTAInferer(scheduler, **settings)(volume[:, :1], network)
     assert not torch.allclose(first, dense)
     torch.testing.assert_close(image, torch.lerp(dense, first, (away / 2).clamp(max=1).expand_as(dense)))
+
+
+def test_the_last_evaluation_has_a_stride_of_its_own():
+    slabs = []
+
+    def network(x, timesteps, context=None, source=None):
+        slabs.append(len(x))
+        return x.mean(1, keepdim=True).expand_as(x) * 0.5
+
+    volume = torch.rand(1, 1, 4, 4, 27, dtype=torch.float64)
+    options = {"num_inference_steps": 3, "slab_size": 9, "slab_stride": 9, "batch_size": 100}
+    ISTAInferer(BrownianBridgeScheduler(), final_stride=3, **options)(volume, network)
+    assert slabs == [4, 5, 10]  # every ninth of 27, the first and the last; every third at the end
