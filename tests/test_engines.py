@@ -399,3 +399,25 @@ def test_a_training_in_two_parts_is_the_training_in_one(tmp_path):
     torch.testing.assert_close(averaged_of_parts, averaged, rtol=0, atol=0)
     names = sorted(p.name for p in (tmp_path / "parts").iterdir())
     assert names == ["checkpoint_epoch=3.pt", "checkpoint_epoch=4.pt"]
+
+
+def test_a_codec_is_trained_on_every_image_that_there_is():
+    batch = {"source": torch.rand(2, 6, 4, 4), "target": torch.rand(2, 3, 4, 4)}
+    images, label = engines.AutoencoderPrepareBatch()(batch)
+    assert images is label
+    assert torch.equal(images[:, 0], torch.cat([batch["target"].flatten(0, 1), batch["source"].flatten(0, 1)]))
+    batch["presence"] = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    images, _ = engines.AutoencoderPrepareBatch()(batch)
+    present = [batch["source"][0, :3], batch["source"][1]]
+    assert torch.equal(images[:, 0], torch.cat([batch["target"].flatten(0, 1), *present]))
+
+
+def test_reconstructions_are_measured_on_each_contrast_that_there_is():
+    batch = {name: torch.rand(2, 1, 4, 4, 3) for name in ("source", "target")}
+    batch["source"][1] = 0
+    batch["mask"] = torch.ones(2, 1, 4, 4, 3, dtype=torch.bool)
+    images, label = engines.prepare_reconstructions(batch)
+    expected = torch.cat([batch["target"][:1], batch["source"][:1], batch["target"][1:]])
+    assert torch.equal(images, expected)
+    assert torch.equal(label[:, :1], expected)
+    assert label[:, 1].all()

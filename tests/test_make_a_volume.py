@@ -102,7 +102,7 @@ def test_a_codec_that_loses_too_much_is_refused_with_its_figure(train, codec):
     options = {"name": "gate", "codec": str(codec / "model.pt"), "codec_gate": 60, **TINY_SLICE}
     said = refused(train, "make_a_volume_slice", **options)
     assert re.match(
-        r"The codec gives CT back with \d+\.\d dB in the brain of 1 held-out people, less than the 60 dB", said
+        r"The codec gives T1 back with \d+\.\d dB in the brain of 1 held-out people, less than the 60 dB", said
     )
 
 
