@@ -11,6 +11,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 
 from scripts.errors import CaseError
+from scripts.exports import OnnxNetwork
+from scripts.exports.export import example_inputs, export
 from scripts.networks import BridgeUNet
 from scripts.weights import load_weights
 from tests.phantoms import write_head_ct
@@ -95,7 +97,7 @@ def test_it_is_trained_from_nothing_validated_and_translates(train, translate):
     assert translate(path).std() > 0
 
 
-@pytest.mark.parametrize("network_slab_size", [1, 3])
+@pytest.mark.parametrize("network_slab_size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_layers_along_z_are_tuned_in_a_bridge_that_is_there(train, translate, tmp_path, network_slab_size):
     torch.manual_seed(0)
     sizes = {**SIZES, "space_to_depth": 2, "style_embedding": True, "resblock_updown": False, "condition_channels": 1}
@@ -146,3 +148,22 @@ def test_the_shipped_bridge_may_be_the_start_of_tuning(bundle_root):
     tuned = {name for name, parameter in networks[0].named_parameters() if parameter.requires_grad}
     assert len(tuned) == 2 * 11
     assert all(".volumetric." in name for name in tuned)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_it_is_exported_for_any_number_of_slabs_and_any_size(bundle_root, tmp_path, format):
+    (tmp_path / "tiny.json").write_text(json.dumps({**NETWORK, "network_def#network_slab_size": 3}))
+    files = [str(bundle_root / "configs" / f"{name}.json") for name in ("inference", "volumetric_bridge")]
+    files.append(str(tmp_path / "tiny.json"))
+    parser = ConfigParser()
+    parser.read_config(files)
+    network = parser.get_parsed_content("network_def")
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    output = tmp_path / "file"
+    assert "off PyTorch's results" in export(format, files, str(tmp_path / "model.pt"), str(output))
+    exported = OnnxNetwork(output) if format == "onnx" else torch.jit.load(output)
+    inputs = example_inputs(network, 3, 5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(*inputs), network.eval()(*inputs), rtol=0, atol=1e-4)

@@ -246,16 +246,15 @@ class VolumetricUNet(nn.Module):
                 "channel."
             )
         layout = torch.channels_last if slabs.is_contiguous(memory_format=torch.channels_last) else None
-        size = self.slab_size - self.num_inner + 1
         # the ONNX exporter would take sizes for constants with `unflatten` or `len`
         slices = slabs.reshape(slabs.shape[0], -1, self.slab_size, *slabs.shape[2:])
-        inner = torch.stack([slices[:, :, k : k + self.num_inner] for k in range(size)], dim=3)  # (n, c, J, S, h, w)
-        inner = inner.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        places = [slices[:, :, k : k + self.num_inner] for k in range(self.network.slab_size)]
+        inner = torch.stack(places, dim=3).transpose(1, 2).flatten(2, 3).flatten(0, 1)  # of (n, c, J, S, h, w)
         return inner.contiguous(memory_format=layout or torch.contiguous_format)
 
     def _joined(self, inner: Tensor) -> Tensor:
         """Inner slabs ((n J), c S, h, w) as slabs (n, c K, h, w), averaged where they overlap."""
-        size = self.slab_size - self.num_inner + 1
+        size = self.network.slab_size
         channels, *plane = inner.shape[1:]
         slabs = inner.reshape(-1, self.num_inner, channels // size, size, *plane).transpose(1, 2)  # (n, c, J, S, h, w)
         slices = []
