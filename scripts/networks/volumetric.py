@@ -14,7 +14,6 @@ import torch
 from monai.networks.blocks import Convolution
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..schedulers import NamedChoice
 from .bridge_unet import BridgeUNet, for_each_slab
@@ -236,7 +235,8 @@ class VolumetricUNet(nn.Module):
 
     def _repeated(self, values: Tensor) -> Tensor:
         """What a slab has, (n, ...), for each inner one, ((n J), ...)."""
-        return values.repeat_interleave(self.num_inner, dim=0)
+        each = values[:, None].expand(-1, self.num_inner, *values.shape[1:])
+        return each.reshape(-1, *values.shape[1:])
 
     def _cut(self, slabs: Tensor) -> Tensor:
         """Slabs (n, c K, h, w) as the inner ones, ((n J), c S, h, w)."""
@@ -246,23 +246,22 @@ class VolumetricUNet(nn.Module):
                 "channel."
             )
         layout = torch.channels_last if slabs.is_contiguous(memory_format=torch.channels_last) else None
-        size = self.slab_size - self.num_inner + 1
         # the ONNX exporter would take sizes for constants with `unflatten` or `len`
         slices = slabs.reshape(slabs.shape[0], -1, self.slab_size, *slabs.shape[2:])
-        inner = torch.stack([slices[:, :, k : k + self.num_inner] for k in range(size)], dim=3)  # (n, c, J, S, h, w)
-        inner = inner.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        places = [slices[:, :, k : k + self.num_inner] for k in range(self.network.slab_size)]
+        inner = torch.stack(places, dim=3).transpose(1, 2).flatten(2, 3).flatten(0, 1)  # of (n, c, J, S, h, w)
         return inner.contiguous(memory_format=layout or torch.contiguous_format)
 
     def _joined(self, inner: Tensor) -> Tensor:
         """Inner slabs ((n J), c S, h, w) as slabs (n, c K, h, w), averaged where they overlap."""
-        size = self.slab_size - self.num_inner + 1
+        size = self.network.slab_size
         channels, *plane = inner.shape[1:]
         slabs = inner.reshape(-1, self.num_inner, channels // size, size, *plane).transpose(1, 2)  # (n, c, J, S, h, w)
-        shifted = [functional.pad(slabs[:, :, :, k], (0, 0, 0, 0, k, size - 1 - k)) for k in range(size)]
-        total = torch.stack(shifted).sum(0, dtype=torch.promote_types(inner.dtype, torch.float32))
-        place = torch.arange(self.slab_size, device=inner.device)
-        holders = torch.minimum(place + 1, self.slab_size - place).clamp(max=min(size, self.num_inner))
-        return (total / holders[:, None, None]).flatten(1, 2).to(inner.dtype)
+        slices = []
+        for z in range(self.slab_size):
+            held = [slabs[:, :, z - place, place] for place in range(size) if 0 <= z - place < self.num_inner]
+            slices.append(torch.stack(held).mean(0))
+        return torch.stack(slices, dim=2).flatten(1, 2)
 
     def widened(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
         """Weights of the network of slices alone with layers at the identity, as tuning starts; others as they are.

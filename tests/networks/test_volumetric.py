@@ -212,6 +212,25 @@ def test_tuning_moves_volumetric_layers_alone_unless_told(kind):
     assert trained(VolumetricUNet(of_slices(), K, kind, tune="all")) == {True, False}
 
 
+def test_tuned_layers_learn_what_no_network_of_slices_can():
+    """Each target is the source of the slice above, of which a slice alone knows nothing."""
+    one = {"target_channels": 1, "source_channels": 1, "condition_channels": 0}
+    network = VolumetricUNet(of_slices(**one), K)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(60):
+        source = torch.randn(4, K, 8, 12)
+        target = torch.cat([source[:, 1:], torch.zeros(4, 1, 8, 12)], dim=1)
+        loss = (network(torch.zeros_like(source), source=source) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    best_of_slices = 1 - 1 / K  # the variance of the targets
+    assert losses[0] > best_of_slices
+    assert sum(losses[-5:]) / 5 < 0.7 * best_of_slices
+
+
 def test_all_slices_of_a_slab_share_its_timestep_style_and_presence():
     network, batch, seen = VolumetricUNet(of_slices(), K), slabs(), {}
 
