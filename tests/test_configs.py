@@ -15,7 +15,16 @@ def configs(bundle_root: Path) -> dict[str, dict]:
     "key",
     [
         *("network_def", "scheduler", "spacing", "hu_window"),
-        *("sampler", "timestep_spacing", "num_inference_steps", "detail", "num_corrections", "slab_stride", "mirrored"),
+        *(
+            "sampler",
+            "timestep_spacing",
+            "num_inference_steps",
+            "detail",
+            "num_corrections",
+            "slab_stride",
+            "final_stride",
+            "mirrored",
+        ),
     ],
 )
 def test_what_is_trained_and_validated_is_what_is_shipped(configs: dict[str, dict], key: str):

@@ -37,6 +37,7 @@ SETTINGS = (
     "step_size",
     "correction_norm",
     "slab_stride",
+    "final_stride",
     "mirrored",
 )
 """Arguments of `ISTAInferer` that say how it samples: they are recorded, and a request may change them."""
