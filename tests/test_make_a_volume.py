@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 
 from scripts.errors import CaseError
 from tests.phantoms import write_head_ct
@@ -47,7 +47,7 @@ def train(tmp_path_factory, bundle_root, pairs):
     def run_training(*overlays, name, **options):
         folder = tmp_path_factory.mktemp(name)
         configs = [str(bundle_root / "configs" / f"{config}.json") for config in ("train", *overlays)]
-        run(config_file=configs, dataset_dir=str(pairs), output_dir=str(folder), **SMALL, **options)
+        run(config_file=configs, dataset_dir=str(pairs), output_dir=str(folder), **{**SMALL, **options})
         return folder
 
     return run_training
@@ -162,3 +162,42 @@ def test_the_main_job_translates_in_the_latent(stage, request, bundle_root, tmp_
     np.testing.assert_allclose(first, second, atol=1e-4)
     record = json.loads((folder / "head_ct_t1.json").read_text())
     assert record["weights"] == "model.pt"
+
+
+def test_a_server_that_loads_the_network_alone_has_the_codec(bundle_root):
+    """MONAI Label resolves network_def and inferer, and loads the weights itself."""
+    parser = ConfigParser()
+    parser.read_config([str(bundle_root / "configs" / name) for name in ("inference.json", "make_a_volume.json")])
+    network = parser.get_parsed_content("network_def")
+    assert parser.get_parsed_content("inferer").inferer.codec is network.codec
+
+
+def test_the_networks_are_the_same_in_all_their_configs(bundle_root):
+    """What is trained is what translates; each file says it, so that two files are all that a command needs."""
+    names = ("autoencoder", "make_a_volume_slice", "make_a_volume_volume", "make_a_volume")
+    configs = {name: json.loads((bundle_root / "configs" / f"{name}.json").read_text()) for name in names}
+    assert all(config["autoencoder"] == configs["autoencoder"]["autoencoder"] for config in configs.values())
+    slices = [dict(configs[name]["slice_network"]) for name in names[1:]]
+    for network in slices:
+        network.pop("use_flash_attention", None)
+    assert slices[0] == slices[1] == slices[2]
+    trained, translates = (configs[name]["network_def"]["network"] for name in names[2:])
+    assert {**translates, "tune": "volumetric"} == trained
+    assert configs["make_a_volume_volume"]["scheduler"] == configs["make_a_volume"]["scheduler"]
+    for key in ("slab_stride", "final_stride"):
+        assert configs["make_a_volume_volume"][key] == configs["make_a_volume"][key]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"scheduler#prediction_type": "epsilon"},
+        {"scheduler#prediction_type": "v_prediction"},
+        {"scheduler#_target_": "scripts.schedulers.BrownianBridgeScheduler"},
+    ],
+)
+def test_a_bridge_and_the_paper_s_predictions_are_a_line_apart(train, codec, line):
+    options = {"codec": str(codec / "model.pt"), "codec_gate": 0, "iterations_per_epoch": 1, "max_epochs": 1}
+    folder = train("make_a_volume_slice", name="line", **TINY_SLICE, **options, **line)
+    content = torch.load(folder / "model.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in content.values() if value.is_floating_point())
