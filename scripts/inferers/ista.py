@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..codec import PixelCodec
 from ..schedulers import AffineScheduler, NamedChoice, TimestepSpacing, sampler_named
 from ..slabs import slices_to_volume
-from .slab_predictor import SlabPredictor
+from .slab_predictor import SlabPredictor, autocast
 from .states import Endpoint, check_channels, decode_slices, given_channels, slab_inputs
 
 SETTINGS = (
@@ -81,8 +81,8 @@ class ISTAInferer(Inferer):
         final_stride: the same for the last evaluation, which is the result: with 1 it has all slabs.
         batch_size: slabs in one call of the network, or "auto": as many as the memory has room for, see
             `batch_that_fits`. It does not change the result beyond rounding.
-        dtype: floating type of the network's call, None for that of the inputs; torch.bfloat16 and torch.float16 run it
-            under autocast, channels last.
+        dtype: floating type of the calls of network and codec, None for that of the inputs; torch.bfloat16 and
+            torch.float16 run them under autocast, the network channels last.
         co_prediction: whether a slice is averaged over all slabs that hold it. False takes it from its own slab only,
             which is the paper's ablation; with a slab_stride, from the slab centred nearest, and the slabs stay where
             they are: with slab_size as the stride, the volume is cut into chunks that know nothing of each other.
@@ -254,7 +254,8 @@ class ISTAInferer(Inferer):
         images = convert_to_tensor(inputs, track_meta=False)
         channels = given_channels(images, self.channels)
         context = self._context(self.style_key if style_key is None else style_key, images)
-        slices = slab_inputs(images, self.slab_size, self.codec, channels, self.encoded, self.endpoint, context)
+        with autocast(images.device, self.dtype):
+            slices = slab_inputs(images, self.slab_size, self.codec, channels, self.encoded, self.endpoint, context)
         predictor = SlabPredictor(
             *(network, self.scheduler, slices, self.slab_size, self.slab_stride, self.batch_size, self.dtype),
             co_prediction=self.co_prediction,
@@ -264,7 +265,8 @@ class ISTAInferer(Inferer):
         margin = self.slab_size // 2
         original = self._sample(slices.endpoint, predictor)[:, margin : margin + images.shape[-1]]
         self.batch_size_used = predictor.batch_size_used
-        output = slices_to_volume(decode_slices(original, self.codec)).clamp_(0, 1)
+        with autocast(images.device, self.dtype):
+            output = slices_to_volume(decode_slices(original, self.codec)).clamp_(0, 1)
         return convert_to_dst_type(output, inputs)[0]
 
     @staticmethod
