@@ -1,5 +1,6 @@
 """Head phantoms for tests: small, analytic, and different on the left and on the right."""
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -53,6 +54,29 @@ def write_head_ct(path: Path, axes: np.ndarray | None = None, shape: tuple[int, 
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(np.round(head_ct(affine, shape)).astype(np.int16), affine), path)
     return path
+
+
+def write_training_set(
+    folder: Path, training: int, shape: tuple[int, int, int] = (22, 26, 24), edge: float = 6.0
+) -> None:
+    """A prepared set of round heads, each with a texture of its own, and one more, the last, for validation.
+
+    Args:
+        folder: where `datalist.json` and the volumes go; the subjects are p0, p1, ...
+        training: number of people in the training.
+    """
+    shape, edge = (22, 26, 24), 6.0
+    grid = np.stack(np.meshgrid(*(np.linspace(-1.05, 1.05, n) for n in shape), indexing="ij"))
+    mask = (grid**2).sum(0) < 1
+    entries = []
+    for number in range(training + 1):
+        noise = np.random.default_rng(number).random(shape)
+        volumes = {"source": np.where(mask, 25 + 20 * noise, -1000), "target": 400 * (1 + noise) * mask, "mask": mask}
+        entries.append({"subject": f"p{number}", **{name: f"p{number}_{name}.nii.gz" for name in volumes}})
+        for name, volume in volumes.items():
+            nib.save(nib.Nifti1Image(volume.astype(np.float32), np.diag([edge] * 3 + [1])), folder / entries[-1][name])
+    lists = {"training": entries[:training], "validation": entries[training:], "test": []}
+    (folder / "datalist.json").write_text(json.dumps(lists))
 
 
 def ball_brain() -> tuple[np.ndarray, np.ndarray]:

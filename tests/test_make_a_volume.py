@@ -10,9 +10,9 @@ import torch
 from monai.bundle import ConfigParser, run
 
 from scripts.errors import CaseError
-from tests.phantoms import write_head_ct
+from tests.phantoms import write_head_ct, write_training_set
 
-SHAPE, EDGE = (22, 26, 24), 6.0
+EDGE = 6.0
 SMALL = {
     **{"spacing": [EDGE] * 3, "slab_shape": [32, 32], "max_epochs": 2, "iterations_per_epoch": 3, "batch_size": 4},
     **{"warmup_iterations": 1, "num_workers": 0, "prepare_workers": 1, "dtype": "float32", "val_interval": 1},
@@ -25,18 +25,7 @@ TINY_CODEC = {"autoencoder#channels": [8, 8, 8], "autoencoder#latent_channels": 
 def pairs(tmp_path_factory):
     """Three round heads, each with a texture of its own, and a fourth for validation."""
     folder = tmp_path_factory.mktemp("pairs")
-    grid = np.stack(np.meshgrid(*(np.linspace(-1.05, 1.05, n) for n in SHAPE), indexing="ij"))
-    mask = (grid**2).sum(0) < 1
-    entries = []
-    for number in range(4):
-        noise = np.random.default_rng(number).random(SHAPE)
-        volumes = {"source": np.where(mask, 25 + 20 * noise, -1000), "target": 400 * (1 + noise) * mask, "mask": mask}
-        entries.append({"subject": f"p{number}", **{name: f"p{number}_{name}.nii.gz" for name in volumes}})
-        for name, volume in volumes.items():
-            image = nib.Nifti1Image(volume.astype(np.float32), np.diag([EDGE] * 3 + [1]))
-            nib.save(image, folder / entries[-1][name])
-    held_out = [entries.pop()]
-    (folder / "datalist.json").write_text(json.dumps({"training": entries, "validation": held_out, "test": []}))
+    write_training_set(folder, 3)
     return folder
 
 

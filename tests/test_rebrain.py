@@ -17,9 +17,9 @@ from scripts.outputs import saver
 from scripts.outputs.measures import case_warnings
 from scripts.outputs.picture import three_planes
 from scripts.weights import load_weights
-from tests.phantoms import TINY_NETWORK, write_head_ct
+from tests.phantoms import TINY_NETWORK, write_head_ct, write_training_set
 
-SHAPE, EDGE = (22, 26, 24), 6.0
+EDGE = 6.0
 SIZES = {**TINY_NETWORK, "style_embedding": True, "cross_attention_dim": 128, "resblock_updown": False}
 SMALL = {"spacing": [EDGE] * 3, "slab_shape": [24, 32]}
 TRAINING = {
@@ -33,18 +33,7 @@ TRAINING = {
 def pairs(tmp_path_factory):
     """Three round heads, each with a texture of its own, and a fourth for validation."""
     folder = tmp_path_factory.mktemp("pairs")
-    grid = np.stack(np.meshgrid(*(np.linspace(-1.05, 1.05, n) for n in SHAPE), indexing="ij"))
-    mask = (grid**2).sum(0) < 1
-    entries = []
-    for number in range(4):
-        noise = np.random.default_rng(number).random(SHAPE)
-        volumes = {"source": np.where(mask, 25 + 20 * noise, -1000), "target": 400 * (1 + noise) * mask, "mask": mask}
-        entries.append({"subject": f"p{number}", **{name: f"p{number}_{name}.nii.gz" for name in volumes}})
-        for name, volume in volumes.items():
-            image = nib.Nifti1Image(volume.astype(np.float32), np.diag([EDGE] * 3 + [1]))
-            nib.save(image, folder / entries[-1][name])
-    held_out = [entries.pop()]
-    (folder / "datalist.json").write_text(json.dumps({"training": entries, "validation": held_out, "test": []}))
+    write_training_set(folder, 3)
     return folder
 
 

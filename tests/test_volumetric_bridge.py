@@ -15,7 +15,7 @@ from scripts.exports import OnnxNetwork
 from scripts.exports.export import example_inputs, export
 from scripts.networks import BridgeUNet
 from scripts.weights import load_weights
-from tests.phantoms import write_head_ct
+from tests.phantoms import write_head_ct, write_training_set
 
 EDGE = 6.0
 SIZES = {"channels": [8, 16], "num_res_blocks": 1, "norm_num_groups": 4, "num_head_channels": 8}
@@ -31,19 +31,8 @@ TRAINING = {
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Two round heads of noise for training, one for validation."""
-    folder, shape = tmp_path_factory.mktemp("pairs"), (22, 26, 24)
-    grid = np.stack(np.meshgrid(*(np.linspace(-1.05, 1.05, n) for n in shape), indexing="ij"))
-    mask = (grid**2).sum(0) < 1
-    entries = []
-    for number in range(3):
-        noise = np.random.default_rng(number).random(shape)
-        volumes = {"source": np.where(mask, 25 + 20 * noise, -1000), "target": 400 * (1 + noise) * mask, "mask": mask}
-        entries.append({"subject": f"p{number}", **{name: f"p{number}_{name}.nii.gz" for name in volumes}})
-        for name, volume in volumes.items():
-            image = nib.Nifti1Image(volume.astype(np.float32), np.diag([EDGE] * 3 + [1]))
-            nib.save(image, folder / entries[-1][name])
-    lists = {"training": entries[:2], "validation": entries[2:], "test": []}
-    (folder / "datalist.json").write_text(json.dumps(lists))
+    folder = tmp_path_factory.mktemp("pairs")
+    write_training_set(folder, 2)
     return folder
 
 
