@@ -148,6 +148,10 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "loss_tissue"),
         ("train", "loss_paper"),
         ("train", "network_paper"),
+        ("train", "autoencoder", "adversarial"),
+        ("train", "pix2pix"),
+        ("train", "palette"),
+        ("inference", "palette"),
     ],
     ids="+".join,
 )
