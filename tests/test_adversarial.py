@@ -19,6 +19,7 @@ from scripts.losses import AutoencoderLoss
 from scripts.networks import BridgeUNet
 from scripts.schedulers import BrownianBridgeScheduler, GaussianDiffusionScheduler
 from tests.phantoms import TINY_NETWORK
+from tests.test_make_a_volume import TINY_CODEC, pairs, train  # noqa: F401 - fixtures
 from tests.test_train import dataset_dir, losses_of, workflow  # noqa: F401 - fixtures
 
 SMALL = {"discriminator_def#channels": 4, "discriminator_def#num_layers_d": 2}
@@ -210,10 +211,8 @@ def test_in_a_latent_it_sees_latents_beside_the_source():
 
 
 def tiny_codec():
-    autoencoder = AutoencoderKL(
-        *(2, 1, 1, (1, 1), (8, 8), (False, False), 4, 4), with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False
-    )
-    return LatentCodec(autoencoder)
+    plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
+    return LatentCodec(AutoencoderKL(2, 1, 1, (1, 1), (8, 8), (False, False), 4, 4, **plain))
 
 
 def test_of_a_codec_it_sees_the_reconstruction_and_the_loss_sees_all():
@@ -248,11 +247,9 @@ def test_several_processes_are_refused(monkeypatch):
         step_of(tiny_codec(), AutoencoderInferer(), None, {}, nn.L1Loss(), tiny_codec())
 
 
-def test_a_codec_trains_against_a_discriminator(workflow, tmp_path):  # noqa: F811
-    tiny = {"autoencoder#channels": [8, 8], "autoencoder#norm_num_groups": 4, "autoencoder#latent_channels": 4}
-    tiny["autoencoder#attention_levels"] = [False, False]
-    made = workflow("autoencoder.json", "adversarial.json", max_epochs=1, **tiny, **SMALL)
-    before = [parameter.clone() for parameter in part(made, "discriminator").parameters()]
-    assert np.isfinite(losses_of(made)).all()
-    assert not any(map(torch.equal, before, part(made, "discriminator").parameters()))
-    assert (torch.load(tmp_path / "out" / "model.pt", weights_only=True)["latent_std"] > 0).all()
+def test_a_codec_trains_against_a_discriminator(train):  # noqa: F811
+    folder = train("autoencoder", "adversarial", name="codec", **TINY_CODEC, **SMALL)
+    assert (torch.load(folder / "model.pt", weights_only=True)["latent_std"] > 0).all()
+    states = [torch.load(folder / f"checkpoint_epoch={n}.pt", weights_only=True)["discriminator"] for n in (1, 2)]
+    assert states[0]["initial_conv.conv.weight"].shape == (4, 1, 4, 4)
+    assert not any(torch.equal(before, states[1][name]) for name, before in states[0].items())
