@@ -150,6 +150,7 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "network_paper"),
         ("train", "autoencoder", "adversarial"),
         ("train", "pix2pix"),
+        ("train", "simulated_ct", "evaluate_make_a_volume"),
         ("train", "palette"),
         ("inference", "palette"),
     ],
