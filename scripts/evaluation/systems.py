@@ -48,8 +48,8 @@ PUBLISHED = {
     "without volumetric layers": ((5.128, 0.792, 29.894), (10.925, 0.667, 24.623)),
 }
 """MAE (8 bits), SSIM and PSNR of the paper's tables 1 and 2: SWI to MRA of 20 people, T1 to T2 of 3 (RIRE)."""
-KEYS = ("config", "weights")
-"""Keys of a row that say what its system is; its others are settings of the inferer."""
+KEYS = ("config", "weights", "note")
+"""Keys of a row that say what its system is, and what a reader has to know; its others are settings of the inferer."""
 
 
 class System:
@@ -253,6 +253,11 @@ def run_systems(
         settings = {name: value for name, value in entry.items() if name not in KEYS}
         results += run_study(pairs, {row: settings}, sampler(system), folder)
     return results
+
+
+def row_notes(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What a reader has to know about the rows, by row."""
+    return {row: entry["note"] for row, entry in rows.items() if "note" in entry}
 
 
 def published_notes() -> dict[str, str]:
