@@ -100,7 +100,7 @@ def test_a_training_is_the_plain_loop_it_stands_for(workflow, overlays):  # noqa
 
 @pytest.mark.parametrize("overlays", [(), ("one_step.json", "adversarial.json"), ("pix2pix.json",)], ids=str)
 def test_a_resumed_training_is_the_uninterrupted_one(workflow, tmp_path, overlays):  # noqa: F811
-    settings = {**STEADY, **(SMALL if overlays else {})}
+    settings = {"val_interval": 1, **STEADY, **(SMALL if overlays else {})}
     whole_losses, whole = trained(workflow(*overlays, output_dir=str(tmp_path / "whole"), **settings))
     first_losses, _ = trained(workflow(*overlays, max_epochs=1, **settings))
     state = torch.load(tmp_path / "out" / "checkpoint_epoch=1.pt", weights_only=True)
@@ -112,6 +112,14 @@ def test_a_resumed_training_is_the_uninterrupted_one(workflow, tmp_path, overlay
     for name, value in part(resumed, "network").state_dict().items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
     assert np.isfinite(whole_losses).all()
+    assert (tmp_path / "out" / "model_best.pt").is_file()
+
+
+def test_checkpoints_without_a_discriminator_are_those_of_another_training(workflow):  # noqa: F811
+    workflow("adversarial.json", max_epochs=1, **SMALL).run()
+    with pytest.raises(RuntimeError) as refused:
+        workflow().run()
+    assert "are of another training (its discriminator is another); give another output_dir" in reason(refused.value)
 
 
 def test_palette_starts_from_noise_and_learns_the_noise(workflow):  # noqa: F811

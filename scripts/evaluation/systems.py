@@ -73,9 +73,8 @@ class System:
             for key, value in items.items():
                 merge_kv(parser, key, value)
         self.device = torch.device(parser.get_parsed_content("device"))
-        self.network = parser.get_parsed_content("network_def")
-        self.weights_sha256 = load_weights(self.network, weights)
-        self.network.to(self.device).eval()
+        self.weights_sha256 = load_weights(parser.get_parsed_content("network_def"), weights)
+        self.network = parser.get_parsed_content("network").eval()
         self.inferer = parser.get_parsed_content("validate#inferer")
 
     @cached_property

@@ -30,6 +30,7 @@ FORMULA = {
     "device": "cpu",
     "slab_size": 3,
     "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": "@slab_size"},
+    "network": "@network_def",
     "scheduler": {"_target_": "scripts.schedulers.BrownianBridgeScheduler", "prediction_type": "sample"},
     "validate": {
         "inferer": {
