@@ -167,6 +167,7 @@ class SystemSampler(VariantSampler):
     ) -> None:
         whole = {**(common or {}), **system.identity}
         super().__init__(system.network, self._inferer, style_key, system.device, whole, figures)
+        Meter(torch.neg)(torch.zeros(1))  # the counter's first use loads what it needs, which takes a second
         self.system = system
         self._meters: dict[str, Meter] = {}
 

@@ -236,18 +236,26 @@ def test_settings_that_are_typed_hold_for_the_rows(run):  # noqa: F811
     assert rows["pixel bridge"]["head0"]["evaluations"] == 3
 
 
-@pytest.mark.parametrize("name", ["pix2pix", "palette"])
-def test_the_baselines_have_rows(run, bundle_root, tmp_path, name):  # noqa: F811
+@pytest.mark.parametrize(
+    ("name", "row", "evaluations"),
+    [
+        ("pix2pix", "pix2pix", 1),
+        ("palette", "palette", 4),
+        ("volumetric_bridge", "pixel bridge with layers along z", None),
+    ],
+)
+def test_pixel_systems_have_rows(run, bundle_root, tmp_path, name, row, evaluations):  # noqa: F811
     torch.manual_seed(0)
     parser = ConfigParser()
     parser.read_config([bundle_root / "configs" / f"{part}.json" for part in ("train", name)])
     parser.update({"network_def#channels": [8, 8], "network_def#norm_num_groups": 4, "device": "cpu"})
     parser["network_def#num_head_channels"] = 8
-    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "slices.pt")
-    given = {f"{name}_weights": str(tmp_path / "slices.pt"), "systems#palette#num_inference_steps": 4}
-    out = run("evaluate_make_a_volume.json", rows=name, subjects="head0", **given)
-    rows = json.loads((out / "make_a_volume.json").read_text())["rows"]
-    assert {row: of["head0"]["evaluations"] for row, of in rows.items()} == {name: {"pix2pix": 1, "palette": 4}[name]}
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "row.pt")
+    given = {f"{name}_weights": str(tmp_path / "row.pt"), "systems#palette#num_inference_steps": 4}
+    out = run("evaluate_make_a_volume.json", rows=row, subjects="head0", **given)
+    (measured,) = json.loads((out / "make_a_volume.json").read_text())["rows"][row].values()
+    assert evaluations is None or measured["evaluations"] == evaluations
+    assert measured["figures"]["gflop_network"] > 0
 
 
 def test_a_bridge_in_the_latent_is_one_line_apart(bundle_root, slices):  # noqa: F811
