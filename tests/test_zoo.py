@@ -152,6 +152,7 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "make_a_volume_slice"),
         ("train", "make_a_volume_volume"),
         ("inference", "make_a_volume"),
+        ("train", "volumetric_bridge"),
         ("train", "pix2pix"),
         ("train", "simulated_ct", "evaluate_make_a_volume"),
         ("train", "palette"),
