@@ -27,12 +27,12 @@ __all__ = [
     *("config_files", "names", "number", "one_of", "true_or_false", "two_increasing", "whole_number"),
 ]
 
-# settings of the configs whose value is text, beside all that end in _dir and _file
+# settings of the configs whose value is text, beside all that end in _dir, _file and _weights
 TEXTS = frozenset(
     {
-        *("weights", "init_weights", "shipped_weights", "tissue_weights", "against"),
+        *("weights", "against"),
         *("style_key", "shipped_style_key", "shipped_style_keys", "skull_strip"),
-        *("knowledge_base", "bridge_weights"),
+        "knowledge_base",
         *("section", "val_section", "fit_section", "subjects", "rows", "series_uid"),
         *("source_contrast", "target_contrast", "tracking_uri", "experiment_name", "run_name"),
     }
@@ -132,7 +132,7 @@ def _range(least: float, most: float) -> str:
 
 def is_text(name: str) -> bool:
     """Whether the value of a setting is text: a path, or a name that somebody gave."""
-    return name in TEXTS or (name.endswith(("_dir", "_file")) and name not in _of_monai())
+    return name in TEXTS or (name.endswith(("_dir", "_file", "_weights")) and name not in _of_monai())
 
 
 def typed_options(arguments: Sequence[str]) -> dict[str, str | None]:

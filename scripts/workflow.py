@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
+from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 
 from .devices import check_device, keep_freed_memory
 from .errors import shorten_errors
 from .options import check_options, texts_as_written, typed_options
 
-__all__ = ["bundle_root", "start"]
+__all__ = ["bundle_root", "config_as_read", "start"]
+
+Caller = TypeVar("Caller", ReferenceResolver, ConfigParser)
 
 
 def bundle_root() -> str:
     """The folder above this package, wherever the command was typed."""
     return str(Path(__file__).resolve().parents[1])
+
+
+def config_as_read() -> dict[str, Any]:
+    """The config that is being evaluated: its files, one over the other, with what was typed; nothing is resolved.
+
+    To be called in an expression of that config, by what makes another config of it.
+
+    Raises:
+        RuntimeError: no config is being evaluated.
+    """
+    parser = _caller(ConfigParser)
+    if parser is None:
+        raise RuntimeError("config_as_read is for expressions of a config; no config is being evaluated.")
+    return copy.deepcopy(parser.config)
 
 
 def start(arguments: Sequence[str] | None = None) -> None:
@@ -40,7 +59,7 @@ def start(arguments: Sequence[str] | None = None) -> None:
     device = typed_options(arguments).get("device")
     if device and device[0] not in "$@":
         check_device(device)
-    resolver = _resolver()
+    resolver = _caller(ReferenceResolver)
     if resolver is not None:
         _take_as_typed(arguments, resolver)
 
@@ -55,9 +74,9 @@ def _take_as_typed(arguments: Sequence[str], resolver: ReferenceResolver) -> Non
             resolver.resolved_content[name] = None
 
 
-def _resolver() -> ReferenceResolver | None:
+def _caller(kind: type[Caller]) -> Caller | None:
     """What evaluates the config at this moment; MONAI hands it to nobody, so it is looked for among the callers."""
     frame = inspect.currentframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), ReferenceResolver):
+    while frame is not None and not isinstance(frame.f_locals.get("self"), kind):
         frame = frame.f_back
     return None if frame is None else frame.f_locals["self"]

@@ -205,8 +205,10 @@ def test_training_is_the_plain_loop_it_stands_for(workflow, dtype, tolerance):
     average, expected = None, []
     SeedEpochs(dataset=made.train_dataset)(types.SimpleNamespace(state=types.SimpleNamespace(epoch=1)))
     for step, batch in enumerate(trainer.data_loader):
-        target, label, _, bridge = trainer.prepare_batch(batch)
-        x0, y = 2 * target - 1, 2 * bridge["source"] - 1
+        x0, label, _, bridge = trainer.prepare_batch(batch)
+        y = bridge["source"]
+        torch.testing.assert_close(x0, 2 * batch["target"] - 1)
+        torch.testing.assert_close(y, 2 * batch["source"] - 1)
         noisy = made.parser.get_parsed_content("scheduler").add_noise(x0, bridge["noise"], bridge["timesteps"], y)
         difference = network(noisy, bridge["timesteps"], bridge["context"], y, missing=bridge["missing"]) - label
         steps = difference[..., 1:, :] - difference[..., :-1, :], difference[..., 1:] - difference[..., :-1]

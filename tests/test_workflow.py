@@ -122,3 +122,16 @@ def test_every_workflow_starts_before_anything_else(bundle_root):
         elif "initialize" in content:
             assert content["initialize"][0] == start, path.name
     assert json.loads((bundle_root / "configs" / "train.json").read_text(encoding="utf-8"))["initialize"]
+
+
+def test_a_config_as_it_was_read_makes_another_one():
+    config = {"name": "anna", "said": "$@name + '!'", "copy": "$workflow.config_as_read()"}
+    parser = ConfigParser({"imports": ["$import scripts.workflow as workflow"], **config})
+    assert parser.get_parsed_content("said") == "anna!"
+    copied = parser.get_parsed_content("copy")
+    assert {name: copied[name] for name in config} == config
+    copied["name"] = "bert"
+    assert ConfigParser(copied).get_parsed_content("said") == "bert!"
+    assert parser["name"] == "anna"
+    with pytest.raises(RuntimeError, match="no config is being evaluated"):
+        workflow.config_as_read()

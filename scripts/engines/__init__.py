@@ -1,5 +1,6 @@
 """What the training configs hang on MONAI's engines: batches, averaged weights, seeds, checkpoints, what is logged."""
 
+from .adversarial import adversarial_trainer, discriminator_channels
 from .batches import (
     AutoencoderPrepareBatch,
     BridgePrepareBatch,
@@ -44,11 +45,13 @@ __all__ = [
     "TrainingLogs",
     "ValidationLogs",
     "ValidationPicture",
+    "adversarial_trainer",
     "average_loss",
     "averaged_model",
     "check_training_dtype",
     "checkpoints",
     "cosine_decay",
+    "discriminator_channels",
     "latest_checkpoint",
     "prepare_reconstructions",
     "prepare_slices",

@@ -150,6 +150,12 @@ class SeedEpochs:
             self.dataset.set_epoch(epoch)
 
 
+def _another_training(folder: Path, name: str) -> CaseError:
+    return CaseError(
+        f"The checkpoints in {folder} are of another training (its {name} is another); give another output_dir."
+    )
+
+
 class SameTraining:
     """What a training is of, kept in its checkpoints: another task or other people do not go on from them.
 
@@ -174,10 +180,7 @@ class SameTraining:
         """
         for name, value in self.identity.items():
             if state_dict.get(name) != value:
-                raise CaseError(
-                    f"The checkpoints in {self.folder} are of another training (its {name} is another); give another "
-                    "output_dir."
-                )
+                raise _another_training(self.folder, name)
 
 
 class ResumableTraining:
@@ -190,6 +193,9 @@ class ResumableTraining:
         objects: what belongs to the state beside the trainer's own counters: network, average, optimizer and so on.
         num_saved: newest checkpoints to keep.
         map_location: device that a checkpoint is loaded to.
+
+    Raises:
+        CaseError: when it is attached, where the checkpoints are of a training with other objects.
     """
 
     def __init__(
@@ -209,11 +215,18 @@ class ResumableTraining:
         state = {**self.objects, "trainer": engine}
         newest = latest_checkpoint(self.folder)
         if newest is not None:
+            self._check_parts(newest, state)
             CheckpointLoader(str(newest), state, map_location=self.map_location).attach(engine)
         # of several processes the first one writes, but all take part
         save = self._save if engine.state.rank == 0 else _save_nothing
         epoch = {"score_name": "epoch", "score_function": lambda engine: engine.state.epoch}
         engine.add_event_handler(Events.EPOCH_COMPLETED, Checkpoint(state, save, n_saved=None, **epoch))
+
+    def _check_parts(self, path: Path, state: Mapping[str, object]) -> None:
+        """Refuse the checkpoint of a training that has other parts, such as one without a discriminator."""
+        others = state.keys() ^ torch.load(path, map_location="cpu", mmap=True, weights_only=True).keys()
+        if others:
+            raise _another_training(self.folder, min(others))
 
     def _save(self, checkpoint: Mapping[str, object], filename: str, metadata: Mapping[str, object]) -> None:
         _save_whole(checkpoint, self.folder / filename)

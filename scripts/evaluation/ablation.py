@@ -77,6 +77,7 @@ def write_ablation(
     notes: Mapping[str, object],
     baseline: str = "Pure BBDM",
     figures: Sequence[str] = FIGURES,
+    tested: Sequence[str] = TESTED,
 ) -> None:
     """Write the table as Markdown and every subject's figures as JSON beside it; print the table.
 
@@ -86,8 +87,9 @@ def write_ablation(
         notes: what was done, told below the table by name.
         baseline: row that the others are tested against.
         figures: columns of the table.
+        tested: those of them that are tested.
     """
-    tests = paired_tests(results, baseline)
+    tests = paired_tests(results, baseline, tested)
     subjects = list(dict.fromkeys(r.subject for r in results))
     chosen = {r.subject: r.style_key for r in results if "best" in r.row}
     notes = {"subjects": ", ".join(subjects), **notes}
@@ -98,7 +100,7 @@ def write_ablation(
         text += [
             f"Mean difference to {baseline} (p of the paired t-test over subjects):",
             "",
-            tests_table(tests, TESTED),
+            tests_table(tests, tested),
             "",
         ]
     text += ["Mean ± standard deviation over subjects. Evaluations: of the network on each slab."]

@@ -23,6 +23,13 @@ LABELS = {
     "highpass": "high-pass correlation",
     "lowpass": "low-pass correlation",
     "adjacent_difference": "difference of adjacent slices",
+    "adjacent_ratio": "difference of adjacent slices, share of the real image's",
+    "mae": "MAE (8 bits)",
+    "gflop_network": "GFLOP, network",
+    "gflop_encode": "GFLOP, encoding",
+    "gflop_decode": "GFLOP, decoding",
+    "seconds_encode": "seconds, encoding",
+    "seconds_decode": "seconds, decoding",
     "dice_csf": "Dice CSF",
     "dice_gm": "Dice GM",
     "dice_wm": "Dice WM",
@@ -287,7 +294,7 @@ def format_spread(values: Sequence[float], digits: int = 4) -> str:
 
 def digits_of(figure: str) -> int:
     """Decimals that a figure is told with."""
-    return {"psnr": 3, "dice": 3, "bias": 1, "ml": 0}.get(figure.split("_")[0], 4)
+    return {"psnr": 3, "dice": 3, "mae": 3, "seconds": 2, "gflop": 1, "bias": 1, "ml": 0}.get(figure.split("_")[0], 4)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
