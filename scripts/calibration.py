@@ -64,11 +64,17 @@ def read_calibration(
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no calibration ({error!r}); measure it again by uncertainty.json.") from None
     in_use = {"weights_sha256": weights_sha256, "sampling": None if sampling is None else dict(sampling)}
-    others = [name for name, value in in_use.items() if value is not None and content.get(name) != value]
+    given = {name: value for name, value in in_use.items() if value is not None}
+    others = [name for name, value in given.items() if _filled(content.get(name)) != _filled(value)]
     if others:
         what = {"weights_sha256": "weights", "sampling": "settings of the sampler"}[others[0]]
         logger.warning(f"{file.name} was measured with other {what}: the uncertainty may be too large or too small.")
     return Calibration(factor, floor, not others)
+
+
+def _filled(value: Any) -> Any:
+    """Settings with what earlier versions did not have; anything else as it is."""
+    return {"final_stride": 1, **value} if isinstance(value, Mapping) else value
 
 
 def fit_calibration(spread: np.ndarray, error: np.ndarray, bins: int = 20) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 __all__ = ["LatentCodec", "OrthonormalCodec", "PixelCodec"]
 
 
-class PixelCodec:
+class PixelCodec(nn.Module):
     """States are the images themselves, in [-1, 1]."""
 
     channels = 1
@@ -30,6 +30,13 @@ class PixelCodec:
         """States (n, 1, H, W), [-1, 1], to images of the same shape; nothing is clipped."""
         return (states + 1) / 2
 
+    def fingerprint(self) -> str:
+        """SHA-256 of what the codec is, its weights in half precision among it; 64 hexadecimal digits."""
+        digest = hashlib.sha256(f"{type(self).__name__} {self.channels} {self.factor}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
 
 class OrthonormalCodec(PixelCodec):
     """A latent without loss: each block of f x f pixels becomes f^2 channels, so that norms and noise stay the same.
@@ -39,6 +46,7 @@ class OrthonormalCodec(PixelCodec):
     """
 
     def __init__(self, factor: int = 2) -> None:
+        super().__init__()
         self.factor = factor
         self.channels = factor**2
 
@@ -51,7 +59,7 @@ class OrthonormalCodec(PixelCodec):
         return super().decode(functional.pixel_shuffle(states, self.factor))
 
 
-class LatentCodec(nn.Module):
+class LatentCodec(PixelCodec):
     """A trained autoencoder between images and a latent whose channels have mean 0 and standard deviation 1.
 
     The encoder's mean is the state, never a draw, so that an image has one state. Source: latent diffusion (Rombach et
@@ -81,6 +89,13 @@ class LatentCodec(nn.Module):
         """Height and width of an image must be multiples of this number of pixels."""
         return self.factor
 
+    def _check_size(self, images: Tensor) -> None:
+        height, width = images.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"The image is {height} x {width}, but this codec needs multiples of {self.factor}: pad it."
+            )
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is trained: images (n, 1, H, W), [0, 1], to their reconstruction from a draw of the latent.
 
@@ -88,6 +103,7 @@ class LatentCodec(nn.Module):
             the reconstruction, (n, 1, H, W), [-1, 1] and beyond; mean and standard deviation of the latent's draw,
             (n, c, H/f, W/f), as the autoencoder has them.
         """
+        self._check_size(images)
         return self.autoencoder(2 * images - 1)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -116,14 +132,8 @@ class LatentCodec(nn.Module):
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights in half precision, 64 hexadecimal digits: the same on disk and in memory."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
     def _latents(self, images: Tensor) -> Tensor:
         """Images (n, 1, H, W), [0, 1], to the encoder's means."""
+        self._check_size(images)
         states = (2 * images - 1).to(self.latent_std.dtype)
         return torch.cat([self.autoencoder.encode(part)[0] for part in states.split(self.batch_size)])

@@ -290,6 +290,8 @@ def _spread(times: Mapping[Hashable, list[float]]) -> float:
 def _calls(network: nn.Module, device: torch.device, size: tuple[int, int, int]) -> dict[str, Callable[[], Tensor]]:
     """One call of a network in each type, as the inferers call it, for slabs of (number, H, W)."""
     number, *plane = size
+    factor = getattr(getattr(network, "codec", None), "factor", 1)
+    plane = [pixels // factor for pixels in plane]
     slab_size = getattr(network, "slab_size", 3)
     target_and_source = getattr(network, "slice_channels", (1, 1, 0))[:2]
     # values do not matter; random ones would change those of the run

@@ -72,6 +72,8 @@ def load_codec(network: nn.Module, path: str | os.PathLike | None, trained: str 
     Raises:
         CaseError: neither is given, the file does not fit, or the network was trained with another codec.
     """
+    if not network.codec.state_dict():  # it has nothing to learn
+        return
     if path is None and trained is None:
         raise CaseError(
             "A network in a latent needs its codec: give --codec, the model.pt that configs/autoencoder.json trained."

@@ -94,6 +94,15 @@ def test_a_new_sampler_is_a_function_and_an_entry(monkeypatch):
         ISTAInferer(BrownianBridgeScheduler(), sampler="heun", **options)
 
 
+def test_a_latent_is_not_mirrored():
+    """Mirroring the latent would not mirror the image."""
+    images = torch.rand(1, 1, 4, 6)
+    codec = OrthonormalCodec(2)
+    assert not torch.equal(codec.decode(codec.encode(images).flip(-2)), images.flip(-2))
+    with pytest.raises(ValueError, match="mirrored is for pixels"):
+        ISTAInferer(BrownianBridgeScheduler(), codec=codec, mirrored=True)
+
+
 def test_noise_is_correlated_along_z():
     inferer = ISTAInferer(BrownianBridgeScheduler(), noise_correlation=0.8)
     noise = inferer._noise(torch.zeros(1, 6, 1, 200, 200), torch.Generator().manual_seed(0))[0].flatten(1)
@@ -133,6 +142,15 @@ def test_the_compact_codec_has_its_size(bundle_root):
     codec = parser.get_parsed_content("network_def")
     assert sum(parameter.numel() for parameter in codec.parameters()) == 697_761
     assert (codec.channels, codec.factor) == (8, 4)
+
+
+def test_the_paper_s_codec_has_its_size(bundle_root):
+    parser = ConfigParser()
+    names = ("train.json", "autoencoder.json", "autoencoder_paper.json")
+    parser.read_config([str(bundle_root / "configs" / name) for name in names])
+    codec = parser.get_parsed_content("network_def")
+    assert sum(parameter.numel() for parameter in codec.parameters()) == 28_105_128
+    assert (codec.channels, codec.factor) == (3, 4)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from monai.bundle import ConfigParser, run
 
 from scripts.errors import CaseError
+from scripts.weights import load_weights
 from tests.phantoms import write_head_ct, write_training_set
 
 EDGE = 6.0
@@ -33,8 +34,8 @@ def pairs(tmp_path_factory):
 def train(tmp_path_factory, bundle_root, pairs):
     """Runs train.json with overlays and options; gives the output folder."""
 
-    def run_training(*overlays, name, **options):
-        folder = tmp_path_factory.mktemp(name)
+    def run_training(*overlays, name, output_dir=None, **options):
+        folder = output_dir or tmp_path_factory.mktemp(name)
         configs = [str(bundle_root / "configs" / f"{config}.json") for config in ("train", *overlays)]
         run(config_file=configs, dataset_dir=str(pairs), output_dir=str(folder), **{**SMALL, **options})
         return folder
@@ -190,3 +191,62 @@ def test_a_bridge_and_the_paper_s_predictions_are_a_line_apart(train, codec, lin
     folder = train("make_a_volume_slice", name="line", **TINY_SLICE, **options, **line)
     content = torch.load(folder / "model.pt", weights_only=True)
     assert all(value.isfinite().all() for value in content.values() if value.is_floating_point())
+
+
+def test_another_scheduler_is_another_network(train, slices, codec):
+    """Its weights do not fit, its training does not go on, and a case that it made is not done."""
+    bridge = {"scheduler#_target_": "scripts.schedulers.BrownianBridgeScheduler", **TINY_SLICE, "codec_gate": 0}
+    said = refused(train, "make_a_volume_volume", name="other", init_weights=str(slices / "model.pt"), **bridge)
+    assert "trained_with.BrownianBridgeScheduler_sample" in said
+    options = {"codec": str(codec / "model.pt"), "output_dir": str(slices), **bridge}
+    said = refused(train, "make_a_volume_slice", name="resumed", **options)
+    assert "are of another training (its scheduler is another)" in said
+
+
+def test_the_record_tells_what_made_a_case(slices, bundle_root, tmp_path):
+    path = write_head_ct(tmp_path / "head_ct.nii.gz")
+    configs = [str(bundle_root / "configs" / name) for name in ("inference.json", "make_a_volume.json")]
+    options = {**TINY_SLICE, "spacing": [EDGE] * 3, "weights": str(slices / "model.pt"), "device": "cpu"}
+    options |= {"dataset_dir": str(path), "output_dir": str(tmp_path / "out"), "logging_file": False}
+
+    def made(**more):
+        run(config_file=configs, **options, **more)
+        return json.loads((tmp_path / "out" / "head_ct_t1.json").read_text())
+
+    first = made()
+    assert first["scheduler"].startswith("GaussianDiffusionScheduler_sample_")
+    assert len(first["codec"]) == 64
+    assert (first["slab_size"], first["slab_stride"], first["final_stride"]) == (9, 9, 5)
+    time = (tmp_path / "out" / "head_ct_t1.nii.gz").stat().st_mtime_ns
+    made()
+    assert (tmp_path / "out" / "head_ct_t1.nii.gz").stat().st_mtime_ns == time
+    assert made(**{"network_def#network#slab_size": 5})["slab_size"] == 5
+    assert (tmp_path / "out" / "head_ct_t1.nii.gz").stat().st_mtime_ns != time
+
+
+def test_the_orthonormal_codec_takes_the_autoencoder_s_place(train):
+    options = {
+        "network_def#codec": {"_target_": "scripts.codec.OrthonormalCodec", "factor": 2},
+        **{"autoencoder#latent_channels": 4, "iterations_per_epoch": 1, "max_epochs": 1},
+    }
+    folder = train("make_a_volume_slice", name="orthonormal", **{**TINY_SLICE, **options})
+    content = torch.load(folder / "model.pt", weights_only=True)
+    assert not any(name.startswith("codec.") for name in content)
+
+
+def test_a_network_that_is_not_told_of_gaps_gives_the_mean_between_slices(slices, bundle_root):
+    parser = ConfigParser()
+    parser.read_config([str(bundle_root / "configs" / name) for name in ("inference.json", "make_a_volume.json")])
+    parser.update({**TINY_SLICE, "device": "cpu", "dtype": "float32"})
+    network, inferer = (parser.get_parsed_content(name) for name in ("network_def", "inferer"))
+    load_weights(network.eval(), slices / "model.pt")
+    volume, missing = torch.rand(2, 1, 1, 32, 32, 12)
+    sampler = inferer.inferer.changed(style_key=None, progress=False)
+    missing[:] = 0
+    missing[..., 5:] = 1
+
+    def sampled(missing, detail):
+        return sampler.changed(detail=detail)(torch.cat([volume, missing], dim=1), network)
+
+    assert torch.equal(sampled(missing, 1.0)[..., :5], sampled(0 * missing, 1.0)[..., :5])
+    assert (sampled(missing, 1.0) - sampled(0 * missing, 1.0))[..., 5:].abs().max() > 1e-4

@@ -111,7 +111,7 @@ class TimestepWeights(NamedChoice):
 
 
 class DiffusionPrepareBatch(BridgePrepareBatch):
-    """Batches for diffusion from noise, whose last timestep needs no share of its own: it knows nothing of the image.
+    """Batches for diffusion from noise, whose last timesteps have no share of their own unless it is given.
 
     All slices of a slab share a timestep.
 

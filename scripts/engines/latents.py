@@ -20,7 +20,7 @@ class MeasureLatents:
     Args:
         network: the trained `LatentCodec`.
         averaged: its `averaged_model`.
-        dataset: of slabs; its first items are measured, the same ones every time.
+        dataset: of slabs; the first items of the epoch are measured.
         items: how many.
     """
 

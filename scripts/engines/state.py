@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
@@ -156,6 +157,13 @@ def _another_training(folder: Path, name: str) -> CaseError:
     )
 
 
+def digest(network: nn.Module) -> str:
+    """SHA-256 of a network's layers, their sizes and which are trained, whatever its weights; 64 hexadecimal digits."""
+    weights = network.state_dict(keep_vars=True).items()
+    sizes = [f"{name} {tuple(value.shape)} {value.requires_grad}" for name, value in weights]
+    return hashlib.sha256(f"{network}\n{sizes}".encode()).hexdigest()
+
+
 class SameTraining:
     """What a training is of, kept in its checkpoints: another task or other people do not go on from them.
 
@@ -179,7 +187,8 @@ class SameTraining:
             CaseError: a setting differs.
         """
         for name, value in self.identity.items():
-            if state_dict.get(name) != value:
+            # checkpoints of earlier versions do not tell everything
+            if name in state_dict and state_dict[name] != value:
                 raise _another_training(self.folder, name)
 
 

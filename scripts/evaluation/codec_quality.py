@@ -16,28 +16,35 @@ logger = logging.getLogger(__name__)
 
 
 def codec_figures(
-    codec: torch.nn.Module, pairs: Sequence[Mapping], contrasts: tuple[str, str], spacing_mm: Sequence[float]
+    codec: torch.nn.Module, pairs: Sequence[Mapping], contrasts: Sequence[str], spacing_mm: Sequence[float]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """`brain_figures` of what a codec gives back of held-out volumes.
 
     Args:
         codec: in evaluation mode.
-        pairs: "subject", "source", "target" and "mask", (1, H, W, Z) each, images in [0, 1].
-        contrasts: of source and target.
+        pairs: "subject", "source" (C, H, W, Z), "target" and "mask" (1, H, W, Z), images in [0, 1].
+        contrasts: of the source's channels, and of the target.
         spacing_mm: voxel size.
 
     Returns:
-        contrast -> subject -> figure -> value.
+        contrast -> subject -> figure -> value; contrasts that a subject lacks are left out.
     """
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for pair in pairs:
         mask = np.asarray(pair["mask"])[0] > 0
-        for contrast, key in zip(contrasts, ("source", "target"), strict=True):
-            image = torch.as_tensor(np.asarray(pair[key]))[None]
-            given_back = CodecInferer()(image, codec)[0, 0].numpy()
-            one = brain_figures(given_back * mask, image[0, 0].numpy(), mask, spacing_mm)
-            figures.setdefault(contrast, {})[str(pair["subject"])] = one
+        volumes = np.concatenate([np.asarray(pair["source"]), np.asarray(pair["target"])])
+        for contrast, volume in zip(contrasts, volumes, strict=True):
+            if volume.any():
+                image = _given_back(codec, volume) * mask
+                one = brain_figures(image, volume, mask, spacing_mm)
+                figures.setdefault(contrast, {})[str(pair["subject"])] = one
     return figures
+
+
+def _given_back(codec: torch.nn.Module, volume: np.ndarray) -> np.ndarray:
+    """A volume (H, W, Z) encoded and decoded where the codec is."""
+    device = next(codec.parameters(), torch.zeros(())).device
+    return CodecInferer()(torch.from_numpy(volume)[None, None].to(device), codec)[0, 0].cpu().numpy()
 
 
 def check_codec(figures: Mapping[str, Mapping[str, Mapping[str, float]]], gate_db: float, target_contrast: str) -> None:
@@ -61,5 +68,6 @@ def check_codec(figures: Mapping[str, Mapping[str, Mapping[str, float]]], gate_d
         if contrast == target_contrast and psnr < gate_db:
             raise CaseError(
                 f"The codec gives {contrast} back with {psnr:.1f} dB in the brain of {len(of)} held-out people, less "
-                f"than the {gate_db:g} dB of --codec_gate: train it longer, or give --codec_gate 0 to go on with it."
+                f"than the {gate_db:g} dB of --codec_gate: train it longer (a higher --max_epochs goes on where it "
+                "ended), or give --codec_gate 0 to take it as it is."
             )

@@ -195,6 +195,8 @@ class ISTAInferer(Inferer):
             raise ValueError(f"detail is {self.detail!r}; it must be a number from 0 (the mean) to 1 (the sharpest).")
         if not isinstance(self.mirrored, bool):
             raise ValueError(f"mirrored is {self.mirrored!r}; it must be True or False.")
+        if self.mirrored and self.codec.factor > 1:
+            raise ValueError("mirrored is for pixels: a mirrored latent is not the latent of the mirrored image.")
         check_channels(self.channels, self.encoded)
         self._check_sampler()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..schedulers import AffineScheduler
 from .scriptable import NOT_EXPORTED
 
 __all__ = ["LatentUNet"]
@@ -18,16 +20,20 @@ class LatentUNet(nn.Module):
     One weights file holds both, under the keys `codec.` and `network.`, so that a network is never given the states of
     another codec. The codec takes no part in `forward`: inferers are given it as theirs.
 
+    It also holds what it was trained with, as a key `trained_with.SIGNATURE` of the weights, so that weights of another
+    scheduler or prediction type do not fit.
+
     Args:
         codec: such as `LatentCodec`; it stays in evaluation mode and takes no gradients.
         network: called as `network(x_t, timesteps, context=..., source=..., **conditions)`, such as `BridgeUNet` with
             the codec's channels.
+        scheduler: the `AffineScheduler` of training and sampling.
 
     Raises:
         ValueError: a network of other channels than the codec's.
     """
 
-    def __init__(self, codec: nn.Module, network: nn.Module) -> None:
+    def __init__(self, codec: nn.Module, network: nn.Module, scheduler: AffineScheduler) -> None:
         super().__init__()
         target, source, _ = network.slice_channels
         if target != codec.channels or source % codec.channels:
@@ -37,6 +43,8 @@ class LatentUNet(nn.Module):
             )
         self.codec = codec.requires_grad_(False).eval()
         self.network = network
+        self.trained_with = nn.Module()
+        self.trained_with.register_buffer(scheduler.signature, torch.zeros(1))
         self.slab_size = network.slab_size
         self.slice_channels = network.slice_channels
         self.style_shape = network.style_shape
@@ -49,9 +57,13 @@ class LatentUNet(nn.Module):
         self.codec.eval()
         return self
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """One evaluation of the network for a batch of slabs of states."""
-        return self.network(x, *args, **kwargs)
+    def forward(self, x: Tensor, *args: Any, missing: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """One evaluation of the network for a batch of slabs of states.
+
+        `missing`, which slices were not acquired, is for the inferer alone where the network has no such condition.
+        """
+        told = {} if missing is None or not self.slice_channels[2] else {"missing": missing}
+        return self.network(x, *args, **told, **kwargs)
 
     def widened(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
         """Weights of a smaller network as this one's, where the network says how."""

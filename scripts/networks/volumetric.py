@@ -279,6 +279,13 @@ class VolumetricUNet(nn.Module):
                     made.update({f"{own}{name}.{key}": value for key, value in module.start().items()})
         return self.network.widened(made, own)
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        """As PyTorch's, of `widened` weights: servers load them by `load_state_dict` alone."""
+        made = self.widened(state_dict, prefix)
+        state_dict.clear()
+        state_dict.update(made)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _plain_names(self) -> dict[str, str]:
         """Key of each weight in the network of slices alone -> its key here."""
         wrapped = [name for name, module in self.network.named_modules() if isinstance(module, WithVolumetric)]

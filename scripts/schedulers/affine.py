@@ -15,6 +15,7 @@ diffusion, DPM-Solver++ (Lu et al., 2022) for the step of second order.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -82,6 +83,14 @@ class AffineScheduler(Scheduler, ABC):
         # at index 0 there is nothing before it
         added = variances[1:] - variances[:-1] * target_weights[1:] ** 2 / target_weights[:-1] ** 2
         self.register_buffer("transition_variances", torch.cat([variances[:1], added]))
+
+    @property
+    def signature(self) -> str:
+        """What a network learns with it, as a name: the class, the prediction type, and a checksum of b, a and c^2."""
+        weights = torch.stack([self.target_weights, self.source_weights, self.variances]).flatten().tolist()
+        # rounded, since the last digits differ between processors
+        digest = hashlib.sha256(" ".join(f"{value:.6e}" for value in weights).encode()).hexdigest()
+        return f"{type(self).__name__}_{self.prediction_type}_{digest[:8]}"
 
     def set_timesteps(self, num_inference_steps: int, timestep_spacing: str = TimestepSpacing.LINEAR) -> None:
         """Set `timesteps`, the descending indices at which a sampler evaluates the network.
