@@ -149,6 +149,7 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "loss_paper"),
         ("train", "network_paper"),
         ("train", "autoencoder", "adversarial"),
+        ("train", "autoencoder", "autoencoder_paper"),
         ("train", "make_a_volume_slice"),
         ("train", "make_a_volume_volume"),
         ("inference", "make_a_volume"),
