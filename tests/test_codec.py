@@ -41,6 +41,19 @@ def test_a_latent_run_of_the_conjugated_network_is_the_pixel_run(sampler):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("codec", [OrthonormalCodec(2), OrthonormalCodec(4)])
+def test_an_echo_in_a_latent_is_the_source_voxel_by_voxel(codec):
+    """Nothing is moved or exchanged on the way through slabs, codec and windows."""
+
+    def echo(x, timesteps, context=None, source=None):
+        return source
+
+    volume = torch.rand(2, 1, 8, 12, 23, dtype=torch.float64)
+    windows = {"slab_size": 9, "slab_stride": 9, "final_stride": 5, "num_inference_steps": 3}
+    inferer = ISTAInferer(BrownianBridgeScheduler(prediction_type="sample"), codec=codec, **windows)
+    torch.testing.assert_close(inferer(volume, echo), volume, rtol=0, atol=1e-14)
+
+
 def test_a_gaussian_comes_out_of_diffusion_whatever_the_steps():
     """x0 ~ N(0.4, 0.1^2) in the network's range, with its exact noise."""
     scheduler = GaussianDiffusionScheduler()
