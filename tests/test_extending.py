@@ -136,6 +136,7 @@ for sampler in ("implicit", "midpoint"):
 """
 
 
+@pytest.mark.slow
 def test_a_sampler_of_second_order_keeps_its_order_through_the_inferer(recipe):
     """Half the step is a quarter of the error; a sampler of first order halves it."""
     made = recipe("A sampler")

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,7 +205,8 @@ class ResumableTraining:
         map_location: device that a checkpoint is loaded to.
 
     Raises:
-        CaseError: when it is attached, where the checkpoints are of a training with other objects.
+        CaseError: when it is attached, where the checkpoints are of a training with other objects, or the newest cannot
+            be read.
     """
 
     def __init__(
@@ -233,7 +235,13 @@ class ResumableTraining:
 
     def _check_parts(self, path: Path, state: Mapping[str, object]) -> None:
         """Refuse the checkpoint of a training that has other parts, such as one without a discriminator."""
-        others = state.keys() ^ torch.load(path, map_location="cpu", mmap=True, weights_only=True).keys()
+        try:
+            kept = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            raise CaseError(
+                f"{path} is damaged or holds more than tensors; remove it, or give another output_dir."
+            ) from error
+        others = state.keys() ^ kept.keys()
         if others:
             raise _another_training(self.folder, min(others))
 
