@@ -186,6 +186,7 @@ def test_another_contrast_is_called_what_it_is_from_raw_pairs_to_the_report(reci
     assert not any("synthetic T1" in page or "real T1" in page for page in pages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heading", "run"), [("A network", "plain_conv"), ("A system", "diffusion")])
 def test_a_network_and_a_system_are_overlays_that_train(recipe, pairs, heading, run):
     recipe("Try it small")
