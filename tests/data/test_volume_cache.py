@@ -150,9 +150,7 @@ def test_a_fingerprint_tells_transforms_apart_and_not_their_random_state():
 
 
 @pytest.mark.parametrize(
-    "overlays",
-    [pytest.param([], marks=pytest.mark.slow), ["configs/simulated_ct.json"]],
-    ids=["real", "simulated"],
+    "overlays", [pytest.param([], marks=pytest.mark.slow), ["configs/simulated_ct.json"]], ids=["real", "simulated"]
 )
 def test_the_shipped_preparation_has_the_same_fingerprint_in_every_process(bundle_root, overlays):
     code = (
