@@ -131,6 +131,7 @@ class CooperativeFilter(nn.Module):
         super().__init__()
         self.levels = levels
         self.wavelet = Wavelet(wavelet)
+        self.threshold = threshold
         self.matching = BlockMatching(**options)
         self.thresholds = nn.Parameter(torch.full((2, 1, channels, 1, 1), threshold))
         self.gain = nn.Parameter(torch.zeros(1, channels, 1, 1))
@@ -140,6 +141,13 @@ class CooperativeFilter(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             filtered = self._filtered(x.to(torch.promote_types(x.dtype, torch.float32)))
             return x + self.gain.to(x.dtype) * (filtered.to(x.dtype) - x)
+
+    def start(self) -> dict[str, Tensor]:
+        """The state dict of the identity."""
+        return {
+            "thresholds": torch.full_like(self.thresholds, self.threshold, requires_grad=False),
+            "gain": torch.zeros_like(self.gain, requires_grad=False),
+        }
 
     def _filtered(self, x: Tensor) -> Tensor:
         if self.wavelet == Wavelet.A_TROUS:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..schedulers import NamedChoice
 from .bridge_unet import BridgeUNet, for_each_slab
-from .cooperative_filtering import use_cooperative_filtering
+from .cooperative_filtering import CooperativeFilter, use_cooperative_filtering
 from .cpu_layers import use_cpu_layers
 from .fusion import Activation, AutoWeight, use_bottleneck_residuals, use_wide_downsampling, without_absent
 from .scriptable import NOT_EXPORTED
@@ -202,6 +202,25 @@ class MultiContrastUNet(BridgeUNet):
         if target is not None:
             target = torch.as_tensor(target, device=context.device).reshape(-1).long().expand(len(context))
         return context, target
+
+    def widened(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Weights of the same network without filters with these as they start; otherwise as of `BridgeUNet`.
+
+        So a network that was trained without them, in half the time, can be tuned with them.
+        """
+        made = super().widened(state_dict, prefix)
+        filters = {name: module for name, module in self.named_modules() if isinstance(module, CooperativeFilter)}
+        names = {f"{prefix}{name.replace('.block.', '.', 1)}": f"{prefix}{name}" for name in self._of_up_blocks()}
+        if not filters or not names.keys() <= made.keys():
+            return made
+        made = {names.get(key, key): value for key, value in made.items()}
+        for name, module in filters.items():
+            made |= {f"{prefix}{name}.{key}": value for key, value in module.start().items()}
+        return made
+
+    def _of_up_blocks(self) -> list[str]:
+        """Keys of the weights of up blocks inside filtered ones."""
+        return [name for name in self.state_dict() if name.startswith("up_blocks.") and name.split(".")[2] == "block"]
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` would compile."""

@@ -11,6 +11,7 @@ from scripts.codec import LatentCodec
 from scripts.inferers import ISTAInferer
 from scripts.networks import BridgeUNet, LatentUNet, MultiContrastUNet, VolumetricUNet
 from scripts.schedulers import BrownianBridgeScheduler, GaussianDiffusionScheduler
+from scripts.weights import load_weights
 
 OFF = {"auto_weight": None, "cooperative_filtering": False, "downsampling": "convolution"}
 ON = {"num_contrasts": 5, "bottleneck_residuals": True}
@@ -71,6 +72,18 @@ def test_weights_and_filters_change_nothing_until_they_are_trained():
     assert torch.equal(network.eval()(**batch), expected)
     assert expected.std() > 0.01
     assert (filled(network)(**batch) - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_filters_come_to_a_network_that_was_trained_without_them(latent, codec, tmp_path):
+    plain, network, trained = filled(network_of(cooperative_filtering=False)), network_of(), filled(network_of())
+    batch = slabs()
+    assert (trained(**batch) - plain(**batch)).abs().max() > 0.01
+    for weights in (plain, trained):
+        saved, loaded = (LatentUNet(codec, net) if latent else net for net in (weights, filled(network)))
+        torch.save(saved.state_dict(), tmp_path / "model.pt")
+        load_weights(loaded, tmp_path / "model.pt")
+        assert torch.equal(network(**batch), weights(**batch))
 
 
 def test_attention_is_at_the_two_lower_levels():
@@ -275,3 +288,15 @@ def test_layers_along_z_take_presence_and_fractions(codec):
     found, expected = inferer(codec, 3, scheduler)(volumes, network), inferer(codec, 1, scheduler)(volumes, slices)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.01
+
+
+def test_its_weights_start_a_network_with_layers_along_z(tmp_path):
+    trained = filled(network_of())
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    network = VolumetricUNet(network_of(), 3).eval()
+    load_weights(network, tmp_path / "model.pt")
+    batch = slabs(k=3)
+    one = {name: t.unflatten(1, (-1, 3))[:, :, 1] if t.ndim == 4 else t for name, t in batch.items()}
+    presence = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    found = network(**batch, presence=presence).unflatten(1, (-1, 3))[:, :, 1]
+    torch.testing.assert_close(found, trained(**one, presence=presence), rtol=0, atol=1e-5)
