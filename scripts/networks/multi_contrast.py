@@ -77,6 +77,7 @@ class MultiContrastUNet(BridgeUNet):
         downsampling: "convolution", "wide" (depthwise) or "wide_full" (paper).
         bottleneck_residuals: whether the encoder's residual blocks are `BottleneckResidual`s (paper).
         num_contrasts: that can be the target. Then `forward` takes which it is; None leaves it to the style key.
+        target_contrast: index of the target where `forward` is given none; None is no index.
         sizes: further arguments of `BridgeUNet`.
 
     Raises:
@@ -99,11 +100,16 @@ class MultiContrastUNet(BridgeUNet):
         downsampling: str = Downsampling.WIDE,
         bottleneck_residuals: bool = False,
         num_contrasts: int | None = None,
+        target_contrast: int | None = None,
         **sizes: Any,
     ) -> None:
         if source_channels % target_channels:
             raise ValueError(
                 f"source_channels is {source_channels}; it must be a multiple of target_channels, {target_channels}."
+            )
+        if target_contrast is not None and not 0 <= target_contrast < (num_contrasts or 0):
+            raise ValueError(
+                f"target_contrast is {target_contrast}; it must be below num_contrasts, which is {num_contrasts}."
             )
         levels = len(channels)
         super().__init__(
@@ -123,6 +129,7 @@ class MultiContrastUNet(BridgeUNet):
             self.auto_weight = AutoWeight(source_channels + condition_channels, self.groups, activation=auto_weight)
         self._use_parts(Downsampling(downsampling), bottleneck_residuals, cooperative_filtering, filter_options or {})
         self.takes_target = num_contrasts is not None
+        self.target_contrast = target_contrast
         if num_contrasts is not None:
             style = self.class_embedding if self.num_class_embeds is not None else None
             self.num_class_embeds = num_contrasts
@@ -160,7 +167,8 @@ class MultiContrastUNet(BridgeUNet):
             missing, conditions: further slabs, (n, channels K, h, w), in the order of training.
             down_block_additional_residuals, mid_block_additional_residual: as of `BridgeUNet`.
             presence: (n, C), above 0 where a contrast is there; None is all.
-            target_contrast: index of the contrast that is wanted, (n,) or one for all, of any type; None is no index.
+            target_contrast: index of the contrast that is wanted, (n,) or one for all, of any type; None is the
+                constructor's.
 
         Returns:
             The prediction, (n, c K, h, w).
@@ -199,6 +207,7 @@ class MultiContrastUNet(BridgeUNet):
             if target is not None:
                 raise ValueError("This network takes no target_contrast: build it with num_contrasts.")
             return context
+        target = self.target_contrast if target is None else target
         if target is not None:
             target = torch.as_tensor(target, device=context.device).reshape(-1).long().expand(len(context))
         return context, target
@@ -206,7 +215,7 @@ class MultiContrastUNet(BridgeUNet):
     def widened(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
         """Weights of the same network without filters with these as they start; otherwise as of `BridgeUNet`.
 
-        So a network that was trained without them, in half the time, can be tuned with them.
+        So a network that was trained without them, in about half the time, can be tuned with them.
         """
         made = super().widened(state_dict, prefix)
         filters = {name: module for name, module in self.named_modules() if isinstance(module, CooperativeFilter)}

@@ -196,6 +196,10 @@ def test_the_target_contrast_is_chosen_by_an_index(style):
     found = network(**batch, target_contrast=torch.tensor([3.0, 1.0]))  # inferers hand on floating tensors
     assert (found - plain).abs().max() > 1e-3
     assert torch.equal(found[:1], network(**batch, target_contrast=3)[:1])
+    chosen = network_of(num_contrasts=5, style_embedding=style, target_contrast=3)
+    chosen.load_state_dict(network.state_dict())
+    assert torch.equal(chosen.eval()(**batch), network(**batch, target_contrast=3))
+    assert torch.equal(chosen(**batch, target_contrast=1), network(**batch, target_contrast=1))
     embedding.data[3] = 0
     torch.testing.assert_close(network(**batch, target_contrast=torch.tensor([3])), plain)
     assert ((network(**{**batch, "context": batch["context"] + 1}) - plain).abs().max() > 1e-3) or not style
@@ -218,6 +222,8 @@ def test_what_it_cannot_take_is_refused():
         network(**batch, target_contrast=1)
     with pytest.raises(ValueError, match=r"presence has shape \(2, 2\); it must be \(n, 3\)"):
         network(**batch, presence=torch.ones(2, 2))
+    with pytest.raises(ValueError, match="target_contrast is 3; it must be below num_contrasts, which is 3"):
+        network_of(num_contrasts=3, target_contrast=3)
     with pytest.raises(ValueError, match="source_channels is 5; it must be a multiple of target_channels, 2"):
         network_of(source_channels=5)
     with pytest.raises(ValueError, match="The network got 8 channels; it takes 12"):
@@ -291,12 +297,13 @@ def test_layers_along_z_take_presence_and_fractions(codec):
 
 
 def test_its_weights_start_a_network_with_layers_along_z(tmp_path):
-    trained = filled(network_of())
+    trained = filled(network_of(num_contrasts=2))
     torch.save(trained.state_dict(), tmp_path / "model.pt")
-    network = VolumetricUNet(network_of(), 3).eval()
+    network = VolumetricUNet(network_of(num_contrasts=2), 3).eval()
     load_weights(network, tmp_path / "model.pt")
     batch = slabs(k=3)
     one = {name: t.unflatten(1, (-1, 3))[:, :, 1] if t.ndim == 4 else t for name, t in batch.items()}
     presence = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
-    found = network(**batch, presence=presence).unflatten(1, (-1, 3))[:, :, 1]
-    torch.testing.assert_close(found, trained(**one, presence=presence), rtol=0, atol=1e-5)
+    of_slabs = {"presence": presence, "target_contrast": torch.tensor([1, 0])}
+    found = network(**batch, **of_slabs).unflatten(1, (-1, 3))[:, :, 1]
+    torch.testing.assert_close(found, trained(**one, **of_slabs), rtol=0, atol=1e-5)
