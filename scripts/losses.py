@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = ["AutoencoderLoss", "BridgeL1Loss", "BridgeL2Loss", "GradientL1Loss", "SliceContrastiveLoss", "elbo_weights"]
+__all__ += ["kl_timestep_weights"]
 
 
 def elbo_weights(source_weights: Tensor) -> Tensor:
@@ -26,6 +27,27 @@ def elbo_weights(source_weights: Tensor) -> Tensor:
     """
     previous = torch.cat([source_weights.new_zeros(1), source_weights[:-1]])
     return 1 - previous / source_weights
+
+
+def kl_timestep_weights(target_weights: Tensor, kl_weight: float = 1.0) -> Tensor:
+    """Weight of each training timestep of diffusion in a mean squared error of the noise with a KL term added.
+
+    With a fixed variance, D_KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) is w_t times the squared error of the noise,
+    `w_t = beta^2 / (2 beta~ alpha (1 - abar)) = beta / (2 alpha (1 - abar_{t-1}))` (DDPM, eq. 12). CoLa-Diff's eq. 5
+    adds the sum of these terms (eq. 6), of a size 10 to 600 times that of the error itself; here their mean is
+    `kl_weight`: `1 + kl_weight w_t / mean(w)`. There is no such term at the first timestep, which has none before it.
+
+    Args:
+        target_weights: sqrt(abar_t), (T,), of a `GaussianDiffusionScheduler`.
+        kl_weight: of the terms; 0 is the error alone.
+
+    Returns:
+        (T,), for a network that predicts the noise, with `BridgeL2Loss`.
+    """
+    signal = target_weights.double().square()
+    alpha = signal[1:] / signal[:-1]
+    terms = (1 - alpha) / (2 * alpha * (1 - signal[:-1]))
+    return 1 + kl_weight * torch.cat([terms.new_zeros(1), terms / terms.mean()])
 
 
 class _BridgeLoss(nn.Module, ABC):
@@ -77,7 +99,7 @@ class BridgeL1Loss(_BridgeLoss):
 
 
 class BridgeL2Loss(_BridgeLoss):
-    """Mean squared error; with `elbo_weights`, the loss of CT2MRI's eq. 2.
+    """Mean squared error; with `elbo_weights`, the loss of CT2MRI's eq. 2; with `kl_timestep_weights`, CoLa-Diff's.
 
     Args:
         timestep_weights: weight of each training timestep, (T,); None weights all alike.

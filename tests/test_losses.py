@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from scripts.losses import BridgeL1Loss, BridgeL2Loss, GradientL1Loss, SliceContrastiveLoss, elbo_weights
+from scripts.losses import (
+    BridgeL1Loss,
+    BridgeL2Loss,
+    GradientL1Loss,
+    SliceContrastiveLoss,
+    elbo_weights,
+    kl_timestep_weights,
+)
+from scripts.schedulers import GaussianDiffusionScheduler
 
 
 @pytest.fixture
@@ -166,3 +174,48 @@ class TestSliceContrastiveLoss:
     def test_impossible_options_are_refused(self, options):
         with pytest.raises(ValueError, match=r"positive|position or all"):
             SliceContrastiveLoss(**options)
+
+
+@pytest.mark.parametrize("t", [1, 2, 10, 500, 999])
+def test_kl_weights_are_the_divergence_of_the_posterior_for_an_error_of_the_noise(t: int) -> None:
+    """Two normal distributions of the same variance, one for the true noise and one for a prediction."""
+    scheduler = GaussianDiffusionScheduler()
+    x0, eps, error = torch.tensor([0.3, 0.8, -0.05], dtype=torch.float64)
+    state = scheduler.add_noise(x0.reshape(1, 1, 1), eps.reshape(1, 1, 1), torch.tensor([t]))
+    step = scheduler.step_coefficients(t, t - 1, "ancestral")
+    means = [
+        step.sample * state + step.original * scheduler.predict_original_sample(noise, t, state)
+        for noise in (eps, eps + error)
+    ]
+    posteriors = [torch.distributions.Normal(mean, step.noise) for mean in means]
+    divergence = float(torch.distributions.kl_divergence(*posteriors))
+    term = (kl_timestep_weights(scheduler.target_weights) - 1) * mean_kl_term(scheduler)
+    assert divergence == pytest.approx(float(term[t] * error**2), rel=1e-9)
+
+
+def mean_kl_term(scheduler: GaussianDiffusionScheduler) -> float:
+    """w_1 of DDPM's eq. 12 by what it is in the weights: 1 + w_1 / mean(w)."""
+    beta, signal = scheduler.betas.double(), scheduler.target_weights**2
+    first = float(beta[1] / (2 * (1 - beta[1]) * (1 - signal[0])))
+    return first / float(kl_timestep_weights(scheduler.target_weights)[1] - 1)
+
+
+def test_kl_terms_of_the_paper_s_schedule() -> None:
+    scheduler = GaussianDiffusionScheduler()
+    weights = kl_timestep_weights(scheduler.target_weights)
+    mean = mean_kl_term(scheduler)
+    terms = (weights - 1) * mean
+    found = [float(terms[t]) for t in (1, 10, 100, 999)]
+    assert found == pytest.approx([0.600, 0.0793, 0.0102, 0.0102], rel=0.005)
+    assert 999 * mean == pytest.approx(10.17, abs=0.01)
+    assert weights[0] == 1  # nothing lies before the first timestep
+    assert float(weights[1:].mean()) == pytest.approx(2)
+    assert torch.equal(kl_timestep_weights(scheduler.target_weights, 0), torch.ones(1000, dtype=torch.float64))
+    assert float(kl_timestep_weights(scheduler.target_weights, 0.1)[1:].mean()) == pytest.approx(1.1)
+
+
+def test_kl_weights_are_those_of_a_loss() -> None:
+    loss = BridgeL2Loss(kl_timestep_weights(GaussianDiffusionScheduler().target_weights, 0.5))
+    prediction, timesteps = torch.full((2, 1, 4, 4), 2.0), torch.tensor([0, 999])
+    expected = 4 * (1 + loss.timestep_weights[999]) / 2
+    assert float(loss(prediction, (torch.zeros_like(prediction), timesteps))) == pytest.approx(float(expected))

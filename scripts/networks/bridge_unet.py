@@ -207,6 +207,7 @@ class BridgeUNet(DiffusionModelUNet):
         down_block_additional_residuals: Sequence[torch.Tensor] | None = None,
         mid_block_additional_residual: torch.Tensor | None = None,
         presence: torch.Tensor | None = None,
+        class_labels: object = None,
         **conditions: torch.Tensor,
     ) -> torch.Tensor:
         """One evaluation for a batch of slabs.
@@ -222,6 +223,7 @@ class BridgeUNet(DiffusionModelUNet):
             down_block_additional_residuals: what a ControlNet adds to the skip connections.
             mid_block_additional_residual: what a ControlNet adds to the middle block.
             presence: which contrasts there are, (B, contrasts); not used: an absent one is background.
+            class_labels: what `class_embedding` takes; None is the style keys.
             conditions: further slabs, concatenated after the source and `missing` in their order.
 
         Returns:
@@ -230,20 +232,31 @@ class BridgeUNet(DiffusionModelUNet):
         Raises:
             ValueError: channels, style tokens or sizes that the network cannot take.
         """
-        if source is not None:
-            if missing is None and self.slice_channels[2] == 1 and not conditions:
-                missing = x.new_zeros(len(x), self.slab_size, *x.shape[2:])
-            x = torch.cat([x, source, *([] if missing is None else [missing]), *conditions.values()], dim=1)
+        x = self._joined(x, source, missing, conditions)
         self._check_input(x)
         timesteps, context = for_each_slab(x, timesteps, context, self.style_shape)
         return super().forward(
             x,
             timesteps,
             context=context,
-            class_labels=context,
+            class_labels=context if class_labels is None else class_labels,
             down_block_additional_residuals=down_block_additional_residuals,
             mid_block_additional_residual=mid_block_additional_residual,
         )
+
+    def _joined(
+        self,
+        x: torch.Tensor,
+        source: torch.Tensor | None,
+        missing: torch.Tensor | None,
+        conditions: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """All channels, one after another; without a source, x has them already."""
+        if source is None:
+            return x
+        if missing is None and self.slice_channels[2] == 1 and not conditions:
+            missing = x.new_zeros(len(x), self.slab_size, *x.shape[2:])
+        return torch.cat([x, source, *([] if missing is None else [missing]), *conditions.values()], dim=1)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles, and with it MONAI's `ckpt_export`."""

@@ -207,6 +207,7 @@ class VolumetricUNet(nn.Module):
         source: Tensor | None = None,
         missing: Tensor | None = None,
         presence: Tensor | None = None,
+        target_contrast: Tensor | None = None,
         **conditions: Tensor,
     ) -> Tensor:
         """One evaluation for a batch of slabs.
@@ -219,6 +220,7 @@ class VolumetricUNet(nn.Module):
             source: source slabs, (n, C c K, h, w).
             missing, conditions: further slabs, (n, channels K, h, w).
             presence: which contrasts there are, (n, C).
+            target_contrast: index of the one that is wanted, (n,), for a network that takes it.
 
         Returns:
             The prediction, (n, c K, h, w).
@@ -229,8 +231,8 @@ class VolumetricUNet(nn.Module):
         timesteps, context = (self._repeated(t) for t in for_each_slab(x, timesteps, context, self.style_shape))
         slabs = {"source": source, "missing": missing, **conditions}
         slabs = {name: self._cut(slab) for name, slab in slabs.items() if slab is not None}
-        if presence is not None:
-            slabs["presence"] = self._repeated(presence)
+        of_slabs = {"presence": presence, "target_contrast": target_contrast}
+        slabs |= {name: self._repeated(values) for name, values in of_slabs.items() if values is not None}
         return self._joined(self.network(self._cut(x), timesteps, context, **slabs))
 
     def _repeated(self, values: Tensor) -> Tensor:

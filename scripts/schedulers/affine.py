@@ -38,13 +38,15 @@ class NamedChoice(StrEnum):
 class TimestepSpacing(NamedChoice):
     """How sampling timesteps are spread.
 
-    linear: evenly in the index. lambda: evenly in lam. quadratic: evenly in the root of the index (FastDPM, Kong and
-    Ping, 2021). A scheduler takes those of its `spacings`.
+    linear: evenly in the index. lambda: evenly in lam. quadratic: evenly in the root of the index. variance: as a
+    schedule of so many steps spreads its noise. The last two are of FastDPM (Kong and Ping, 2021). A scheduler takes
+    those of its `spacings`.
     """
 
     LINEAR = "linear"
     LAMBDA = "lambda"
     QUADRATIC = "quadratic"
+    VARIANCE = "variance"
 
 
 class StepCoefficients(NamedTuple):

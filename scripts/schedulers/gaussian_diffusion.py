@@ -34,7 +34,7 @@ class GaussianDiffusionScheduler(AffineScheduler):
         ValueError: when the number of timesteps is too small or the prediction type is unknown.
     """
 
-    spacings = (TimestepSpacing.LINEAR, TimestepSpacing.LAMBDA, TimestepSpacing.QUADRATIC)
+    spacings = (*AffineScheduler.spacings, TimestepSpacing.QUADRATIC, TimestepSpacing.VARIANCE)
     starts_from_noise = True
 
     def __init__(
@@ -62,6 +62,27 @@ class GaussianDiffusionScheduler(AffineScheduler):
         start = (0.8 * self.num_train_timesteps) ** 0.5
         nodes = torch.linspace(start, 0, num_steps, dtype=torch.float64) ** 2
         return nodes.round(decimals=9).long()
+
+    def _variance_grid(self, num_steps: int) -> Tensor:
+        """FastDPM's VAR: where the signal is that of S betas of its own, linear from the first beta, nearest index.
+
+        The last of these betas is the one that leaves as much signal as the schedule's T do.
+        """
+        log_signal = 2 * self.target_weights.log().cpu()
+        first, low, high = float(self.betas[0]), 0.0, 1.0
+        if num_steps == 1:
+            return torch.tensor([self.num_train_timesteps - 1])
+
+        def logs(last: float) -> Tensor:
+            return torch.log1p(-torch.linspace(first, last, num_steps, dtype=torch.float64)).cumsum(0)
+
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if logs(middle)[-1] > log_signal[-1] else (low, middle)
+        # between two indices, ln abar is nearly straight
+        above = torch.searchsorted(-log_signal, -logs(low)).clamp(1, self.num_train_timesteps - 1)
+        left, right = log_signal[above - 1], log_signal[above]
+        return (above - 1 + (left - logs(low)) / (left - right)).round().long()
 
     def _lambda_grid(self, num_steps: int) -> Tensor:
         lam = 0.5 * torch.log(self.target_weights**2 / self.variances).cpu()

@@ -460,7 +460,7 @@ def test_tensors_keep_their_floating_type():
     ("choice", "names"),
     [
         (sampler_named, "ancestral, implicit, mean_path, implicit_2, mean_path_2"),
-        (TimestepSpacing, "linear, lambda, quadratic"),
+        (TimestepSpacing, "linear, lambda, quadratic, variance"),
         (BridgePredictionType, "gradient, unit_gradient, sample"),
     ],
 )

@@ -1,6 +1,7 @@
 """Diffusion to noise against exact Gaussians, DDPM's formulas and FastDPM's grids."""
 
-from itertools import pairwise
+import math
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def noise() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("steps", [2, 5, 20, 50])
-@pytest.mark.parametrize("spacing", ["linear", "lambda"])
+@pytest.mark.parametrize("spacing", ["linear", "lambda", "variance"])
 def test_the_mean_of_an_exact_gaussian_is_kept_at_any_number_of_steps(steps, spacing, noise):
     out = sampled(GaussianDiffusionScheduler(), steps, spacing, "implicit", noise - noise.mean())
     # the terminal signal sqrt(abar_T) is 0.0064, of which sampling from N(0, 1) knows nothing
@@ -119,6 +120,52 @@ def test_grids_are_those_of_fastdpm():
     scheduler.set_timesteps(3, "lambda")
     first, middle, last = (scheduler.half_log_snr(t) for t in scheduler.timesteps.tolist())
     assert middle == pytest.approx((first + last) / 2, abs=0.01)
+
+
+def log_signal(t: float) -> float:
+    """ln abar at any t, of betas linear in t, by the gamma function (FastDPM, section 3)."""
+    first, last, steps = 1e-4, 0.02, 1000
+    rise = (last - first) / (steps - 1)
+    start = (1 - first) / rise
+    return (t + 1) * math.log(rise) + math.lgamma(start + 1) - math.lgamma(start - t)
+
+
+def bisected(function, low: float, high: float) -> float:
+    """Where a falling function is 0."""
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) > 0 else (low, middle)
+    return low
+
+
+def test_the_signal_at_any_time_goes_through_that_of_the_schedule():
+    exact = torch.log1p(-torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumsum(0)
+    assert max(abs(log_signal(t) - float(exact[t])) for t in range(1000)) < 2e-10
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 20, 50])
+def test_the_variance_grid_is_that_of_fastdpm(steps):
+    """Betas of its own, linear to the one with the same signal at the end, and the times of their signals."""
+
+    def betas(last: float) -> list[float]:
+        return [1e-4 + (last - 1e-4) * i / (steps - 1) for i in range(steps)]
+
+    def time_of(log: float) -> float:
+        return bisected(lambda t: log_signal(t) - log, 0, 999)
+
+    last = bisected(lambda beta: sum(math.log1p(-b) for b in betas(beta)) - log_signal(999), 1e-4, 1 - 1e-9)
+    sums = accumulate(math.log1p(-beta) for beta in betas(last))
+    scheduler = GaussianDiffusionScheduler()
+    scheduler.set_timesteps(steps, "variance")
+    assert scheduler.timesteps.tolist() == sorted({round(time_of(log)) for log in sums}, reverse=True)
+    assert len(scheduler.timesteps) == steps
+
+
+def test_the_variance_grid_of_all_steps_is_all_timesteps():
+    scheduler = GaussianDiffusionScheduler()
+    for steps, timesteps in ((1000, list(range(999, -1, -1))), (1, [999])):
+        scheduler.set_timesteps(steps, "variance")
+        assert scheduler.timesteps.tolist() == timesteps
 
 
 def test_what_needs_a_source_or_noise_is_refused_in_a_sentence():
