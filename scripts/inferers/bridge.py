@@ -61,8 +61,8 @@ class BridgeInferer(Inferer):
             source: source slabs, (B, C c K, H/f, W/f), contrast by contrast.
             context: style keys, (B, 3, number of bins), or None for no style.
             presence: (B, C), 1 where a volume has the contrast; handed on to the network.
-            conditions: further slabs by name, (B, channels K, H, W), mean-pooled by the codec's factor; what is no slab,
-                such as `target_contrast` (B,), is handed on as it is.
+            conditions: further slabs by name, (B, channels K, H, W), mean-pooled by the codec's factor; what is no
+                slab, such as `target_contrast` (B,), is handed on as it is.
 
         Returns:
             the network's prediction, shape and type of inputs; compare it with `target` of the same arguments.

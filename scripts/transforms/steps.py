@@ -170,7 +170,7 @@ def contrasts_intensity(
     Of an MRI the bias field is divided out, then its 99.9 percentile in the brain becomes 1; a CT is windowed.
 
     Args:
-        keys: of the contrasts in the order of the channels, MetaTensors (1, H, W, Z); those that are missing are absent.
+        keys: of the contrasts in the order of the channels, MetaTensors (1, H, W, Z); those missing are absent.
         ct_key: which of them is a CT, HU.
         reference, output_key: see `StackContrastsd`.
         mask_key: brain mask on the same grid, positive inside.
