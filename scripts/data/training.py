@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from ..contrasts import contrast_key, contrast_named
+from ..contrasts import contrast_key, contrast_named, contrasts_in
 from ..errors import CaseError
 from .volume_cache import Arrays, is_image, prepared_arrays
 
 DATALIST = "datalist.json"
 _VOLUMES = ("source", "target", "mask")
-_NUMBERS = ("target_contrast",)
+_MORE = ("fractions", "target_contrast")  # where they are
 
 
 def training_datalist(
@@ -117,7 +117,7 @@ def _with_paths(entry: Mapping, path: Path, needed: Sequence[str], contrasts: Se
 
 def _check_targets(item: Mapping, path: Path, targets: Sequence[str]) -> None:
     """Refuse a subject without a contrast that may be the target, or without another one as its source."""
-    there = [key.removeprefix(CONTRAST_PREFIX) for key in item if key.startswith(CONTRAST_PREFIX)]
+    there = list(contrasts_in(item))
     if len(there) < 2 or not set(targets) & set(there):
         raise CaseError(
             f"Subject {item['subject']} of {path} has {' and '.join(there) or 'no contrast'} alone; one of "
@@ -172,7 +172,7 @@ def prepare_pairs(
 
     Returns:
         {"subject", "source", "target", "mask": (C or 1, H, W, Z) MetaTensors} for each, images in [0, 1]; also
-        "target_contrast", where `load` or `render` gives it.
+        "fractions" and "target_contrast", where `load` or `render` gives them.
     """
     make = functools.partial(_pair_arrays, load=load, render=render, seed=seed if render else 0)
     numbered = [{"number": number, **item} for number, item in enumerate(items)]
@@ -183,8 +183,8 @@ def prepare_pairs(
     ):
         affine = torch.from_numpy(arrays["affine"])
         volumes = {key: MetaTensor(torch.from_numpy(arrays[key]), affine=affine) for key in _VOLUMES}
-        numbers = {key: torch.from_numpy(arrays[key]) for key in _NUMBERS if key in arrays}
-        prepared.append({"subject": item["subject"], **volumes, **numbers})
+        more = {key: torch.from_numpy(arrays[key]) for key in _MORE if key in arrays}
+        prepared.append({"subject": item["subject"], **volumes, **more})
     return prepared
 
 
@@ -194,7 +194,7 @@ def _pair_arrays(item: Mapping, load: Callable, render: Callable | None, seed: i
     if render is not None:
         render.set_random_state(seed=seed + item["number"])
         data = render(data)
-    there = [key for key in (*_VOLUMES, *_NUMBERS) if key in _VOLUMES or key in data]
+    there = [key for key in (*_VOLUMES, *_MORE) if key in _VOLUMES or key in data]
     volumes = {key: torch.as_tensor(data[key]).float().contiguous().numpy() for key in there}
     return {**volumes, "affine": np.asarray(data["target"].affine, dtype=np.float64)}
 
