@@ -77,8 +77,8 @@ class LatentCodec(PixelCodec):
 
     The module is trained like any network: called with images, it gives what `AutoencoderLoss` compares.
 
-    An autoencoder loses the most where there is the least contrast: grey and white matter of a CT are a few HU apart, as
-    much as its noise. The network can therefore be given the pixels of the source too, without loss.
+    An autoencoder loses the most where there is the least contrast: grey and white matter of a CT are a few HU apart,
+    about as much as its noise. The network can therefore be given the pixels of the source too, without loss.
 
     Args:
         autoencoder: of images of one channel.

@@ -7,7 +7,7 @@ from monai.losses import JukeboxLoss
 from monai.networks.nets import AutoencoderKL
 
 from scripts.codec import LatentCodec, OrthonormalCodec, PixelCodec
-from scripts.inferers import ISTAInferer
+from scripts.inferers import BridgeInferer, ISTAInferer
 from scripts.losses import AutoencoderLoss
 from scripts.schedulers import SAMPLERS, BrownianBridgeScheduler, GaussianDiffusionScheduler, Sampler
 
@@ -199,6 +199,41 @@ def test_a_slice_does_not_depend_on_its_company():
     images = torch.rand(5, 1, 16, 24)
     torch.testing.assert_close(codec.encode(images), alone.encode(images), rtol=0, atol=1e-5)
     torch.testing.assert_close(codec.encode(images.double()).float(), codec.encode(images), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_source_is_its_state_and_then_its_pixels():
+    codec, plain, images = tiny_codec(source_pixels=True), tiny_codec(), torch.rand(2, 3, 16, 24)
+    assert (codec.channels, codec.source_channels, plain.source_channels) == (4, 20, 4)
+    assert torch.equal(plain.encode_source(images), codec.encode(images))
+    states, pixels = codec.encode_source(images).unflatten(1, (3, 20)).split([4, 16], dim=2)
+    assert torch.equal(states.flatten(1, 2), codec.encode(images))
+    lossless = OrthonormalCodec(4).decode(pixels.flatten(0, 1)).unflatten(0, (2, 3))[:, :, 0]
+    torch.testing.assert_close(lossless, images, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("endpoint", ["first", "mean_present"])
+def test_training_and_sampling_see_one_source_and_start_from_its_state(endpoint):
+    codec, scheduler, seen = tiny_codec(source_pixels=True), BrownianBridgeScheduler(prediction_type="sample"), []
+    arguments = {"codec": codec, "channels": {"source": 2}, "endpoint": endpoint}
+    volume = torch.rand(1, 2, 16, 24, 3)
+
+    def network(x, timesteps, source=None, **_):
+        seen.append((x, source))
+        return x
+
+    ISTAInferer(scheduler, slab_size=3, num_inference_steps=1, **arguments)(volume, network)
+    slab = volume.movedim(-1, 2).flatten(1, 2)
+    training = BridgeInferer(scheduler, **arguments)
+    source = training.encode_source(slab)
+    assert source.shape == (1, 2 * 20 * 3, 4, 6)
+    state, whole = seen[0][0][1:2], seen[0][1][1:2]  # the slab in the middle
+    assert torch.equal(whole, source)
+    start = training.endpoint_in(source, torch.ones(1, 2))
+    each = [training.encode(contrast) for contrast in slab.split(3, dim=1)]
+    torch.testing.assert_close(start, each[0] if endpoint == "first" else sum(each) / 2, rtol=0, atol=1e-6)
+    torch.testing.assert_close(state, start, rtol=0, atol=1e-6)
 
 
 def test_the_fingerprint_is_that_of_the_weights_on_disk():

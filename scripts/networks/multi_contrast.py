@@ -166,7 +166,8 @@ class MultiContrastUNet(BridgeUNet):
             x: noisy target slabs, (n, c K, h, w); without `source`, all channels one after another.
             timesteps: (n,), or one for all; None is index 0.
             context: style keys, (n, 3, 128), or one for all; None is no style.
-            source: slabs of all contrasts, (n, source_channels K, h, w), contrast by contrast; an absent one may hold anything.
+            source: slabs of all contrasts, (n, source_channels K, h, w), contrast by contrast; an absent one may hold
+                anything.
             missing, conditions: further slabs, (n, channels K, h, w), in the order of training.
             down_block_additional_residuals, mid_block_additional_residual: as of `BridgeUNet`.
             presence: (n, C), above 0 where a contrast is there; None is all.

@@ -56,7 +56,7 @@ def test_a_slab_of_a_latent_is_that_of_each_slice_and_conditions_shrink_with_it(
     codec = OrthonormalCodec(2)
     inferer = BridgeInferer(BrownianBridgeScheduler(), codec=codec, channels={"source": 2, "missing": 1})
     source, missing = torch.rand(1, 6, 8, 8), torch.rand(1, 3, 8, 8)
-    states = inferer.encode(source, 2).unflatten(1, (2, 4, 3))
+    states = inferer.encode_source(source).unflatten(1, (2, 4, 3))
     for contrast in range(2):
         for k in range(3):
             alone = codec.encode(source[:, 3 * contrast + k][:, None])

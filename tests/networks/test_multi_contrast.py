@@ -81,7 +81,8 @@ def test_filters_come_to_a_network_that_was_trained_without_them(latent, codec, 
     batch = slabs()
     assert (trained(**batch) - plain(**batch)).abs().max() > 0.01
     for weights in (plain, trained):
-        saved, loaded = (LatentUNet(codec, net) if latent else net for net in (weights, filled(network)))
+        nets = (weights, filled(network))
+        saved, loaded = (LatentUNet(codec, net, BrownianBridgeScheduler()) if latent else net for net in nets)
         torch.save(saved.state_dict(), tmp_path / "model.pt")
         load_weights(loaded, tmp_path / "model.pt")
         assert torch.equal(network(**batch), weights(**batch))
@@ -289,7 +290,7 @@ def inferer(codec: LatentCodec, slab_size: int = 1, scheduler: object = None) ->
 @pytest.mark.parametrize("slab_size", [1, 3])
 def test_any_subset_of_contrasts_goes_through_a_latent_network_to_a_volume(codec, slab_size):
     network = filled(network_of(slab_size=slab_size, num_contrasts=3))
-    latent = LatentUNet(codec, network)
+    latent = LatentUNet(codec, network, BrownianBridgeScheduler(prediction_type="sample"))
     volumes = torch.rand(1, 3 + FRACTIONS, 32, 32, 4, generator=torch.Generator().manual_seed(5))
     sample = partial(inferer(codec, slab_size), network=partial(latent, target_contrast=2))
     whole = sample(volumes)
@@ -312,8 +313,8 @@ def test_any_subset_of_contrasts_goes_through_a_latent_network_to_a_volume(codec
 def test_layers_along_z_take_presence_and_fractions(codec):
     """A bridge from the mean of the contrasts that are there; before tuning, slabs are slices."""
     scheduler = BrownianBridgeScheduler(prediction_type="sample")
-    network = LatentUNet(codec, VolumetricUNet(filled(network_of()), 3))
-    slices = LatentUNet(codec, filled(network_of()))
+    network = LatentUNet(codec, VolumetricUNet(filled(network_of()), 3), scheduler)
+    slices = LatentUNet(codec, filled(network_of()), scheduler)
     volumes = torch.rand(1, 3 + FRACTIONS, 32, 32, 4, generator=torch.Generator().manual_seed(5))
     volumes[:, 1] = 0
     found, expected = inferer(codec, 3, scheduler)(volumes, network), inferer(codec, 1, scheduler)(volumes, slices)
