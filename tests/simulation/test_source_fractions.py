@@ -1,4 +1,4 @@
-"""Tissue fractions of the sources: which contrast they are of, in which order, and what the target has to do with them."""
+"""Tissue fractions of the sources: which contrast they are of, in which order, and never of the target."""
 
 import numpy as np
 import pytest
