@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from monai.bundle import ConfigParser, run
@@ -126,10 +127,10 @@ def tiny(tmp_path_factory, bundle_root) -> dict:
 @pytest.fixture(scope="module")
 def translate(bundle_root, tiny):
     """Run the config; gives the program's last words."""
-    files = [str(bundle_root / "configs" / name) for name in ("inference.json", "many_to_one.json")]
     hook = sys.excepthook
 
-    def function(dataset_dir, output_dir, **overrides):
+    def function(dataset_dir, output_dir, overlays=("many_to_one.json",), **overrides):
+        files = [str(bundle_root / "configs" / name) for name in ("inference.json", *overlays)]
         folders = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
         try:
             run(config_file=files, logging_file=False, **{**tiny, **folders, **overrides})
@@ -272,6 +273,17 @@ def test_a_study_of_dicom_and_no_name_of_its_patient(results):
     assert image(results, case).shape == (26, 26, 24)
     told = "".join(path.read_text() for path in (results / "out").glob("*.json"))
     assert "petronella" not in told.lower()
+
+
+def test_a_study_gets_a_series_beside_that_of_its_first_contrast(results, translate):
+    ended = translate(results / "in" / "study", results / "series", ("many_to_one.json", "dicom.json"))
+    assert ended is None
+    (folder,) = (results / "series").glob("mr_*_t1_dicom")
+    made = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
+    assert len(made) == 24
+    assert made[0].SeriesDescription == "Synthetic T1 from T2 series 1, not for diagnostic use"
+    first = pydicom.dcmread(results / "in" / "study" / "1_001")
+    np.testing.assert_allclose(made[0].ImagePositionPatient, first.ImagePositionPatient)
 
 
 @pytest.fixture(scope="module")

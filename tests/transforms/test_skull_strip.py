@@ -368,3 +368,18 @@ def test_records_name_a_method_without_folders_or_arguments():
     assert method_name("builtin") == "builtin"
     assert method_name("/data/jane doe/mask.nii.gz") == "mask.nii.gz"
     assert method_name("/opt/tools/strip --patient jane {input} {mask}") == "strip"
+
+
+@pytest.mark.parametrize(("contrast", "expected"), [("CT", "builtin"), ("T2", "hd-bet"), (None, "hd-bet")])
+def test_auto_goes_by_the_contrast(monkeypatch, contrast, expected):
+    called = []
+    for name in ("ct_brain_mask", "mri_brain_mask"):
+        monkeypatch.setattr(
+            f"scripts.transforms.skull_strip.{name}",
+            lambda volume, *_, name=name: called.append(name) or np.ones(volume.shape, bool),
+        )
+    values = torch.rand((1, 40, 40, 40), generator=torch.Generator().manual_seed(0)) + 1
+    meta = {} if contrast is None else {"contrast": contrast}
+    made = SkullStripd("image", method="auto")({"image": MetaTensor(values, affine=np.eye(4) * 5, meta=meta)})
+    assert made["mask"].meta["skull_strip"] == expected
+    assert called == ["ct_brain_mask" if expected == "builtin" else "mri_brain_mask"]
