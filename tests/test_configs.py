@@ -61,3 +61,12 @@ def test_a_task_overlay_before_the_evaluation_chooses_weights_and_keys(bundle_ro
     parser.read_config([bundle_root / "configs" / "train.json", task, bundle_root / "configs" / f"{overlay}.json"])
     assert parser.get_parsed_content("weights") == "other.pt"
     assert parser.get_parsed_content("style_keys_file") == "other.json"
+
+
+@pytest.mark.parametrize("key", ["contrasts", "target_contrasts", "structure", "channels", "endpoint", "network_def"])
+def test_many_contrasts_are_translated_as_they_were_trained(bundle_root: Path, key: str):
+    paths = (bundle_root / "configs" / f"{name}.json" for name in ("many_to_one", "many_to_one_train"))
+    shipped, trained = (json.loads(path.read_text())[key] for path in paths)
+    if key == "network_def":
+        assert shipped.pop("target_contrast") == "$@contrasts.index(@target)"  # in training each slab has its own
+    assert shipped == trained
