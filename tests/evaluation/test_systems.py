@@ -25,11 +25,11 @@ from tests.evaluation.test_workflows import folder, run  # noqa: F401 - fixtures
 from tests.test_make_a_volume import TINY_SLICE, codec, pairs, slices, train, volumes  # noqa: F401 - fixtures
 
 
-def as_bridge(weights, path):
-    """Weights of diffusion from noise as if a bridge had been trained; gives the path."""
+def as_noise(weights, path):
+    """Weights of a bridge as if diffusion from noise had been trained; gives the path."""
     content = torch.load(weights, weights_only=True)
     (mark,) = (name for name in content if name.startswith("trained_with."))
-    signature = BrownianBridgeScheduler(prediction_type="sample").signature
+    signature = GaussianDiffusionScheduler(prediction_type="sample").signature
     torch.save({f"trained_with.{signature}" if n == mark else n: value for n, value in content.items()}, path)
     return str(path)
 
@@ -204,16 +204,17 @@ def tiny_rows(bundle_root, tmp_path):
 def test_the_command_makes_the_table(run, tiny_rows, slices, volumes, tmp_path, capsys):  # noqa: F811
     overlay, latent = tiny_rows
     latent.remove("slice in a latent without loss")
-    assert len(latent) == 8
+    assert len(latent) == 10
     weights = {
         "slice_weights": str(slices / "model.pt"),
         "volume_weights": str(volumes / "model.pt"),
-        "latent_bridge_weights": as_bridge(volumes / "model.pt", tmp_path / "bridge.pt"),
+        "noise_slice_weights": as_noise(slices / "model.pt", tmp_path / "slices.pt"),
+        "noise_volume_weights": as_noise(volumes / "model.pt", tmp_path / "volumes.pt"),
     }
     out = run("evaluate_make_a_volume.json", overlay, subjects="head0", **weights)
     assert "The row palette is left out" in capsys.readouterr().out
     text = (out / "make_a_volume.md").read_text()
-    assert "| slice with one noise for all slices | 1 |" in text
+    assert "| slice from one noise for all slices | 1 |" in text
     assert "- pixel bridge: what is shipped, without a latent" in text
     assert "- palette" not in text
     rows = json.loads((out / "make_a_volume.json").read_text())["rows"]
@@ -222,7 +223,7 @@ def test_the_command_makes_the_table(run, tiny_rows, slices, volumes, tmp_path, 
     assert len({one["mae"] for one in figures.values()}) > 6  # networks of six iterations hardly differ
     work = {row: one["gflop_network"] for row, one in figures.items()}
     assert work["codec alone"] == figures["pixel bridge"]["gflop_decode"] == 0
-    assert work["slice with one noise for all slices"] == work["slice"]
+    assert work["slice from one noise for all slices"] == work["slice from noise"] == work["slice"]
     # a slab more at each end, and the layers along z
     assert 3 * work["slice"] < work["slice with co-prediction"] < 3.5 * work["slice"]
     assert work["slice"] < work["volume K = 9 disjoint"] < work["volume"]
@@ -270,14 +271,14 @@ def test_pixel_systems_have_rows(run, bundle_root, tmp_path, name, row, evaluati
     assert measured["figures"]["gflop_network"] > 0
 
 
-def test_a_bridge_in_the_latent_is_one_line_apart(bundle_root, slices, tmp_path):  # noqa: F811
+def test_diffusion_from_noise_is_one_line_apart(bundle_root, slices, tmp_path):  # noqa: F811
     parser = ConfigParser()
     parser.read_config([bundle_root / "configs" / f"{part}.json" for part in ("train", "evaluate_make_a_volume")])
     config = {**parser.config, "device": "cpu", "dtype": "float32"}
-    line = parser.get_parsed_content("systems#the same as a bridge")["config"][-1]
+    line = parser.get_parsed_content("systems#slice from noise")["config"][-1]
     overlays = [str(bundle_root / "configs" / "make_a_volume_slice.json"), TINY_SLICE]
-    diffusion = System(config, overlays, slices / "model.pt")
-    bridge = System(config, [*overlays, line], as_bridge(slices / "model.pt", tmp_path / "bridge.pt"))
+    bridge = System(config, overlays, slices / "model.pt")
+    diffusion = System(config, [*overlays, line], as_noise(slices / "model.pt", tmp_path / "noise.pt"))
     assert isinstance(diffusion.inferer.scheduler, GaussianDiffusionScheduler)
     assert isinstance(bridge.inferer.scheduler, BrownianBridgeScheduler)
     assert diffusion.identity != bridge.identity
