@@ -1,13 +1,16 @@
 """Datalists, training volumes and slabs."""
 
-from .packed_volume import PackedVolume, build_volumes, training_style_keys
+from .held_out import HoldOutContrastd
+from .packed_volume import PackedVolume, build_volumes, contrast_style_keys, training_style_keys
 from .slab_dataset import SlabDataset
 from .training import keys_by_person, listed_ct_window, part_of, prepare_pairs, training_datalist
 
 __all__ = [
+    "HoldOutContrastd",
     "PackedVolume",
     "SlabDataset",
     "build_volumes",
+    "contrast_style_keys",
     "keys_by_person",
     "listed_ct_window",
     "part_of",

@@ -1,6 +1,6 @@
 """How a slab changes in training: another contrast, another place, a coil's shading."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,13 @@ import torch
 from torch.nn import functional
 
 from ..conditioning.style_key import style_key_from_histogram
+from ..contrasts import CONTRASTS
+
+# Oedema, relative to the tissue's median signal, where water is bright. Elsewhere it darkens what is there.
+_WATER_IS_BRIGHT = {"T2": (1.3, 1.9), "FLAIR": (1.35, 1.7), "PD": (1.1, 1.3)}
+# Where fluid is told from tissue: shares of the tissue's median signal at which it is no tissue, and all tissue. In PD
+# both are too much alike.
+_TISSUE = {"T1": (0.45, 0.65), "FLAIR": (0.5, 0.75), "T1ce": (0.45, 0.65), "CT": (0.4, 0.65), "T2": (2.0, 1.5)}
 
 
 @dataclass(frozen=True)
@@ -114,3 +121,53 @@ def bright_lesion(
     # a tenth of the field's range is a soft border of a few voxels
     region = ((field - border) / 0.2 + 0.5).clamp(0, 1) * weight
     return source + 0.8 * region * (level - source).clamp(min=0), target * (1 - darkening * region)
+
+
+def watery_lesion(
+    sources: Mapping[str, torch.Tensor], target: torch.Tensor, target_contrast: str, rng: np.random.Generator
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Oedema in all contrasts of a head: brighter in T2, FLAIR and PD, darker in T1, T1ce and CT, in the same region.
+
+    As in `bright_lesion`, the region lies in the tissue, which the sources tell and never the target; all keep their
+    texture.
+
+    Args:
+        sources: contrast -> slabs (K, H, W), [0, 1], of those that are there.
+        target: (K, H, W), [0, 1].
+        target_contrast: what it is.
+        rng: draws the region, where a smooth field is above its 70 to 95 percentile in the tissue, and the strength of
+            each contrast.
+
+    Returns:
+        sources and target, [0, 1]; unchanged where no source tells tissue from fluid.
+    """
+    field = smooth_plane(rng, target.shape[-2:], num_knots=6)
+    share = rng.uniform(0.7, 0.95)
+    # as many draws whatever is there
+    strengths = {name: rng.uniform(size=2) for name in CONTRASTS}
+    weight = _tissue_weight(sources)
+    if weight is None or not (inside := weight[len(weight) // 2] > 0.5).any():
+        return dict(sources), target
+    border = torch.quantile(field[inside], float(share))
+    region = ((field - border) / 0.2 + 0.5).clamp(0, 1) * weight
+
+    def changed(slab: torch.Tensor, name: str) -> torch.Tensor:
+        first, second = map(float, strengths[name])
+        if name not in _WATER_IS_BRIGHT:
+            return slab * (1 - (0.1 + 0.3 * first) * region * (0.4 if name == "CT" else 1))
+        least, most = _WATER_IS_BRIGHT[name]
+        inside = slab > 0
+        level = (least + (most - least) * first) * (slab[inside].median() if inside.any() else 0)
+        return slab + (0.5 + 0.4 * second) * region * inside * (min(float(level), 1.0) - slab).clamp(min=0)
+
+    return {name: changed(slab, name) for name, slab in sources.items()}, changed(target, target_contrast)
+
+
+def _tissue_weight(sources: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """How much of each voxel is tissue, [0, 1], by the first contrast that tells it from fluid; None without one."""
+    for name, (none, full) in _TISSUE.items():
+        slab = sources.get(name)
+        if slab is not None and (slab > 0).any():
+            relative = slab / slab[slab > 0].median()
+            return ((relative - none) / (full - none)).clamp(0, 1) * (slab > 0)
+    return None

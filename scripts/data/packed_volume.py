@@ -24,11 +24,13 @@ class PackedVolume:
     Attributes:
         subject: its name.
         targets: (R, Z, H, W) uint8 or uint16, whose largest value is 1.0: one for all renderings of the source, or
-            one for each (R = K), where a rendering changes the target as well: another shape of the head, a lesion.
+            one for each (R = K), where a rendering changes the target as well: another shape of the head, a lesion. Of
+            contrasts among which the target is drawn there is none (R = 0), since it is one of the sources.
         sources: (K, C, Z, H, W) of the same type: K renderings of the source (one for a real pair) in C contrasts, of
             which an absent one is 0 everywhere.
-        histograms: (R, 4096) counts of each target's voxels in the brain over [0, 1], before they were rounded.
-        in_brain: (R, Z) bool: the slices that hold brain.
+        histograms: (R, 4096) counts of each target's voxels in the brain over [0, 1], before they were rounded; without
+            targets (K, C, 4096), those of each contrast.
+        in_brain: (R, Z) bool: the slices that hold brain; without targets (K, Z).
         weight: how often the subject is drawn, relative to the others.
         extras: (E, Z, H, W) uint8, whose 255 is 1.0: further volumes on the same grid, such as tissue fractions; None
             for none.
@@ -45,14 +47,35 @@ class PackedVolume:
     def __post_init__(self) -> None:
         if self.sources.ndim != 5:
             raise ValueError(f"sources of shape {self.sources.shape}; they are (K, C, Z, H, W)")
-        if len(self.targets) not in (1, len(self.sources)):
+        if self.draws_target:
+            if self.histograms.shape[:2] != self.sources.shape[:2]:
+                raise ValueError("without targets there is a histogram for each contrast of each source")
+        elif len(self.targets) not in (1, len(self.sources)):
             raise ValueError(
                 f"{len(self.targets)} targets of {len(self.sources)} sources; there is one, or one for each"
             )
 
+    @property
+    def draws_target(self) -> bool:
+        """Whether the target is one of the contrasts of the sources."""
+        return not len(self.targets)
+
     def target_of(self, rendering: int) -> int:
         """Which of the targets belongs to a rendering of the source."""
         return rendering if len(self.targets) > 1 else 0
+
+    def target(self, rendering: int, contrast: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A rendering's target (Z, H, W), its histogram (4096,) and the slices that hold its brain (Z,).
+
+        Args:
+            rendering: of the sources.
+            contrast: index of the one that is the target, for subjects without targets of their own.
+        """
+        if contrast is None:
+            which = self.target_of(rendering)
+            return self.targets[which], self.histograms[which], self.in_brain[which]
+        image = self.sources[rendering, contrast]
+        return image, self.histograms[rendering, contrast], self.in_brain[rendering] & image.any(axis=(1, 2))
 
     def style_key(self, num_bins: int = 128) -> np.ndarray:
         """(3, num_bins) float32: the key of the target as it is, of several the key of all their voxels together."""
@@ -75,6 +98,25 @@ class PackedVolume:
 def training_style_keys(volumes: Sequence[PackedVolume], num_bins: int = 128) -> dict:
     """The style key of each packed volume, by subject: (3, num_bins) float32."""
     return {volume.subject: volume.style_key(num_bins) for volume in volumes}
+
+
+def contrast_style_keys(
+    volumes: Sequence[PackedVolume], contrasts: Sequence[str], num_bins: int = 128
+) -> dict[str, np.ndarray]:
+    """The style key of each contrast that a subject has, under `SUBJECT#CONTRAST`: (3, num_bins) float32.
+
+    Args:
+        volumes: subjects without targets of their own.
+        contrasts: names of the contrasts of the sources, in their order.
+        num_bins: of a key.
+    """
+    keys = {}
+    for volume in volumes:
+        counts = volume.histograms.sum(axis=0)  # of all renderings together
+        for name, histogram, there in zip(contrasts, counts, volume.presence().any(axis=0), strict=True):
+            if there:
+                keys[f"{volume.subject}#{name}"] = ContrastCurve.identity().style_key(histogram, num_bins)
+    return keys
 
 
 def build_volumes(
@@ -131,7 +173,7 @@ def pack_volume(
             Z) in [0, 1] or what ``render`` needs; also "extras" (E, H, W, Z) in [0, 1], if there are any.
         render: random transform that adds "source" in [0, 1], such as a simulated CT, and may change "target" and
             "mask" (then there are no extras, which would stay behind), all renderings on one grid; None where ``load``
-            gives the source.
+            gives the source. What comes without "target" in the end has it among the contrasts of "source".
         num_sources: renderings drawn from it.
         size: (H, W) of the slabs.
         seed: of this subject's draws.
@@ -139,14 +181,18 @@ def pack_volume(
     """
     data = load(dict(item))
     renderings = _renderings(data, render, num_sources, seed)
-    changed = renderings if any(r["target"] is not data["target"] for r in renderings) else [data]
+    drawn = "target" not in renderings[0]
+    changed = renderings if drawn or any(r["target"] is not data["target"] for r in renderings) else [data]
     masks = [torch.as_tensor(r["mask"])[0] > 0 for r in changed]
     fit = functools.partial(_fit, centre=_centre(torch.stack(masks).any(dim=0)), size=size)
+    sources = np.stack([fit(_pack(r["source"], _TYPES[bits])) for r in renderings])
+    targets = [fit(_pack(r["target"], _TYPES[bits])) for r in changed if not drawn]
+    counts = [_histograms(r["source" if drawn else "target"], m) for r, m in zip(changed, masks, strict=True)]
     return PackedVolume(
         subject=str(item.get("subject", "")),
-        targets=np.concatenate([fit(_pack(r["target"], _TYPES[bits])) for r in changed]),
-        sources=np.stack([fit(_pack(r["source"], _TYPES[bits])) for r in renderings]),
-        histograms=np.stack([_histogram(r["target"], m) for r, m in zip(changed, masks, strict=True)]),
+        targets=np.concatenate(targets or [sources[:0, 0]]),
+        sources=sources,
+        histograms=np.stack(counts) if drawn else np.concatenate(counts),
         in_brain=torch.stack([m.flatten(0, 1).any(dim=0) for m in masks]).numpy(),
         weight=float(item.get("weight", 1.0)),
         extras=fit(_pack(data["extras"], np.uint8)) if "extras" in data else None,
@@ -168,8 +214,10 @@ def _renderings(data: Mapping, render: Callable | None, num_sources: int, seed: 
     return [render(data) for _ in range(num_sources)]
 
 
-def _histogram(target: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
-    return np.histogram(torch.as_tensor(target)[0][mask].float().numpy(), bins=_FINE_BINS, range=(0, 1))[0]
+def _histograms(images: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    """(C, 4096) counts of the voxels of (C, H, W, Z) in a mask (H, W, Z)."""
+    inside = torch.as_tensor(images)[:, mask].float().numpy()
+    return np.stack([np.histogram(values, bins=_FINE_BINS, range=(0, 1))[0] for values in inside])
 
 
 def _centre(mask: torch.Tensor) -> list[int]:

@@ -17,6 +17,7 @@ from .volume_cache import CONTRAST_PREFIX, Arrays, is_image, prepared_arrays
 
 DATALIST = "datalist.json"
 _VOLUMES = ("source", "target", "mask")
+_NUMBERS = ("target_contrast",)
 
 
 def training_datalist(
@@ -26,6 +27,7 @@ def training_datalist(
     contrasts: Sequence[str] | None = None,
     may_be_empty: bool = True,
     failures: list[dict[str, str]] | None = None,
+    targets: Sequence[str] = (),
 ) -> list[dict]:
     """One section of DATASET_DIR/datalist.json, with absolute paths.
 
@@ -39,6 +41,7 @@ def training_datalist(
         contrasts: of the sources, in the order of the network's channels; None for one of any name.
         may_be_empty: whether a list without subjects is one.
         failures: receives {"subject", "reason"} of each subject that lacks something; without, the first is an error.
+        targets: contrasts of which the target is drawn; each subject then has to have one of them and another contrast.
 
     Returns:
         {"subject", "target", "source"?, "mask"?, "labels"?, "weight"?} for each subject. Without a mask the target's
@@ -59,6 +62,8 @@ def training_datalist(
     for entry in listed[section]:
         try:
             items.append(_with_paths(entry, path, needed, names))
+            if targets:
+                _check_targets(items[-1], path, [contrast_named(name) for name in targets])
         except CaseError as error:
             if failures is None or not entry.get("subject"):
                 raise
@@ -115,6 +120,16 @@ def _with_paths(entry: Mapping, path: Path, needed: Sequence[str], contrasts: Se
     return item
 
 
+def _check_targets(item: Mapping, path: Path, targets: Sequence[str]) -> None:
+    """Refuse a subject without a contrast that may be the target, or without another one as its source."""
+    there = [key.removeprefix(CONTRAST_PREFIX) for key in item if key.startswith(CONTRAST_PREFIX)]
+    if len(there) < 2 or not set(targets) & set(there):
+        raise CaseError(
+            f"Subject {item['subject']} of {path} has {' and '.join(there) or 'no contrast'} alone; one of "
+            f"{', '.join(targets)} and another contrast are needed: add one, or leave the subject out."
+        )
+
+
 def _source_paths(entry: Mapping, path: Path, contrasts: Sequence[str] | None) -> dict[str, str]:
     """The files of an entry's source by the item's keys: "source", or one key for each of several contrasts."""
     sources = _named_sources(entry, path)
@@ -161,7 +176,8 @@ def prepare_pairs(
         cache_dir, num_workers: as in ``prepared_arrays``.
 
     Returns:
-        {"subject", "source", "target", "mask": (1, H, W, Z) MetaTensors} for each, images in [0, 1].
+        {"subject", "source", "target", "mask": (C or 1, H, W, Z) MetaTensors} for each, images in [0, 1]; also
+        "target_contrast", where `load` or `render` gives it.
     """
     make = functools.partial(_pair_arrays, load=load, render=render, seed=seed if render else 0)
     numbered = [{"number": number, **item} for number, item in enumerate(items)]
@@ -172,7 +188,8 @@ def prepare_pairs(
     ):
         affine = torch.from_numpy(arrays["affine"])
         volumes = {key: MetaTensor(torch.from_numpy(arrays[key]), affine=affine) for key in _VOLUMES}
-        prepared.append({"subject": item["subject"], **volumes})
+        numbers = {key: torch.from_numpy(arrays[key]) for key in _NUMBERS if key in arrays}
+        prepared.append({"subject": item["subject"], **volumes, **numbers})
     return prepared
 
 
@@ -182,7 +199,8 @@ def _pair_arrays(item: Mapping, load: Callable, render: Callable | None, seed: i
     if render is not None:
         render.set_random_state(seed=seed + item["number"])
         data = render(data)
-    volumes = {key: torch.as_tensor(data[key]).float().contiguous().numpy() for key in _VOLUMES}
+    there = [key for key in (*_VOLUMES, *_NUMBERS) if key in _VOLUMES or key in data]
+    volumes = {key: torch.as_tensor(data[key]).float().contiguous().numpy() for key in there}
     return {**volumes, "affine": np.asarray(data["target"].affine, dtype=np.float64)}
 
 

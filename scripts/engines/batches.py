@@ -52,7 +52,8 @@ class BridgePrepareBatch:
 
         Args:
             batchdata: "source", (B, C (2N+1), H, W), and "target", (B, 2N+1, H, W), [0, 1]; "style_key",
-                (B, 3, number of bins); the inferer's further channels and "presence", (B, C), where they are.
+                (B, 3, number of bins); the inferer's further channels, "presence", (B, C), and "target_contrast", (B,),
+                where they are.
             device: where to compute.
             non_blocking: whether the copy to the device may overlap.
             kwargs: further arguments of `torch.Tensor.to`.
@@ -66,7 +67,7 @@ class BridgePrepareBatch:
         )
         conditions = {
             name: batchdata[name].to(device, non_blocking=non_blocking, **kwargs)
-            for name in (*self.inferer.channels, "presence")
+            for name in (*self.inferer.channels, "presence", "target_contrast")
             if name != "source" and name in batchdata
         }
         source = self.inferer.encode(source, self.inferer.channels["source"])
@@ -160,22 +161,27 @@ def prepare_volumes(
     non_blocking: bool = False,
     channels: Sequence[str] = ("source",),
     **kwargs: object,
-) -> tuple[Tensor, Tensor]:
+) -> tuple:
     """Batch of whole volumes -> inputs of the inferer, and target with mask (B, 2, H, W, Z) as the label.
 
     Args:
-        batchdata: "target", [0, 1], and "mask", (B, 1, H, W, Z) each; each of `channels`, (B, its channels, H, W, Z).
+        batchdata: "target", [0, 1], and "mask", (B, 1, H, W, Z) each; each of `channels`, (B, its channels, H, W, Z);
+            "target_contrast", (B,), the same one for all, where the network has to be told.
         device, non_blocking, kwargs: of `torch.Tensor.to`.
         channels: names of the inferer's `channels`, in their order.
 
     Returns:
-        the channels one after another, (B, C, H, W, Z), and the label.
+        the channels one after another, (B, C, H, W, Z), and the label; with a target contrast also the inferer's
+        positional arguments, none, and its keyword arguments.
     """
     *parts, target, mask = (
         batchdata[key].to(device, non_blocking=non_blocking, **kwargs) for key in (*channels, "target", "mask")
     )
     source = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    return source, torch.cat([target, mask.to(target)], dim=1)
+    label = torch.cat([target, mask.to(target)], dim=1)
+    if "target_contrast" not in batchdata:
+        return source, label
+    return source, label, (), {"target_contrast": batchdata["target_contrast"].to(source.device)[:1]}
 
 
 def prepare_slices(

@@ -115,6 +115,8 @@ class Throughput:
 class ValidationPicture:
     """Handler of an evaluator that shows the first volume of each validation: source, synthetic, real, three planes.
 
+    Of a source of several contrasts the first one that is there is shown.
+
     Args:
         summary_writer: gets the picture under "validation", at the evaluator's epoch.
         draw: called with the three volumes (H, W, Z) in [0, 1] and their affine; gives a picture.
@@ -135,7 +137,10 @@ class ValidationPicture:
     def __call__(self, engine: Engine) -> None:
         """Draw the first volume of the batch."""
         output = engine.state.output[0]
-        source, synthetic, real = (output[key][0].detach().float().cpu() for key in ("image", "pred", "label"))
+        contrasts = [one for one in output["image"] if one.any()] or output["image"]
+        source, synthetic, real = (
+            i.detach().float().cpu() for i in (contrasts[0], output["pred"][0], output["label"][0])
+        )
         affine = np.asarray(getattr(output["image"], "affine", np.eye(4)))
         picture = np.asarray(self.draw(source, synthetic, real, affine))
         layout = "HW" if picture.ndim == 2 else "HWC"

@@ -61,13 +61,15 @@ class BridgeInferer(Inferer):
             source: source slabs, (B, C c K, H/f, W/f), contrast by contrast.
             context: style keys, (B, 3, number of bins), or None for no style.
             presence: (B, C), 1 where a volume has the contrast; handed on to the network.
-            conditions: further slabs by name, (B, channels K, H, W), mean-pooled by the codec's factor.
+            conditions: further slabs by name, (B, channels K, H, W), mean-pooled by the codec's factor; what is no
+                slab, such as `target_contrast` (B,), is handed on as it is.
 
         Returns:
             the network's prediction, shape and type of inputs; compare it with `target` of the same arguments.
         """
         noisy = self.scheduler.add_noise(inputs, noise, timesteps, self.endpoint_in(source, presence))
-        conditions = {name: pooled(slabs, self.codec.factor) for name, slabs in conditions.items()}
+        factor = self.codec.factor
+        conditions = {name: pooled(one, factor) if one.ndim == 4 else one for name, one in conditions.items()}
         if presence is not None:
             conditions["presence"] = presence
         return call_network(network, noisy, timesteps, source, context, self.dtype, **conditions)

@@ -12,6 +12,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -233,7 +234,11 @@ class ISTAInferer(Inferer):
 
     @torch.no_grad()
     def __call__(
-        self, inputs: Tensor, network: Callable[..., Tensor], style_key: np.ndarray | Tensor | None = None
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        style_key: np.ndarray | Tensor | None = None,
+        **conditions: Tensor,
     ) -> Tensor:
         """Translate source volumes.
 
@@ -245,6 +250,7 @@ class ISTAInferer(Inferer):
                 (n, c K, h, w), (n,) timesteps, (n, 3, number of bins) or no context, (n, C c K, h, w), and slabs of the
                 conditions; with several contrasts also `presence`, (n, C). Returns (n, c K, h, w).
             style_key: used instead of the constructor's.
+            conditions: handed to the network with every slab, one for all volumes: `target_contrast`, (1,).
 
         Returns:
             target volumes, (B, 1, H, W, Z), type of inputs, clipped to [0, 1].
@@ -258,6 +264,8 @@ class ISTAInferer(Inferer):
         context = self._context(self.style_key if style_key is None else style_key, images)
         with autocast(images.device, self.dtype):
             slices = slab_inputs(images, self.slab_size, self.codec, channels, self.encoded, self.endpoint, context)
+        if conditions:
+            network = partial(network, **conditions)
         predictor = SlabPredictor(
             *(network, self.scheduler, slices, self.slab_size, self.slab_stride, self.batch_size, self.dtype),
             co_prediction=self.co_prediction,

@@ -91,13 +91,16 @@ class CheckMagnituded(MapTransform):
     Args:
         keys: keys of the volumes, (1, H, W, Z).
         most_negative: largest share of voxels that may be below 0 by more than 2 % of the largest value.
+        allow_missing_keys: no error where a key is missing.
 
     Raises:
         CaseError: more are.
     """
 
-    def __init__(self, keys: KeysCollection = "image", most_negative: float = 0.03) -> None:
-        super().__init__(keys)
+    def __init__(
+        self, keys: KeysCollection = "image", most_negative: float = 0.03, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.most_negative = most_negative
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

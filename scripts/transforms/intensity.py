@@ -92,11 +92,14 @@ class FlattenHUTrendd(MapTransform):
     Args:
         keys: CT volumes (1, H, W, Z), HU, ``MetaTensor``.
         mask_key: brain mask on the same grid.
+        allow_missing_keys: no error where a key is missing.
         arguments: of ``FlattenHUTrend``.
     """
 
-    def __init__(self, keys: KeysCollection, mask_key: str = "mask", **arguments) -> None:
-        super().__init__(keys)
+    def __init__(
+        self, keys: KeysCollection, mask_key: str = "mask", allow_missing_keys: bool = False, **arguments
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.mask_key = mask_key
         self.flatten = FlattenHUTrend(**arguments)
 

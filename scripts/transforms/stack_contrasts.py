@@ -9,6 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ResampleToMatch
+from monai.utils import ensure_tuple
 
 from ..errors import CaseError
 from ..volumes.scaling import scaled_by_percentile
@@ -32,6 +33,7 @@ class StackContrastsd(MapTransform):
         mask_key: brain mask on the reference's grid, (1, H, W, Z), positive inside.
         output_key: receives the stack, (C, H, W, Z) float32 in [0, 1]; None for `reference`.
         percentile: as in `ScaleByBrainPercentiled`.
+        windowed: keys of those that are in [0, 1] already, such as a CT after its window: they are not scaled again.
 
     Raises:
         CaseError: none of the contrasts is there, the mask is empty, or a percentile is not positive.
@@ -44,8 +46,10 @@ class StackContrastsd(MapTransform):
         mask_key: str = "mask",
         output_key: str | None = None,
         percentile: float = 99.9,
+        windowed: KeysCollection = (),
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
+        self.windowed = ensure_tuple(windowed)
         self.reference = reference
         self.mask_key = mask_key
         self.output_key = output_key or reference
@@ -63,6 +67,11 @@ class StackContrastsd(MapTransform):
         for channel, key in enumerate(self.keys):
             if key in there:
                 volume = self._resample(there[key], img_dst=reference)
-                stack[channel] = torch.as_tensor(scaled_by_percentile(volume, mask, self.percentile))[0]
+                stack[channel] = torch.as_tensor(self._scaled(volume, mask, key in self.windowed))[0]
         d[self.output_key] = MetaTensor(stack).copy_meta_from(reference)
         return d
+
+    def _scaled(self, volume: torch.Tensor, mask: torch.Tensor, windowed: bool) -> torch.Tensor:
+        if windowed:
+            return volume.clamp(0, 1) * mask
+        return scaled_by_percentile(volume, mask, self.percentile)

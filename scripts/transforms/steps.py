@@ -27,8 +27,17 @@ from .checks import CheckMagnituded, CheckNoLabelsd, CheckVolumed
 from .hounsfield import CheckHounsfieldd, WindowToHUd
 from .intensity import FlattenHUTrendd
 from .spatial import BackgroundOutsided, SmoothForSpacingd, VolumeSpacingd
+from .stack_contrasts import StackContrastsd
 
-__all__ = ["Steps", "ct_intensity", "mri_intensity", "pair_geometry", "volume_checks", "volume_geometry"]
+__all__ = [
+    "Steps",
+    "contrasts_intensity",
+    "ct_intensity",
+    "mri_intensity",
+    "pair_geometry",
+    "volume_checks",
+    "volume_geometry",
+]
 
 
 class Steps(Compose):
@@ -64,7 +73,7 @@ def volume_checks(
     check = CheckHounsfieldd if check_hounsfield else CheckNoLabelsd
     steps = [
         EnsureChannelFirstd(keys, allow_missing_keys=True),
-        CheckVolumed(image_keys),
+        CheckVolumed(image_keys, allow_missing_keys=True),
         WindowToHUd(source_key, ct_window, allow_missing_keys=True),
     ]
     return Compose([*steps, check(source_key, allow_missing_keys=True)])
@@ -89,23 +98,26 @@ def volume_geometry(keys: KeysCollection, mask_key: str, spacing: Sequence[float
     )
 
 
-def pair_geometry(keys: KeysCollection, image_keys: KeysCollection, spacing: Sequence[float]) -> Compose:
+def pair_geometry(
+    keys: KeysCollection, image_keys: KeysCollection, spacing: Sequence[float], reference: str = "target"
+) -> Compose:
     """The volumes of a training subject to RAS axes and the grid of the target at the network's voxels.
 
     Args:
-        keys: all volumes, "target" and "mask" among them; those that are missing are passed over.
+        keys: all volumes, "mask" and the reference among them; those that are missing are passed over.
         image_keys: those that are scans: they are interpolated linearly, the others by the nearest voxel.
         spacing: edges of the voxels, mm.
+        reference: whose grid it is, "mask" where the target is one of several contrasts.
     """
     images = ensure_tuple(image_keys)
-    others = [key for key in ensure_tuple(keys) if key != "target"]
-    modes = ["bilinear" if key in images else "nearest" for key in others]
+    others = [key for key in ensure_tuple(keys) if key != reference]
+    modes = {key: "bilinear" if key in images else "nearest" for key in ensure_tuple(keys)}
     return Compose(
         [
             Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True),
-            SmoothForSpacingd(images, spacing),
-            Spacingd("target", spacing),
-            ResampleToMatchd(others, "target", mode=modes, allow_missing_keys=True),
+            SmoothForSpacingd(images, spacing, allow_missing_keys=True),
+            Spacingd(reference, spacing, mode=modes[reference]),
+            ResampleToMatchd(others, reference, mode=[modes[key] for key in others], allow_missing_keys=True),
             AsDiscreted("mask", threshold=1e-6),
         ]
     )
@@ -118,16 +130,16 @@ def ct_intensity(keys: KeysCollection, mask_key: str = "mask", window: Sequence[
     window.
 
     Args:
-        keys: CT volumes, MetaTensors (1, H, W, Z), HU.
+        keys: CT volumes, MetaTensors (1, H, W, Z), HU; those that are missing are passed over.
         mask_key: brain mask on the same grid, positive inside.
         window: HU that become 0 and 1.
     """
     low, high = window
     return Compose(
         [
-            FlattenHUTrendd(keys, mask_key),
-            ScaleIntensityRanged(keys, low, high, 0.0, 1.0, clip=True),
-            BackgroundOutsided(keys, mask_key),
+            FlattenHUTrendd(keys, mask_key, allow_missing_keys=True),
+            ScaleIntensityRanged(keys, low, high, 0.0, 1.0, clip=True, allow_missing_keys=True),
+            BackgroundOutsided(keys, mask_key, allow_missing_keys=True),
         ]
     )
 
@@ -142,4 +154,34 @@ def mri_intensity(keys: KeysCollection, mask_key: str = "mask", anchor: float = 
     """
     return Compose(
         [CheckMagnituded(keys), BiasFieldCorrectd(keys, mask_key), ScaleByBrainModed(keys, mask_key, anchor, knee)]
+    )
+
+
+def contrasts_intensity(
+    keys: KeysCollection,
+    ct_key: str,
+    reference: str = "mask",
+    mask_key: str = "mask",
+    output_key: str = "source",
+    window: Sequence[float] = (0, 80),
+) -> Compose:
+    """Contrasts of one head, each in its unit, to the channels of one volume in [0, 1]; zeros where one is absent.
+
+    Of an MRI the bias field is divided out, then its 99.9 percentile in the brain becomes 1; a CT is windowed.
+
+    Args:
+        keys: of the contrasts in the order of the channels, MetaTensors (1, H, W, Z); those missing are absent.
+        ct_key: which of them is a CT, HU.
+        reference, output_key: see `StackContrastsd`.
+        mask_key: brain mask on the same grid, positive inside.
+        window: HU of the CT that become 0 and 1.
+    """
+    mri = [key for key in ensure_tuple(keys) if key != ct_key]
+    return Compose(
+        [
+            CheckMagnituded(mri, allow_missing_keys=True),
+            BiasFieldCorrectd(mri, mask_key, allow_missing_keys=True),
+            ct_intensity(ct_key, mask_key, window),
+            StackContrastsd(keys, reference, mask_key, output_key, windowed=ct_key),
+        ]
     )
