@@ -17,7 +17,7 @@ from torch.nn import functional
 from ..volumes.separable import apply_along_axes
 from .tissue import voxel_size
 
-__all__ = ["RandDeformd", "linear_map", "spline_displacement"]
+__all__ = ["RandDeformd", "linear_map", "spline_displacement", "warped"]
 
 
 def spline_displacement(
@@ -126,7 +126,7 @@ class RandDeformd(Randomizable, MapTransform):
         padded = functional.pad(
             convert_to_tensor(volume, track_meta=False).float(), [m for n in reversed(margin) for m in (n, n)]
         )
-        moved = _linear(padded, places)
+        moved = warped(padded, places)
         if key in self.image_keys:
             moved = _cubic(padded, places, moved > 0)
         if key in self.binary_keys:
@@ -139,7 +139,7 @@ class RandDeformd(Randomizable, MapTransform):
         return MetaTensor(moved, affine=affine)
 
 
-def _linear(volume: torch.Tensor, places: np.ndarray) -> torch.Tensor:
+def warped(volume: torch.Tensor, places: np.ndarray) -> torch.Tensor:
     """(C, H, W, Z) at places (3, H, W, Z) in voxels, linearly interpolated, zeros outside."""
     size = np.reshape(np.array(volume.shape[1:], np.float32), (3, 1, 1, 1))
     grid = torch.from_numpy(np.moveaxis(2 * places / (size - 1) - 1, 0, -1)[..., ::-1].copy())
