@@ -40,6 +40,7 @@ ARROWS = {
     # retrieval, networks, weights: a knowledge base, and the encoder that it was built with
     "transforms": {"errors", "files", "slabs", "volumes", "dicom", "retrieval", "networks", "weights"},
     "simulation": {"errors", "volumes"},
+    "registration": {"errors", "contrasts", "volumes"},
     "data": {
         *("errors", "files", "text", "contrasts", "processes", "slabs", "conditioning"),
         *("volumes", "transforms", "dicom", "retrieval"),
@@ -51,7 +52,7 @@ ARROWS = {
     # work
     "prepare": {
         *("errors", "files", "options", "processes", "contrasts", "workflow", "text"),
-        *("volumes", "transforms", "data", "outputs", "dicom"),
+        *("volumes", "transforms", "registration", "data", "outputs", "dicom"),
     },
     "engines": {"errors", "files", "inferers", "schedulers", "conditioning"},  # it saves the style keys it trained on
     "cohort": {"errors", "files", "outputs"},

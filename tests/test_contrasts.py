@@ -2,7 +2,8 @@
 
 import pytest
 
-from scripts.contrasts import contrast_in_name
+from scripts.contrasts import contrast_in_name, contrasts_of, name_before_contrast, target_among
+from scripts.errors import CaseError
 
 
 @pytest.mark.parametrize(
@@ -18,9 +19,39 @@ from scripts.contrasts import contrast_in_name
         *[("T1_to_FLAIR", "T1"), ("FLAIR_to_T1", "FLAIR"), ("anna_T1_in_FLAIR_space", None), ("t2_reg_flair", "T2")],
         *[("sub-01_T1w_space-FLAIR", "T1"), ("sub-01_space-FLAIR_T1w", "T1"), ("sub-01_space-T1w_FLAIR", "FLAIR")],
         *[("T1_in_FLAIR", "T1"), ("FLAIR_reg_to_T1_brain", "FLAIR"), ("anna_reg_flair", "FLAIR"), ("to_t1", "T1")],
-        *[("t1_mprage_sag", "T1"), ("t1_post", "T1"), ("t2_tirm_tra_dark-fluid", "FLAIR"), ("flair_fs", "FLAIR")],
+        *[("t1_mprage_sag", "T1"), ("t1_post", "T1ce"), ("t2_tirm_tra_dark-fluid", "FLAIR"), ("flair_fs", "FLAIR")],
+        *[("anna_T1_gd", "T1ce"), ("sub-01_ce-gadolinium_T1w", "T1ce"), ("ax_gad_t1", "T1ce"), ("flair_gd", "FLAIR")],
+        *[("sub-01_ses-post_T1w", "T1"), ("t1_pre", "T1"), ("anna_ce_FLAIR", "FLAIR")],
         *[("anna", None), ("scout_2", None), ("anna_mri", None), ("at1", None), ("", None), ("t1x_follow", None)],
     ],
 )
 def test_contrast_in_name(stem, contrast):
     assert contrast_in_name(stem) == contrast
+
+
+@pytest.mark.parametrize(
+    ("stem", "whose"),
+    [
+        *[("anna_t2", "anna"), ("BraTS-GLI-00000-000-t1n", "BraTS-GLI-00000-000"), ("Brats18_1_t1ce", "Brats18_1")],
+        *[("IXI012-HH-1211-PD", "IXI012-HH-1211"), ("t1", ""), ("3D_FLAIR", ""), ("anna_T2_FLAIR", "anna")],
+        *[("anna_t1_mprage_sag", "anna"), ("anna_flair_reg_t1", "anna"), ("anna_post_t1", "anna_post"), ("x_7", "x_7")],
+    ],
+)
+def test_what_stands_before_the_contrast_says_whose_it_is(stem, whose):
+    assert name_before_contrast(stem) == whose
+
+
+def test_contrasts_that_are_typed_come_in_the_order_of_those_that_are_known():
+    known = ["T1", "T2", "FLAIR"]
+    assert contrasts_of("use_contrasts", "flair, t1w", known) == ["T1", "FLAIR"]
+    assert contrasts_of("use_contrasts", ("FLAIR", "T2"), known) == contrasts_of("use_contrasts", "['T2','t2f']", known)
+    assert contrasts_of("use_contrasts", None, known) == known
+    for wrong in ("PD", "[]", "T2,PD"):
+        with pytest.raises(CaseError, match="use some of T1, T2, FLAIR"):
+            contrasts_of("use_contrasts", wrong, known)
+
+
+def test_a_target_that_was_not_learned_is_refused_with_those_that_were():
+    assert target_among("t1w", ["T1", "T2"]) == "T1"
+    with pytest.raises(CaseError, match="have not learned to make a PD; give as target_contrast T1, T1ce or T2"):
+        target_among("PD", ["T1", "T1ce", "T2"])

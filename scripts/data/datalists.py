@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..contrasts import CONTRASTS, contrast_ending, contrast_in_name, contrast_named, without_contrast_ending
+from ..contrasts import CONTRASTS, contrast_in_name, contrast_named, contrasts_in, contrasts_of
 from ..errors import CaseError
 from ..files import files_below
 from ..text import readable
 from ..volumes.find import IMAGE_SUFFIXES, left_unread, refuse_clashes, stem_of, volume_suffix, volumes_below
+from .contrast_files import case_of, cases_by_name, cases_of_table, how_to_name, is_table, refuse_present_target
 from .splits import SECTIONS
 from .studies import DicomBelow, dicom_below, dicom_cases, named_by_folder, uids_of
-from .training import DATALIST, contrast_key, listed_ct_window, training_datalist
+from .training import DATALIST, listed_ct_window, training_datalist
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ def inference_datalist(
     series_uid: Any = None,
     keep_names: bool = False,
     contrasts: Sequence[str] | None = None,
+    use_contrasts: Any = None,
+    target_contrast: str | None = None,
 ) -> list[dict[str, Any]]:
     """The volumes to translate: one file or DICOM series, or every one in a folder and the folders below it.
 
@@ -39,9 +42,9 @@ def inference_datalist(
     Of one contrast that is not CT, volumes whose names, or else their folders', say another (`contrast_in_name`) are
     left out; the log names them.
 
-    Several `contrasts` are told apart by what their files' names end in, before the extension: `anna_t2.nii.gz` and
-    `anna_flair.nii.gz` (or `anna/t2.nii.gz` and `anna/flair.nii.gz`) are the case `anna`. Other files are left out. Of
-    a DICOM study each contrast is chosen by itself.
+    Several `contrasts` are told apart by the names of the files or folders (`cases_by_name`: BIDS, BraTS, IXI,
+    `anna_t2.nii.gz`, `anna/t2.nii.gz`), or by a table (`cases_of_table`). Other files are left out. Of a DICOM study
+    each contrast is chosen by itself. CASE is the subject's name.
 
     Args:
         dataset_dir: an image file, a DICOM file or a folder; whatever the command line made of it is read as text.
@@ -53,6 +56,8 @@ def inference_datalist(
         keep_names: name DICOM cases by their folders, which may be a patient's name.
         contrasts: of the sources in the order of the network's channels, where each case may have several; they take
             the place of `contrast`.
+        use_contrasts: those of them to look at, as a list or as "T2,FLAIR"; None for all.
+        target_contrast: what is to be made of several: a case that has it among them fails, with the reason.
 
     Returns:
         `{"image": path, "case": CASE}` for each volume, sorted by path, then those of DICOM, whose `image` is a list of
@@ -67,35 +72,44 @@ def inference_datalist(
             that is not there.
     """
     root = Path(str(dataset_dir)).expanduser()
+    several = contrasts is not None and len(contrasts) > 1
     wanted = [contrast] if contrasts is None else [contrast_named(name) for name in contrasts]
+    if several:
+        wanted = contrasts_of("use_contrasts", use_contrasts, wanted)
     if output_dir is not None and Path(str(output_dir)).expanduser().resolve() == root.resolve():
         raise CaseError("dataset_dir and output_dir are the same folder; give another output_dir.")
     if (root / DATALIST).is_file():
-        return _listed_sources(root, section, wanted if len(wanted) > 1 else None)
-    if section is not None:
+        items = _listed_sources(root, section, wanted if several else None)
+    elif section is not None:
         raise CaseError(f"{root} has no {DATALIST}, so there is no section {section!r} of it; leave section out.")
-    if not root.exists():
+    elif not root.exists():
         raise CaseError(f"There is no file or folder {root}; check the path.")
-    return _cases_below(root, output_dir, wanted, uids_of(series_uid), keep_names)
+    elif several and is_table(root):
+        items = cases_of_table(root, wanted)
+    else:
+        items = _cases_below(root, output_dir, wanted, several, uids_of(series_uid), keep_names)
+    if target_contrast is None or not several:
+        return items
+    return refuse_present_target(items, contrast_named(target_contrast))
 
 
 def _cases_below(
-    root: Path, output_dir: Any, contrasts: Sequence[str], uids: Sequence[str], keep_names: bool
+    root: Path, output_dir: Any, contrasts: Sequence[str], several: bool, uids: Sequence[str], keep_names: bool
 ) -> list[dict[str, Any]]:
     """The cases of a file, or of a folder that is no prepared set."""
     known = root.is_file() and volume_suffix(root)
     below = DicomBelow([], [], [], []) if known else dicom_below(root, output_dir)
-    items = dicom_cases(below.series, contrasts, uids)
+    items = dicom_cases(below.series, contrasts, uids, several)
     files = [] if uids or (items and root.is_file()) else volumes_below(root, output_dir, may_be_none=True)
     unread = [] if uids or root.is_file() else _unread(root, below, files, output_dir, keep_names)
     if not files and not items and not unread:  # no path: a folder of what is hardly DICOM any more may be a patient's
         raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
-    if len(contrasts) == 1 and contrasts[0] != "CT":  # a CT is known by its values
+    if not several and contrasts[0] != "CT":  # a CT is known by its values
         files = _not_named_otherwise(files, contrasts[0], root, may_be_none=root.is_file() or bool(items or unread))
-    if len(contrasts) > 1:
-        files = _by_contrast(files, contrasts)
+    if several:
+        files = cases_by_name([Path(item["image"]) for item in files], root, contrasts)
         if not files and not items and not unread:
-            raise CaseError(f"dataset_dir holds no volume whose name tells its contrast; {_how_to_name(contrasts)}.")
+            raise CaseError(f"dataset_dir holds no volume whose name tells its contrast; {how_to_name(contrasts)}.")
     dicom = named_by_folder(items, root, [item["case"] for item in files]) if keep_names else items
     refuse_clashes([*files, *dicom, *unread])
     return [*files, *dicom, *unread]
@@ -151,30 +165,6 @@ def _named_contrast(path: Path, root: Path) -> str | None:
     return next((name for name in told if name is not None), None)
 
 
-def _by_contrast(files: Sequence[dict[str, str]], contrasts: Sequence[str]) -> list[dict[str, str]]:
-    """One item for all contrasts of a case, "image" being the first of them; the cases in the order of their names."""
-    cases: dict[str, dict[str, str]] = {}
-    unnamed = 0
-    for item in files:
-        case = without_contrast_ending(item["case"], CONTRASTS)
-        ending = item["case"][len(case) :].lower()
-        contrast = next((name for name in contrasts if contrast_ending(name) == ending), None)
-        if contrast is not None:
-            cases.setdefault(case, {})[contrast] = item["image"]
-        unnamed += not ending
-    if unnamed:
-        logger.warning(f"{unnamed} volumes are left out, since no name tells their contrast; {_how_to_name(contrasts)}")
-    items = []
-    for case, images in sorted(cases.items()):
-        there = {contrast_key(name): images[name] for name in contrasts if name in images}
-        items.append({"image": next(iter(there.values())), "case": case, **there})
-    return items
-
-
-def _how_to_name(contrasts: Sequence[str]) -> str:
-    return "end the names in " + ", ".join(map(contrast_ending, contrasts))
-
-
 def inference_ct_window(dataset_dir: Any) -> list[float] | None:
     """HU that 0 and 1 stand for in a prepared training set of CT; None for anything else, which is in HU."""
     root = Path(str(dataset_dir)).expanduser()
@@ -185,10 +175,12 @@ def _listed_sources(root: Path, section: str | None, contrasts: Sequence[str] | 
     """The sources of a prepared set; of several contrasts those that each subject has."""
     sections = [section] if section else SECTIONS
     failures: list[dict[str, str]] = []
+    # of several contrasts the target may be any
+    needed, known = (("source",), [*contrasts, *CONTRASTS]) if contrasts else (("source", "target"), None)
     entries = [
         entry
         for name in sections
-        for entry in training_datalist(str(root), name, contrasts=contrasts, failures=failures)
+        for entry in training_datalist(str(root), name, needed, contrasts=known, failures=failures)
     ]
     if not entries and not failures:
         raise CaseError(
@@ -196,9 +188,11 @@ def _listed_sources(root: Path, section: str | None, contrasts: Sequence[str] | 
         )
     items = [{"image": "", "case": Path(one["subject"]).name, "failure": one["reason"]} for one in failures]
     for entry in entries:
-        images = {key: entry[key] for key in map(contrast_key, contrasts or ()) if key in entry}
-        image = next(iter(images.values())) if contrasts else entry["source"]
-        items.append({"image": image, "case": str(entry["subject"]), **images})
+        case = str(entry["subject"])
+        if contrasts:
+            items.append(case_of(case, contrasts_in(entry), contrasts))
+        else:
+            items.append({"image": entry["source"], "case": case})
     items.sort(key=lambda item: item["image"])
     refuse_clashes(items)
     return items

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..contrasts import contrast_key
 from ..dicom.headers import read_contents
 from ..dicom.series import (
     Series,
@@ -26,7 +27,6 @@ from ..dicom.series import (
 from ..errors import CaseError
 from ..files import files_below
 from ..volumes.find import volume_suffix
-from .training import contrast_key
 
 __all__ = ["DicomBelow", "dicom_below", "dicom_cases", "named_by_folder", "uids_of"]
 
@@ -80,7 +80,9 @@ def dicom_below(root: Path, left_out: Any = None) -> DicomBelow:
     return DicomBelow(series_of(contents.headers), sorted([*contents.damaged, *called]), others, unseen)
 
 
-def dicom_cases(series: Sequence[Series], contrasts: Sequence[str], uids: Sequence[str] = ()) -> list[dict[str, Any]]:
+def dicom_cases(
+    series: Sequence[Series], contrasts: Sequence[str], uids: Sequence[str] = (), several: bool | None = None
+) -> list[dict[str, Any]]:
     """`{"image": paths of a series' slices, "case": CASE}` for each study, or for each of the series that are named.
 
     A study whose images name several patients is as many studies, and their CASEs end in `_p1`, `_p2` and so on.
@@ -92,15 +94,17 @@ def dicom_cases(series: Sequence[Series], contrasts: Sequence[str], uids: Sequen
         series: as of `dicom_below`.
         contrasts: what is translated, CT or contrasts of MR.
         uids: SeriesInstanceUIDs, of one contrast; none to choose a series of each study.
+        several: whether a case has several contrasts; None where there is more than one.
 
     Raises:
         CaseError: no such series, or series named for several contrasts.
     """
-    several = _in_several_studies(series)
+    copied = _in_several_studies(series)
+    several = len(contrasts) > 1 if several is None else several
     if uids:
-        if len(contrasts) > 1:
+        if several:
             raise CaseError("series_uid names series of one contrast; leave it out where several are translated.")
-        return [_case(one, several) for one in named_series(series, uids, contrasts[0])]
+        return [_case(one, copied) for one in named_series(series, uids, contrasts[0])]
     studies = [list(study) for _, study in groupby(series, key=study_of)]
     for uid, patients in Counter(stacks[0].study_uid for stacks in studies).items():
         if patients > 1:
@@ -108,10 +112,10 @@ def dicom_cases(series: Sequence[Series], contrasts: Sequence[str], uids: Sequen
                 f"The images of the DICOM study {uid} name {patients} patients, each of whom is a case of its own; "
                 "check whose they are."
             )
-    return [_study_case(stacks, contrasts, several) for stacks in studies]
+    return [_study_case(stacks, contrasts, copied, several) for stacks in studies]
 
 
-def _study_case(stacks: list[Series], contrasts: Sequence[str], several: set[str]) -> dict[str, Any]:
+def _study_case(stacks: list[Series], contrasts: Sequence[str], copied: set[str], several: bool) -> dict[str, Any]:
     """The item of one study; a contrast that it lacks is left out, unless it lacks them all."""
     uid = stacks[0].study_uid
     chosen, reasons = {}, []
@@ -124,13 +128,13 @@ def _study_case(stacks: list[Series], contrasts: Sequence[str], several: set[str
         files = [str(path) for path in stacks[0].files]
         case = f"study_{digits_of_uid(uid)}{_patient(stacks[0])}"
         return {"image": files, "case": case, "failure": " ".join(reasons)}
-    item = _case(next(iter(chosen.values())), several)
+    item = _case(next(iter(chosen.values())), copied)
     for contrast, one in chosen.items():
-        what = f"{contrast}, " if len(contrasts) > 1 else ""
+        what = f"{contrast}, " if several else ""
         logger.info(f"{item['case']}: {what}{why_chosen(one, stacks, contrast)}")
         if left := what_is_left(one, stacks):
             logger.warning(left)
-        if len(contrasts) > 1:
+        if several:
             item[contrast_key(contrast)] = [str(path) for path in one.files]
     return item
 

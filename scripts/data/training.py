@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from ..contrasts import contrast_named
+from ..contrasts import contrast_key, contrast_named
 from ..errors import CaseError
-from .volume_cache import CONTRAST_PREFIX, Arrays, is_image, prepared_arrays
+from .volume_cache import Arrays, is_image, prepared_arrays
 
 DATALIST = "datalist.json"
 _VOLUMES = ("source", "target", "mask")
@@ -69,11 +69,6 @@ def training_datalist(
                 raise
             failures.append({"subject": str(entry["subject"]), "reason": str(error)})
     return items
-
-
-def contrast_key(contrast: str) -> str:
-    """Key of an item for the file of one of several contrasts: `contrast_T2`."""
-    return f"{CONTRAST_PREFIX}{contrast}"
 
 
 def listed_ct_window(dataset_dir: str) -> list[float] | None:

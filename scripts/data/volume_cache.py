@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..contrasts import CONTRAST_PREFIX
 from ..errors import CaseError
 from ..files import sha256_of_file, written_whole
 from ..processes import run_isolated
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 
 IMAGES = ("source", "target", "mask", "labels")
-CONTRAST_PREFIX = "contrast_"
 FORMAT = 3
 """Of the cached files; raised when the arrays in them change their meaning or shape."""
 

@@ -32,6 +32,8 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _LOCALIZER = re.compile(r"LOCALI[SZ]ER|SCOUT|TOPOGRAM|SURVIEW|SCANOGRAM|SCANOSCOPE")
 _PROJECTION = re.compile(r"\b(MIP|M(IN|AX) ?IP|VRT?|SSD|VOLREN|PROJECTION|VOLUME RENDER\w*|M(AX|IN)IMUM)\b")
 _SCREEN = re.compile(r"SCREEN SAVE|\bDOSE\b|PROTOCOL|PATIENT ?DOSE")
+_T1 = re.compile(r"(?<![a-z0-9])(t1(?![ _-]?map)|mprage|mp2rage|bravo)")
+_WITH_AGENT = re.compile(r"(?<![a-z0-9])(t1(ce|c|gd)|post|gd|gad)(?![a-z])|\+ ?c(?![a-z])")
 _FLAIR = re.compile(r"flair|dark.?fluid|tirm")
 
 
@@ -415,19 +417,27 @@ def _why_no_volume(series: Series, contrast: str) -> str | None:
         return "several slices at one place"
     if _is_ct(contrast):
         return None if series.stack.axial else "not axial"
-    return None if _names(f"{series.description} {series.protocol}", contrast) else f"not named {contrast}"
+    return None if _is_named(series, contrast) else f"not named {contrast}"
 
 
 def _is_ct(contrast: str) -> bool:
     return contrast.upper() == "CT"
 
 
-def _names(description: str, contrast: str) -> bool:
-    """Whether an MR's description names a contrast; a T2-weighted FLAIR is no T2."""
-    text, flair = description.lower(), contrast.upper() == "FLAIR"
+def _is_named(series: Series, contrast: str) -> bool:
+    """Whether an MR's description names a contrast.
+
+    A T2-weighted FLAIR is no T2, T2* and maps are none, and a T1 with contrast agent, by its header or description, is
+    a T1ce.
+    """
+    text, wanted = f"{series.description} {series.protocol}".lower(), contrast.lower()
     if _FLAIR.search(text):
-        return flair
-    return re.search(rf"(?<![a-z0-9]){re.escape(contrast.lower())}", text) is not None
+        return wanted == "flair"
+    if wanted not in ("t1", "t1ce"):
+        return re.search(rf"(?<![a-z0-9]){re.escape(wanted)}(?! ?[*]|[ _-]?(star|map))", text) is not None
+    told = _WITH_AGENT.search(text) is not None and re.search(r"(?<![a-z])pre", text) is None
+    agent = series.contrast_agent not in _NO_AGENT or with_contrast_agent(text) or told
+    return _T1.search(text) is not None and agent == (wanted == "t1ce")
 
 
 def _rank(series: Series, contrast: str) -> tuple:

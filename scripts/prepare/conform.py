@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..errors import CaseError
 from ..files import is_temporary, longest_name, move, remove, temporary_name, writing_into
+from ..registration.rigid import Registration, check_registration, register_rigid
 from ..transforms.bias_field import correct_bias
 from ..volumes.grids import IDENTITY, Grid, field_of_view, grid_about, on_grid
 from ..volumes.load import read_volume
@@ -25,7 +26,6 @@ from ..volumes.scaling import scaled_by_percentile
 from .brain import Brain, crop_to, find_brain, find_target_brain, is_stripped_volume
 from .pairs import ContrastSet, Pair, Subject
 from .quality import one_below_another, quality_picture
-from .register import Registration, check_registration, register_rigid
 from .volumes import Volume, load_volume, smoothed_for
 
 WORKING_MARGIN = 12.0  # mm about the brain that the work is done on

@@ -19,7 +19,7 @@ from scripts.errors import CaseError, MachineError
 from scripts.files import temporary_name
 from scripts.prepare import conform, prepared_set
 from scripts.prepare.command import prepare
-from scripts.prepare.register import Registration
+from scripts.registration.rigid import Registration
 
 SHAPE = (44, 52, 46)
 AFFINE = nib.affines.from_matvec(np.diag([4.0] * 3), [-86, -102, -90])

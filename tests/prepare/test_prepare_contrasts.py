@@ -13,7 +13,7 @@ from scripts.errors import CaseError
 from scripts.prepare import conform
 from scripts.prepare.command import prepare
 from tests.prepare.test_prepare import AFFINE, FOUND, INSIDE, SHAPE, SHIFT, brain
-from tests.prepare.test_register import T1, scan
+from tests.registration.test_rigid import T1, scan
 from tests.trees import contrasts_tree
 
 OPTIONS = {"spacing": 4.0, "margin": 8.0, "bias_correction": False, "num_workers": 0, "registration": False}

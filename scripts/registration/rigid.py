@@ -219,9 +219,10 @@ class _MutualInformation:
         source: the moving volume.
         target: the fixed volume.
         points: (N, 3) points of the target that it is estimated from, mm.
+        ascends: whether `ascend` will be called: it needs the source's gradient, which takes most of the time.
     """
 
-    def __init__(self, source: _Volume, target: _Volume, points: np.ndarray) -> None:
+    def __init__(self, source: _Volume, target: _Volume, points: np.ndarray, ascends: bool = True) -> None:
         # In units of the head's radius about its centre an angle and a shift of the same number move the head alike,
         # so that the ascent needs no other scales.
         self.centre = target.centre
@@ -237,6 +238,7 @@ class _MutualInformation:
         point_set.SetPoints(itk.vector_container_from_array(scaled.ravel()))
         self.metric.SetFixedSampledPointSet(point_set)
         self.metric.UseSampledPointSetOn()
+        self.metric.SetUseMovingImageGradientFilter(ascends)
         self.metric.Initialize()
 
     def at(self, matrix: np.ndarray) -> float:
@@ -299,15 +301,15 @@ class _Scene:
         """The same with a mirrored target."""
         return _Scene(self.level, self.source, self.target.mirrored(), self.target.mirrored_points(self.points))
 
-    def information(self) -> _MutualInformation:
-        return _MutualInformation(self.source, self.target, self.points)
+    def information(self, ascends: bool = False) -> _MutualInformation:
+        return _MutualInformation(self.source, self.target, self.points, ascends)
 
 
 def _search(pyramid: Sequence[_Scene]) -> np.ndarray:
     """The best rigid (4, 4) that was found, target mm -> source mm, through the scenes from coarse to fine."""
     found: list[np.ndarray] = []
     for scene in pyramid:
-        information = scene.information()
+        information = scene.information(ascends=True)
         starts = _different(found, information.centre) if found else _starts(information, scene.source, scene.target)
         found = [information.ascend(start, scene.level) for start in starts[: scene.level.num_starts]]
         found.sort(key=information.at, reverse=True)
@@ -391,7 +393,7 @@ def _symmetry(scenes: Sequence[_Scene], start: np.ndarray) -> float:
     """See `Registration`; the search begins at (4, 4), target mm -> mirrored target mm."""
     matrix = start
     for scene in scenes:
-        information = replace(scene, source=scene.target.mirrored()).information()
+        information = replace(scene, source=scene.target.mirrored()).information(ascends=True)
         matrix = information.ascend(matrix, scene.level)
     return information.at(matrix) / replace(scenes[-1], source=scenes[-1].target).information().at(np.eye(4))
 

@@ -6,7 +6,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from scripts.errors import CaseError
-from scripts.prepare.register import check_registration, longest_way, register_rigid
+from scripts.registration.rigid import check_registration, longest_way, register_rigid
 from tests.phantoms import centred_affine
 
 SHAPE = (38, 46, 36)
