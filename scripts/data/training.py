@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from ..contrasts import contrast_key, contrast_named
+from ..contrasts import CONTRAST_PREFIX, contrast_key, contrast_named
 from ..errors import CaseError
 from .volume_cache import Arrays, is_image, prepared_arrays
 
