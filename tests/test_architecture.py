@@ -44,6 +44,7 @@ ARROWS = {
     "data": {
         *("errors", "files", "text", "contrasts", "processes", "slabs", "conditioning"),
         *("volumes", "transforms", "dicom", "retrieval"),
+        "simulation",  # of which contrast the tissue fractions are taken
     },
     "knowledge_base": {*("errors", "files", "options", "workflow", "weights", "networks", "retrieval", "data")},
     "watch": set(),

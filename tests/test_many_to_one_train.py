@@ -113,6 +113,20 @@ def test_the_network_is_told_the_target_in_training_and_validation(train, contra
     assert {training for training, *_ in told} == {True, False}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["fractions", "labels"])
+def test_the_network_is_given_the_structure_of_the_sources(train, contrasts, structure):
+    losses, _, parser = train(contrasts, structure=structure)
+    assert np.isfinite(losses).all()
+    assert parser.get_parsed_content("network_def").slice_channels == (1, 6, 4)
+    item = parser.get_parsed_content("train#dataset")[0]
+    assert item["fractions"].shape == (12, 24, 32)
+    (held_out,) = parser.get_parsed_content("validate#dataset")
+    inside = held_out["source"][3] > 0
+    torch.testing.assert_close(torch.as_tensor(held_out["fractions"][:3].sum(0)[inside]), torch.ones(int(inside.sum())))
+    assert not held_out["fractions"][3].any()
+
+
 def test_contrasts_are_simulated_for_a_set_of_t1(train, tmp_path):
     write_training_set(tmp_path, 1)
     losses, folder, parser = train(tmp_path, ["simulated_contrasts.json"], num_sources=2)
@@ -126,7 +140,8 @@ def test_contrasts_are_simulated_for_a_set_of_t1(train, tmp_path):
     assert set(json.loads((folder / "style_keys.json").read_text())["keys"]) == {f"p0#{name}" for name in CONTRASTS}
 
 
-def test_the_target_on_disk_changes_nothing_of_the_source(bundle_root, contrasts, tmp_path):
+@pytest.mark.parametrize("structure", [None, "fractions"])
+def test_the_target_on_disk_changes_nothing_of_the_source(bundle_root, contrasts, tmp_path, structure):
     """The leak test, from the files on: another image of the contrast that is held out."""
     images = []
     for factor in (1, 2):
@@ -134,6 +149,7 @@ def test_the_target_on_disk_changes_nothing_of_the_source(bundle_root, contrasts
         parser.read_config([str(bundle_root / "configs" / n) for n in ("train.json", "many_to_one_train.json")])
         parser["spacing"] = [EDGE] * 3
         parser["dataset_dir"] = str(contrasts)
+        parser["structure"] = structure
         item = dict(training_datalist(str(contrasts), "validation", ["source", "mask"], CONTRASTS)[0])
         if factor == 2:
             image = nib.load(item["contrast_T2"])
@@ -141,9 +157,8 @@ def test_the_target_on_disk_changes_nothing_of_the_source(bundle_root, contrasts
             nib.save(nib.Nifti1Image(image.get_fdata()[::-1] ** 2, image.affine), item["contrast_T2"])
         images.append(parser.get_parsed_content("held_out_load")(item))
     before, after = images
-    assert before["source"].shape == after["source"].shape
-    assert torch.equal(torch.as_tensor(before["source"]), torch.as_tensor(after["source"]))
-    assert torch.equal(torch.as_tensor(before["mask"]), torch.as_tensor(after["mask"]))
+    for key in ["source", "mask"] + ["fractions"] * (structure is not None):
+        assert torch.equal(torch.as_tensor(before[key]), torch.as_tensor(after[key]))
     assert not torch.allclose(torch.as_tensor(before["target"]), torch.as_tensor(after["target"]), atol=0.05)
 
 

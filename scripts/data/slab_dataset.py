@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..simulation.source_fractions import structure_contrast
 from ..slabs import repeats_end
 from .augmentation import ContrastCurve, affine_slab, bright_lesion, smooth_shading, watery_lesion
 from .packed_volume import PackedVolume
@@ -50,14 +51,16 @@ class SlabDataset(Dataset):
         contrast_dropout: how often each contrast that is there is left out; one always stays.
         draw_target: whether the target is drawn among the contrasts.
         targets: indices of the contrasts that may be drawn; None for all.
-        contrasts: names of the contrasts, which lesions go by.
+        contrasts: names of the contrasts, which lesions and fractions go by.
+        fractions: whether the subjects' extras are the fractions of each contrast (`SourceFractionsd`). An item then
+            has "fractions" (4 (2N+1), H, W) in their place, those of a contrast that stays.
         sparsity: distances of the acquired slices, in slices of the volume, of which each slab draws one; see
             `Distances`. What lies between is filled linearly. (1,) is a dense scan, and items are without "missing".
         seed: of the draws.
 
     Raises:
-        ValueError: no data, subjects of different numbers of contrasts or without a target to draw, or with targets of
-            their own where it is drawn.
+        ValueError: no data, subjects of different numbers of contrasts or without a target to draw, with targets of
+            their own where it is drawn, or without the fractions that are asked for.
     """
 
     def __init__(
@@ -79,8 +82,9 @@ class SlabDataset(Dataset):
         draw_target: bool = False,
         targets: Sequence[int] | None = None,
         contrasts: Sequence[str] | None = None,
+        fractions: bool = False,
     ) -> None:
-        _check_volumes(data, draw_target)
+        _check_volumes(data, draw_target, fractions)
         self.volumes = list(data)
         self.length = length
         self.slab_size = slab_size
@@ -99,6 +103,7 @@ class SlabDataset(Dataset):
         self.epoch = 0
         self.draw_target = draw_target
         self.contrasts = None if contrasts is None else list(contrasts)
+        self.fractions = fractions
         self._may_be_target = np.isin(
             np.arange(self.num_contrasts), range(self.num_contrasts) if targets is None else targets
         )
@@ -166,7 +171,10 @@ class SlabDataset(Dataset):
         }
         if volume.extras is not None:
             extras = _slab(volume.extras, places, repeated)
-            item["extras"] = torch.from_numpy(ContrastCurve.identity()(extras)).flatten(0, 1)
+            if self.fractions:
+                extras = extras[self._of_fractions(present)]
+            name = "fractions" if self.fractions else "extras"
+            item[name] = torch.from_numpy(ContrastCurve.identity()(extras)).flatten(0, 1)
         if self.augment:
             item = self._transform(item, rng)
             item = self._with_lesion(item, present, drawn, index)
@@ -176,6 +184,11 @@ class SlabDataset(Dataset):
             missing = torch.from_numpy(scan.missing(places, sources.shape[1]))
             item["missing"] = missing[:, None, None].expand_as(item["target"]).contiguous()
         return item
+
+    def _of_fractions(self, present: np.ndarray) -> list[int]:
+        """Which of the extras are the fractions of a contrast that stays, and lesions."""
+        first = 3 * structure_contrast(self.contrasts, present)
+        return [first, first + 1, first + 2, -1]
 
     def _drawn(self, present: np.ndarray, index: int) -> int | None:
         """Which of the contrasts (C,) that are there is the target; None where subjects have targets of their own."""
@@ -248,7 +261,7 @@ def _degraded(slab: torch.Tensor, shading: float, most_noise: float, rng: np.ran
     return slab.clamp_(0, 1)
 
 
-def _check_volumes(data: Sequence[PackedVolume], draw_target: bool) -> None:
+def _check_volumes(data: Sequence[PackedVolume], draw_target: bool, fractions: bool) -> None:
     """Raises ValueError: subjects that do not go together, or not with the way in which the target is found."""
     if not data:
         raise ValueError("there is no training volume: the datalist's list is empty or every subject failed")
@@ -258,6 +271,8 @@ def _check_volumes(data: Sequence[PackedVolume], draw_target: bool) -> None:
         if volume.draws_target != draw_target:
             own = "no target of its own" if volume.draws_target else "a target of its own"
             raise ValueError(f"{volume.subject} has {own}, and draw_target is {draw_target}")
+        if fractions and (volume.extras is None or len(volume.extras) != 3 * volume.sources.shape[1] + 1):
+            raise ValueError(f"{volume.subject} has no tissue fractions of its contrasts; train without a structure")
 
 
 def _for_each(value: float | Sequence[float], count: int) -> list[float]:

@@ -17,7 +17,7 @@ from .volume_cache import Arrays, is_image, prepared_arrays
 
 DATALIST = "datalist.json"
 _VOLUMES = ("source", "target", "mask")
-_NUMBERS = ("target_contrast",)
+_MORE = ("fractions", "target_contrast")  # where they are
 
 
 def training_datalist(
@@ -172,7 +172,7 @@ def prepare_pairs(
 
     Returns:
         {"subject", "source", "target", "mask": (C or 1, H, W, Z) MetaTensors} for each, images in [0, 1]; also
-        "target_contrast", where `load` or `render` gives it.
+        "fractions" and "target_contrast", where `load` or `render` gives them.
     """
     make = functools.partial(_pair_arrays, load=load, render=render, seed=seed if render else 0)
     numbered = [{"number": number, **item} for number, item in enumerate(items)]
@@ -183,8 +183,8 @@ def prepare_pairs(
     ):
         affine = torch.from_numpy(arrays["affine"])
         volumes = {key: MetaTensor(torch.from_numpy(arrays[key]), affine=affine) for key in _VOLUMES}
-        numbers = {key: torch.from_numpy(arrays[key]) for key in _NUMBERS if key in arrays}
-        prepared.append({"subject": item["subject"], **volumes, **numbers})
+        more = {key: torch.from_numpy(arrays[key]) for key in _MORE if key in arrays}
+        prepared.append({"subject": item["subject"], **volumes, **more})
     return prepared
 
 
@@ -194,7 +194,7 @@ def _pair_arrays(item: Mapping, load: Callable, render: Callable | None, seed: i
     if render is not None:
         render.set_random_state(seed=seed + item["number"])
         data = render(data)
-    there = [key for key in (*_VOLUMES, *_NUMBERS) if key in _VOLUMES or key in data]
+    there = [key for key in (*_VOLUMES, *_MORE) if key in _VOLUMES or key in data]
     volumes = {key: torch.as_tensor(data[key]).float().contiguous().numpy() for key in there}
     return {**volumes, "affine": np.asarray(data["target"].affine, dtype=np.float64)}
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
 
-IMAGES = ("source", "target", "mask", "labels")
+IMAGES = ("source", "target", "mask", "labels", "lesion")
 FORMAT = 3
 """Of the cached files; raised when the arrays in them change their meaning or shape."""
 

@@ -6,24 +6,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ..simulation.hmrf import three_classes
+from ..simulation.hmrf import TISSUES, TISSUES_BY_BRIGHTNESS, three_classes
 from ..transforms.intensity import FlattenHUTrend
 from .figures import best_pointwise_map, digits_of, format_spread, label, low_pass, markdown_table
 from .tissue_segmentation import SEGMENTER_MM, segmented_tissues
 
-TISSUES = ("csf", "gm", "wm")
-TISSUES_BY_BRIGHTNESS = {
-    "T1": ("csf", "gm", "wm"),
-    "T1ce": ("csf", "gm", "wm"),
-    "T2": ("wm", "gm", "csf"),
-    "FLAIR": ("csf", "wm", "gm"),
-}
-"""Contrast -> its tissues from dark to bright.
-
-PD has no entry: white matter is darker than grey, but fluid may be the darkest or the brightest, as the repetition time
-has it. CT has none either: noise and beam hardening are as large as the difference of its tissues. What comes of its
-own classes all the same is told as a row beside the synthetic image, see `ct_tissues`.
-"""
+# What comes of a CT's own classes all the same is told as a row beside the synthetic image, see `ct_tissues`.
 _CT_TISSUES = ("csf", "wm", "gm")
 _CT_WINDOW = (0.0, 80.0)  # HU
 _TOO_FEW = 1000  # voxels of a brain in which three classes cannot be told apart

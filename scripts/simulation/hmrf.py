@@ -2,6 +2,19 @@
 
 import numpy as np
 
+TISSUES = ("csf", "gm", "wm")
+TISSUES_BY_BRIGHTNESS = {
+    "T1": ("csf", "gm", "wm"),
+    "T1ce": ("csf", "gm", "wm"),
+    "T2": ("wm", "gm", "csf"),
+    "FLAIR": ("csf", "wm", "gm"),
+}
+"""Contrast -> its tissues from dark to bright.
+
+PD has no entry: white matter is darker than grey, but fluid may be the darkest or the brightest, as the repetition time
+has it. CT has none either: noise and beam hardening are as large as the difference of its tissues.
+"""
+
 
 def three_classes(
     image: np.ndarray, mask: np.ndarray, beta: float = 0.1, num_iterations: int = 6

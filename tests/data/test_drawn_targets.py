@@ -93,6 +93,26 @@ def test_nothing_but_the_target_and_its_key_depends_on_the_target():
         assert not torch.equal(after["style_key"], before["style_key"])
 
 
+def test_fractions_are_those_of_a_contrast_that_stays():
+    """T1 where it is there, else the first one; never the target's. Lesions come last."""
+    volume = head((0, 2, 3), extras=19)
+    for number, plane in enumerate(volume.extras):
+        plane[:] = 10 * number
+    chosen = set()
+    for item in dataset([volume], augment=False, fractions=True, contrast_dropout=0.3):
+        assert "extras" not in item
+        assert item["fractions"].shape == (12, 24, 32)
+        levels = (item["fractions"][::3, 0, 0] * 25.5).round().int().tolist()
+        contrast = levels[0] // 3
+        assert levels == [3 * contrast, 3 * contrast + 1, 3 * contrast + 2, 18]
+        assert contrast != int(item["target_contrast"])
+        assert contrast == int(item["presence"].argmax())  # here T1 is the first of all
+        chosen.add(contrast)
+    assert chosen == {0, 2, 3}
+    with pytest.raises(ValueError, match="a has no tissue fractions of its contrasts"):
+        dataset([head()], fractions=True)
+
+
 def test_slices_that_a_contrast_does_not_reach_are_no_target():
     volume = head((0, 4))
     volume.sources[:, 4, :4] = 0  # a PD that ends above the lower half
