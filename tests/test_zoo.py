@@ -130,6 +130,8 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("inference", "dicom"),
         ("inference", "sparse"),
         ("inference", "sparse", "rebrain"),
+        ("inference", "many_to_one"),
+        ("inference", "many_to_one", "dicom"),
         ("train",),
         ("train", "train_gpu"),
         ("train", "flair_to_t1"),

@@ -164,7 +164,8 @@ def case_warnings(record: Mapping[str, Any]) -> list[str]:
     warnings = [*_watch_warnings(record), *_range_warnings(measured), *ct_warnings(measured, windowed)]
     median = measured.get("source_median")
     low, high = PLAUSIBLE_MEDIAN_HU
-    if median is not None and record.get("hu_window") and not low <= median <= high:
+    in_hu = record.get("hu_window") and record.get("source_contrast", "CT") == "CT"
+    if median is not None and in_hu and not low <= median <= high:
         warnings.append(
             f"Intensity far from training: the brain's median is {median:.0f} HU; {low:.0f} to {high:.0f} are usual."
         )

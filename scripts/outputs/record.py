@@ -71,6 +71,7 @@ def case_record(
     lesion_watch: Sequence[Mapping[str, Any]] | None = None,
     sparse: Mapping[str, Any] | None = None,
     references: Mapping[str, Any] | None = None,
+    contrasts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one case.
 
@@ -85,8 +86,9 @@ def case_record(
         lesion_watch: findings of `LesionWatchd`, where it looked.
         sparse: gaps of a sparse scan, and the grid of the dense volume beside its result, if there is one.
         references: missing slices, and at how many of them another person's slice was used.
+        contrasts: of a case made from several: which, from what, and which were registered.
     """
-    record = {**settings, "source": dict(source), "grid": _grid_record(image, meta or {})}
+    record = {**settings, "source": dict(source), **(contrasts or {}), "grid": _grid_record(image, meta or {})}
     if isinstance(mask, MetaTensor):
         record["mask_from"] = mask.meta.get("skull_strip")
     if measured is not None:

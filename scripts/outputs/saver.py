@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from PIL import Image
 
-from ..contrasts import contrast_ending, contrast_named
+from ..contrasts import contrast_ending, contrast_named, contrasts_in
 from ..errors import CaseError
 from ..files import longest_name, move, writing_into
 from ..transforms.checks import value_range
@@ -84,6 +84,9 @@ class SaveSyntheticd(SaveImaged):
     Where a sparse scan was translated to a dense grid (item `dense` of `DenseVolumed`), that volume is written as
     `CASE_t1_dense.nii.gz`; it is shown in the picture and becomes the DICOM series, and the JSON has it as `sparse`.
 
+    Of a case made from several contrasts (`RegisterContrastsd`) the source is their reference, and the JSON names all
+    of them (`contrasts_used`, `sources`, `registered`); made from others or other files, it is made anew.
+
     With `dicom`, a folder `CASE_t1_dicom` is written beside them, whole or not at all, with whatever patient's names
     the source's headers hold; the JSON counts its files.
 
@@ -96,7 +99,7 @@ class SaveSyntheticd(SaveImaged):
         mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` of its meta).
         output_dir: the folder, made where it is not there.
         source_window: lowest and highest value of the source in the picture, in its unit (HU); None for MRI.
-        source_contrast: what the source is, over its picture.
+        source_contrast: what the source is, over its picture; the `contrast` of the source's meta comes before it.
         target_contrast: what is made, in any spelling of `contrast_named`: over its picture, in the names of its
             files (`_t1`, `_flair`) and in the record.
         record: what every volume of this run was made with; goes into the JSON with `target_contrast`, and decides what
@@ -190,7 +193,7 @@ class SaveSyntheticd(SaveImaged):
             image=image,
             picture=self._picture(source, synthetic, data),
             record=case_record(
-                {**self.record, **self.notes},
+                {**self._settings(source.meta.get("contrast")), **self.notes},
                 self.source_recorder.record(source.meta.get("dicom_files") or source_file),
                 image,
                 meta=source.meta,
@@ -200,9 +203,25 @@ class SaveSyntheticd(SaveImaged):
                 lesion_watch=data.get("lesion_watch"),
                 sparse=_sparse_record(source, data.get("dense")),
                 references=_references_record(data.get(self.input_key)),
+                contrasts=self._contrasts_record(source.meta),
             ),
             beside=beside,
         )
+
+    def _settings(self, contrast: str | None) -> dict[str, Any]:
+        """What a case is made with, whose source is of this contrast where cases differ in it."""
+        return {**self.record, "source_contrast": contrast} if contrast else self.record
+
+    def _contrasts_record(self, meta: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What the JSON says of several contrasts, from the meta of the reference (`RegisterContrastsd`)."""
+        if "contrasts" not in meta:
+            return None
+        moved = {name: round(float(told["moved_mm"]), 2) for name, told in meta["contrasts"].items()}
+        return {
+            "contrasts_used": list(moved),
+            "sources": {name: self.source_recorder.record(files) for name, files in meta["contrast_files"].items()},
+            "registered": {name: {"to": meta["contrast"], "moved_mm": way} for name, way in moved.items() if way >= 0},
+        }
 
     def _dense_image(self, dense: MetaTensor, source: MetaTensor, image: nib.Nifti1Image) -> nib.Nifti1Image:
         """The dense volume of a sparse scan, which claims no more of its place than the image beside it does."""
@@ -216,7 +235,9 @@ class SaveSyntheticd(SaveImaged):
     def _picture(self, source: MetaTensor, synthetic: MetaTensor, data: Mapping[Hashable, Any]) -> Image.Image:
         """Source, synthetic image and, where there is one, its uncertainty; marks are outlined in each."""
         marks, dense = data.get("watch"), data.get("dense")
-        titles = (f"source {self.source_contrast}", f"synthetic {self.target_contrast}")
+        contrast = source.meta.get("contrast", self.source_contrast)
+        window = self.source_window if contrast in ("CT", self.source_contrast) else None
+        titles = (f"source {contrast}", f"synthetic {self.target_contrast}")
         affine = source.affine
         if dense is not None:
             gap = round(AcquiredSlices.of(source).gap_mm, 1)
@@ -230,7 +251,7 @@ class SaveSyntheticd(SaveImaged):
             low, high = UNCERTAINTY_WINDOW
             titles, more = (*titles, f"uncertainty, {low:g} to {high:g}"), {"uncertainty": synthetic[1]}
         shown = None if marks is None else marks[0]
-        return three_planes(source[0], synthetic[0], affine, titles, self.source_window, marks=shown, **more)
+        return three_planes(source[0], synthetic[0], affine, titles, window, marks=shown, **more)
 
     def _save(self, outputs: _CaseOutputs) -> None:
         """Write the files of a case, all of them or none."""
@@ -253,7 +274,10 @@ class SaveSyntheticd(SaveImaged):
         outputs.picture.save(f"{start}.png")
         if self.dicom is not None:
             dense = outputs.beside.get(DENSE_ENDING)
-            settings = {**self.record, **{key: record[key] for key in ("references",) if key in record}}
+            settings = {
+                **self.record,
+                **{key: record[key] for key in ("references", "source_contrast") if key in record},
+            }
             if dense is not None:
                 settings["sparse"] = record["sparse"]
             record["dicom"] = self.dicom(dense or outputs.image, outputs.source, settings, Path(f"{start}_dicom"))
@@ -299,7 +323,9 @@ class SaveSyntheticd(SaveImaged):
         stem = item["case"] + self.suffix
         # records from before the target was a setting do not name it; it was T1
         made = {"target_contrast": "T1", **self._made(stem)}
-        wanted = {"uncertainty": None, **json.loads(json.dumps(self.record))}
+        several = contrasts_in(item)
+        first = next((name for name, image in several.items() if image == item["image"]), None)
+        wanted = {"uncertainty": None, **json.loads(json.dumps(self._settings(first)))}
         alike = all(made.get(key) == value for key, value in wanted.items())
         beside = {
             UNCERTAINTY_ENDING: wanted["uncertainty"],
@@ -314,6 +340,8 @@ class SaveSyntheticd(SaveImaged):
             written = sum(1 for _ in (self.output_dir / f"{stem}_dicom").glob("*.dcm"))
             whole = whole and written > 0 and made.get("dicom", {}).get("files") == written
         try:
+            sources = {name: self.source_recorder.record(image) for name, image in several.items()}
+            alike = alike and (made.get("sources") or {}) == sources
             return alike and whole and made.get("source") == self.source_recorder.record(item["image"])
         except CaseError:  # the reason is given when the case is loaded
             return False

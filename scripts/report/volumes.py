@@ -183,7 +183,8 @@ def _source_window(
     data: np.ndarray, inside: np.ndarray, record: Mapping[str, Any]
 ) -> tuple[tuple[float, float], tuple[float, float], str]:
     """What is shown at first, what is kept at all, and the unit: of CT half a window more at each side."""
-    window = record.get("hu_window") or (CT_WINDOW if data.min() < -200 else None)
+    hu_window = record.get("hu_window") if record.get("source_contrast", "CT") == "CT" else None
+    window = hu_window or (CT_WINDOW if data.min() < -200 else None)
     if window:
         low, high = (float(value) for value in window)
         return (low, high), (1.5 * low - 0.5 * high, 1.5 * high - 0.5 * low), "HU"

@@ -43,6 +43,7 @@ class SkullStripd(MapTransform):
             `builtin`: classical method for CT (`ct_brain_mask`); a CT that is stripped already is left alone: its mask
             is what is not background.
             `hd-bet`: for MRI of any contrast (`mri_brain_mask`); an MRI that is stripped already is left alone.
+            `auto`: `builtin` for a CT (`contrast` of the image's meta), `hd-bet` for any other contrast.
             `none`: what is not background, or everything where no background is constant.
             a path: of a mask (above 0.5 inside), or of a folder that holds one for each case, named like the image's
             file (`a.nii.gz`) or like the end of its path with `_` or `/` between the parts (`sub1_a.nii.gz`,
@@ -93,13 +94,16 @@ class SkullStripd(MapTransform):
         """(H, W, Z) bool and how it came about."""
         volume = image[0].detach().cpu().numpy()
         affine = np.asarray(image.affine.cpu(), dtype=np.float64)
-        if self.method == "none":
+        method = self.method
+        if method == "auto":
+            method = "builtin" if image.meta.get("contrast") == "CT" else "hd-bet"
+        if method == "none":
             return foreground(volume), "none"
-        if self.method == "builtin":
+        if method == "builtin":
             if is_stripped(volume):
                 return foreground(volume), "already stripped"
             return ct_brain_mask(volume, affine, file_name(image), self.working_spacing), "builtin"
-        if self.method == "hd-bet":
+        if method == "hd-bet":
             if is_stripped_mri(volume, affine):
                 return foreground(volume), "already stripped"
             logger.info(
@@ -138,7 +142,7 @@ def method_name(method: str | os.PathLike) -> str:
 def _checked_method(method: str) -> str:
     """The method, or an error before the first case."""
     marks = ["{input}" in method, "{mask}" in method]
-    if method in ("none", "builtin", "hd-bet"):
+    if method in ("auto", "none", "builtin", "hd-bet"):
         return method
     if any(marks):
         if not all(marks):

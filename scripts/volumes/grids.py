@@ -39,8 +39,8 @@ def on_grid(image: nib.Nifti1Image, grid: Grid, to_image: np.ndarray = IDENTITY,
     return ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], grid.shape, order=order, mode="nearest")
 
 
-def field_of_view(image: nib.Nifti1Image, grid: Grid, to_image: np.ndarray = IDENTITY) -> np.ndarray:
-    """Which voxels of a grid lie in the voxels of an image, bool; arguments as in `on_grid`."""
+def field_of_view(image: nib.Nifti1Image | Grid, grid: Grid, to_image: np.ndarray = IDENTITY) -> np.ndarray:
+    """Which voxels of a grid lie in the voxels of an image, or of its grid, bool; arguments as in `on_grid`."""
     matrix = np.linalg.inv(image.affine) @ to_image @ grid.affine
     voxels = np.ogrid[tuple(slice(n) for n in grid.shape)]
     inside = np.ones(grid.shape, dtype=bool)
