@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from ..errors import CaseError
 from .ablation import by_row, paired_tests, quality_table, tests_table, write_pair
 from .contrast_tasks import Task, Translation, published_table
 from .figures import finite, mean_and_deviation, slice_figures
@@ -57,13 +58,14 @@ def restricted(
 
     Args:
         case: of `HoldOutContrastd`, whatever its target: "subject", "source" (C, H, W, Z), "target", "mask" (1, H, W,
-            Z) and "target_contrast".
+            Z) and "target_contrast"; of its "fractions" (4, H, W, Z) the last, the lesion, is no contrast's.
         contrasts: names of the channels.
         target: is never in the source.
         sources: which contrasts are.
 
     Returns:
-        "subject", "source", "target" and "mask", of the same shapes; None where the case lacks one of the contrasts.
+        "subject", "source", "target" and "mask", of the same shapes, and "lesion", where it is known; None where the
+        case lacks one of the contrasts.
     """
     stack, wanted = all_contrasts(case), [list(contrasts).index(name) for name in sources if name != target]
     image = stack[list(contrasts).index(target)]
@@ -71,7 +73,8 @@ def restricted(
         return None
     source = torch.zeros_like(stack)
     source[wanted] = stack[wanted]
-    return {"subject": case["subject"], "source": source, "target": image[None], "mask": case["mask"]}
+    lesion = {"lesion": case["fractions"][-1:]} if "fractions" in case else {}
+    return {"subject": case["subject"], "source": source, "target": image[None], "mask": case["mask"], **lesion}
 
 
 def row_name(sources: Sequence[str]) -> str:
@@ -95,7 +98,8 @@ def run_translations(
         cases: as of `restricted`.
         contrasts: names of the channels.
         wanted: targets and their sources.
-        system: the network, which is told the target by its attribute `target_contrast`, and its inferer.
+        system: the network, which is told the target by its attribute `target_contrast`, its inferer, and the item
+            `with_fractions`, which appends the structure of a row's sources to them.
         sampler: system and target -> what translates with it and measures.
         settings: of the inferer, as of `run_study`.
         folder: of the results.
@@ -105,8 +109,10 @@ def run_translations(
         target -> results, row by row; translations for which there is no case are left out.
     """
     results: dict[str, list[Result]] = {}
+    with_fractions = system.parser.get_parsed_content("with_fractions")
     for target, sources in wanted:
-        pairs = [made for case in cases if (made := restricted(case, contrasts, target, sources)) is not None]
+        made = [restricted(case, contrasts, target, sources) for case in cases]
+        pairs = [with_fractions(pair) for pair in made if pair is not None]
         if not pairs:
             continue
         system.network.target_contrast = list(contrasts).index(target)
@@ -326,6 +332,8 @@ def write_parts(
 def _write(
     text: Sequence[str], results: Mapping[str, Sequence[Result]], notes: Mapping[str, object], path: str | os.PathLike
 ) -> None:
+    if not results:
+        raise CaseError("No held-out subject has the contrasts that are wanted; give another task, or other targets.")
     lines = [*text, "Mean ± standard deviation over people; n is how many have the contrasts of a row.", ""]
     lines += [f"- {name}: {value}" for name, value in notes.items()]
     content = {

@@ -60,6 +60,8 @@ class System:
         overlays: config files, or items by their ids, laid over it in this order.
         weights: of the network.
 
+    `parser` has whatever else is defined there.
+
     Raises:
         CaseError: a file is not there, or does not fit.
     """
@@ -75,6 +77,7 @@ class System:
         self.device = torch.device(parser.get_parsed_content("device"))
         self.weights_sha256 = load_weights(parser.get_parsed_content("network_def"), weights)
         self.network = parser.get_parsed_content("network").eval()
+        self.parser = parser
         self.inferer = parser.get_parsed_content("validate#inferer")
 
     @cached_property
