@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from .errors import CaseError
 from .files import sha256_of_file
 
-__all__ = ["check_start", "load_codec", "load_weights", "sha256_of_file"]
+__all__ = ["check_start", "load_codec", "load_start", "load_weights", "sha256_of_file"]
+
+
+def load_start(network: nn.Module, path: str | os.PathLike) -> str:
+    """Load weights that a training starts from: as `load_weights`, and those of a simpler network.
+
+    What the other network has not begins as its constructor left it (`MultiContrastUNet.started_from`). Only a training
+    may do this: the prediction need not be what the weights were trained for.
+    """
+    return _load(network, path, getattr(network, "started_from", getattr(network, "widened", dict)))
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
@@ -33,8 +42,12 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
         CaseError: the file is missing, damaged, not a plain state dict, or does not fit the network in every key and
             shape; then nothing of it has been loaded.
     """
+    return _load(network, path, getattr(network, "widened", dict))
+
+
+def _load(network: nn.Module, path: str | os.PathLike, made: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> str:
     path = Path(path)
-    state_dict = getattr(network, "widened", dict)(_read_state_dict(path))
+    state_dict = made(_read_state_dict(path))
     misfits = _misfits(network.state_dict(), state_dict)
     if misfits:
         raise CaseError(

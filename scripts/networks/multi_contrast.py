@@ -227,6 +227,39 @@ class MultiContrastUNet(BridgeUNet):
             made |= {f"{prefix}{name}.{key}": value for key, value in module.start().items()}
         return made
 
+    def started_from(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a `BridgeUNet` of one source, as a start for this network: every contrast is read as that source.
+
+        Where one contrast is there, the prediction is that network's until this one is trained, whatever the target;
+        conditions of that network that this one has not are left out, which is what a dense scan gives.
+
+        Args:
+            state_dict: of a network with the same slabs and feature channels; weights of this network stay as they are.
+
+        Returns:
+            Weights of this network, as far as the given ones fit.
+        """
+        made = dict(state_dict)
+        name, wanted = next((f"conv_in.{n}", p) for n, p in self.conv_in.named_parameters() if p.ndim == 4)
+        if name in made and made[name].shape[1] < wanted.shape[1]:
+            made[name] = self._read_alike(made[name], wanted.shape[1] // sum(self.slice_channels))
+        if isinstance(self.class_embedding, TargetEmbedding) and "class_embedding.target.weight" not in made:
+            made = {key.replace("class_embedding.", "class_embedding.style."): value for key, value in made.items()}
+        start = ("auto_weight.", "class_embedding.target.", ".attentions.")
+        fresh = {key: value for key, value in self.state_dict().items() if any(part in key for part in start)}
+        return self.widened(fresh | made)
+
+    def _read_alike(self, kernel: Tensor, size: int) -> Tensor:
+        """A first layer's kernel for state and one source, then perhaps conditions, as this network's.
+
+        Args:
+            kernel: (features, channels, height, width).
+            size: channels that it has for one channel of a slice.
+        """
+        state, source, *_ = kernel.split(size * self.slice_channels[0], dim=1)
+        conditions = kernel.new_zeros(len(kernel), size * self.slice_channels[2], *kernel.shape[2:])
+        return torch.cat([state, *[source] * len(self.groups), conditions], dim=1)
+
     def _of_up_blocks(self) -> list[str]:
         """Keys of the weights of up blocks inside filtered ones."""
         return [name for name in self.state_dict() if name.startswith("up_blocks.") and name.split(".")[2] == "block"]

@@ -8,10 +8,11 @@ from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
 from scripts.codec import LatentCodec
+from scripts.errors import CaseError
 from scripts.inferers import ISTAInferer
 from scripts.networks import BridgeUNet, LatentUNet, MultiContrastUNet, VolumetricUNet
 from scripts.schedulers import BrownianBridgeScheduler, GaussianDiffusionScheduler
-from scripts.weights import load_weights
+from scripts.weights import load_start, load_weights
 
 OFF = {"auto_weight": None, "cooperative_filtering": False, "downsampling": "convolution"}
 ON = {"num_contrasts": 5, "bottleneck_residuals": True}
@@ -84,6 +85,30 @@ def test_filters_come_to_a_network_that_was_trained_without_them(latent, codec, 
         torch.save(saved.state_dict(), tmp_path / "model.pt")
         load_weights(loaded, tmp_path / "model.pt")
         assert torch.equal(network(**batch), weights(**batch))
+
+
+@pytest.mark.parametrize("given", [0, 1])
+@pytest.mark.parametrize("options", [OFF, {**OFF, "auto_weight": "tanh", "num_contrasts": 5}])
+def test_it_starts_as_a_network_of_one_source_whatever_the_contrast(options, given, tmp_path):
+    sizes = {**SIZES, "num_res_blocks": 1, "resblock_updown": False, "space_to_depth": 2, "slab_size": 3}
+    plain = filled(BridgeUNet(**sizes, condition_channels=given))
+    torch.save(plain.state_dict(), tmp_path / "model.pt")
+    many = network_of(4, **{**sizes, "target_channels": 1, "source_channels": 4}, **options)
+    load_start(many, tmp_path / "model.pt")
+    one, sources = slabs(k=3), torch.randn(2, 12, 8, 12)
+    x, rest = torch.randn(2, 3, 8, 12), {name: one[name] for name in ("timesteps", "context")}
+    for contrast in range(4):
+        presence, fractions = torch.eye(4)[[contrast] * 2], torch.randn(2, 3 * FRACTIONS, 8, 12)
+        expected = plain(x, source=sources[:, 3 * contrast : 3 * contrast + 3], **rest)
+        made = many.eval()(x, source=sources, presence=presence, fractions=fractions, **rest)
+        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.01
+    torch.save(filled(many).state_dict(), tmp_path / "trained.pt")
+    again = network_of(4, **{**sizes, "target_channels": 1, "source_channels": 4}, **options)
+    load_start(again, tmp_path / "trained.pt")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in many.state_dict().items())
+    with pytest.raises(CaseError, match="do not fit"):
+        load_weights(again, tmp_path / "model.pt")
 
 
 def test_attention_is_at_the_two_lower_levels():
