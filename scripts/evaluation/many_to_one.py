@@ -98,8 +98,8 @@ def run_translations(
         cases: as of `restricted`.
         contrasts: names of the channels.
         wanted: targets and their sources.
-        system: the network, which is told the target by its attribute `target_contrast`, its inferer, and the item
-            `with_fractions`, which appends the structure of a row's sources to them.
+        system: a network that is told the target, its inferer, and the item `with_fractions`, which appends the
+            structure of a row's sources to them.
         sampler: system and target -> what translates with it and measures.
         settings: of the inferer, as of `run_study`.
         folder: of the results.
@@ -115,8 +115,7 @@ def run_translations(
         pairs = [with_fractions(pair) for pair in made if pair is not None]
         if not pairs:
             continue
-        system.network.target_contrast = list(contrasts).index(target)
-        rows = {row or row_name(sources): dict(settings)}
+        rows = {row or row_name(sources): {**settings, "target_contrast": list(contrasts).index(target)}}
         results.setdefault(target, []).extend(run_study(pairs, rows, sampler(system, target), folder))
     return results
 

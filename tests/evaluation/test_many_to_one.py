@@ -26,13 +26,12 @@ from scripts.evaluation.many_to_one import (
     rises_with,
 )
 from scripts.evaluation.study import Result
-from tests.evaluation.test_workflows import TINY as WORKFLOW
 from tests.evaluation.test_workflows import run  # noqa: F401 - a fixture
 
 CONTRASTS = ["T1", "T1ce", "T2", "FLAIR"]
 SHAPE = (12, 10, 9)
 TINY = {"network_def#channels": [8, 8], "network_def#attention_levels": [False, True]}
-SMALL = {name: value for name, value in WORKFLOW.items() if name.startswith("network_def")}
+OVERLAYS = ("many_to_one_train", "evaluate_many_to_one")
 
 
 def case(there=("T1", "T2", "FLAIR"), held_out="T2", subject="anna"):
@@ -231,8 +230,9 @@ QUICK = "$lambda *v, target_contrast: {**many_to_one.slice_figures(*v), **system
 def run_table(run, figures=QUICK, **options):  # noqa: F811
     """The command; without the tissues, which take a second a volume, where not asked for. Gives text and figures."""
     given = {"figures": figures} if figures else {}
-    overlays = ("many_to_one_train.json", "evaluate_many_to_one.json")
-    out = run(*overlays, style_key="none", num_inference_steps=1, **{**TINY, **given, **options})
+    out = run(
+        *(f"{name}.json" for name in OVERLAYS), style_key="none", num_inference_steps=1, **{**TINY, **given, **options}
+    )
     content = json.loads((out / "many_to_one.json").read_text())
     return (out / "many_to_one.md").read_text(), content["targets"]
 
@@ -254,30 +254,40 @@ def test_the_command_makes_a_table_with_a_row_for_every_subset(run):  # noqa: F8
     assert "Mean difference to" in text
 
 
-@pytest.fixture
-def part_weights(bundle_root, tmp_path):
-    """Weights of tiny networks: with all parts of the paper's, and without one."""
+TINY_LATENT = {
+    "autoencoder#channels": [8, 8],
+    "autoencoder#attention_levels": [False, False],
+    "autoencoder#latent_channels": 4,
+    "autoencoder#norm_num_groups": 4,
+    "latent_network#channels": [8, 8],
+    "latent_network#attention_levels": [False, True],
+    "latent_network#norm_num_groups": 4,
+    "latent_network#num_head_channels": 8,
+}
 
-    def made(name):
-        parser = ConfigParser()
-        overlays = ("train", "many_to_one_train", "evaluate_many_to_one")
-        parser.read_config([bundle_root / "configs" / f"{one}.json" for one in overlays])
-        parser.update({**SMALL, **TINY, "device": "cpu"})
-        (parts,) = parser.get_parsed_content(f"parts#{name}#config")
-        parser.update(parts)
+
+def test_networks_without_a_part_are_compared_where_their_weights_are_given(
+    run, bundle_root, tmp_path, capsys  # noqa: F811
+):
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY_LATENT))
+    parser, weights, tiny = ConfigParser(), {}, {}
+    parser.read_config([bundle_root / "configs" / f"{name}.json" for name in ("train", *OVERLAYS)])
+    for row in ("full", "without structure"):
+        first, *more = parser[f"parts#{row}#config"]
+        tiny[f"parts#{row}#config"] = [first, str(tmp_path / "tiny.json"), *more]
+        made = ConfigParser()
+        made.read_config([bundle_root / "configs" / name for name in ("train.json", "many_to_one_train.json", first)])
+        changes = {"device": "cpu", **TINY_LATENT, **({"structure": None} if more else {})}
+        made.update(changes)
         torch.manual_seed(1)
-        state = parser.get_parsed_content("network_def").state_dict()
-        torch.save(
-            {key: value + 0.1 * torch.randn_like(value) for key, value in state.items()}, tmp_path / f"{name}.pt"
-        )
-        return str(tmp_path / f"{name}.pt")
-
-    return made
-
-
-def test_networks_without_a_part_are_compared_where_their_weights_are_given(run, part_weights, capsys):  # noqa: F811
-    options = {"full_weights": part_weights("full"), "without_structure_weights": part_weights("without structure")}
-    run_table(run, targets="T2", subjects="head0,head1", task="brats_t2", **options)
+        state = made.get_parsed_content("network_def").state_dict()
+        drawn = {
+            key: value + 0.1 * torch.rand_like(value) if value.is_floating_point() else value
+            for key, value in state.items()
+        }
+        weights[f"{row.replace(' ', '_')}_weights"] = str(tmp_path / f"{row}.pt")
+        torch.save(drawn, tmp_path / f"{row}.pt")
+    run_table(run, targets="T2", subjects="head0,head1", task="brats_t2", **weights, **tiny)
     said = capsys.readouterr().out
     assert "The row without filtering is left out: its weights are not given." in said
     assert "- the paper's (T1 + T1ce + FLAIR to T2, PSNR / SSIM %): without network 27.1074 / 90.1268" in said
