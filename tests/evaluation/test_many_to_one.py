@@ -266,9 +266,8 @@ TINY_LATENT = {
 }
 
 
-def test_networks_without_a_part_are_compared_where_their_weights_are_given(
-    run, bundle_root, tmp_path, capsys  # noqa: F811
-):
+def test_networks_without_a_part_are_compared(run, bundle_root, tmp_path, capsys):  # noqa: F811
+    """Where their weights are given; by the network in the latent."""
     (tmp_path / "tiny.json").write_text(json.dumps(TINY_LATENT))
     parser, weights, tiny = ConfigParser(), {}, {}
     parser.read_config([bundle_root / "configs" / f"{name}.json" for name in ("train", *OVERLAYS)])
