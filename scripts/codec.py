@@ -1,6 +1,7 @@
 """Codecs: the one place where images in [0, 1] become the states of the network, and back.
 
-A codec has `channels` c, the channels that one image becomes, and `factor` f, by which height and width shrink.
+A codec has `channels` c, the channels that one image becomes, and `factor` f, by which height and width shrink. What it
+makes of a source for the network to look at (`encode_source`) may have more channels, `source_channels` s.
 """
 
 from __future__ import annotations
@@ -22,9 +23,18 @@ class PixelCodec(nn.Module):
     channels = 1
     factor = 1
 
+    @property
+    def source_channels(self) -> int:
+        """Channels that one image of a source becomes; the first `channels` of them are its state."""
+        return self.channels
+
     def encode(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W), [0, 1], to states of the same shape, [-1, 1]."""
         return images * 2 - 1
+
+    def encode_source(self, images: Tensor) -> Tensor:
+        """Images of a source (n, C, H, W), [0, 1], to (n, C s, H/f, W/f), image after image."""
+        return self.encode(images)
 
     def decode(self, states: Tensor) -> Tensor:
         """States (n, 1, H, W), [-1, 1], to images of the same shape; nothing is clipped."""
@@ -67,22 +77,32 @@ class LatentCodec(PixelCodec):
 
     The module is trained like any network: called with images, it gives what `AutoencoderLoss` compares.
 
+    An autoencoder loses the most where there is the least contrast: grey and white matter of a CT are a few HU apart, as
+    much as its noise. The network can therefore be given the pixels of the source too, without loss.
+
     Args:
         autoencoder: of images of one channel.
         batch_size: slices in one call of the encoder or decoder; it bounds the memory.
+        source_pixels: whether a source is its state and then its pixels, each block of f x f as f^2 channels.
     """
 
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, autoencoder: AutoencoderKL, batch_size: int = 8) -> None:
+    def __init__(self, autoencoder: AutoencoderKL, batch_size: int = 8, source_pixels: bool = False) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.batch_size = batch_size
+        self.source_pixels = source_pixels
         self.channels = autoencoder.latent_channels
         self.factor = 2 ** sum(isinstance(layer, AEKLDownsample) for layer in autoencoder.encoder.blocks)
         self.register_buffer("latent_mean", torch.zeros(1, self.channels, 1, 1))
         self.register_buffer("latent_std", torch.zeros(1, self.channels, 1, 1))  # 0: not measured yet
+
+    @property
+    def source_channels(self) -> int:
+        """Channels that one image of a source becomes; the first `channels` of them are its state."""
+        return self.channels + self.source_pixels * self.factor**2
 
     @property
     def size_multiple(self) -> int:
@@ -117,6 +137,14 @@ class LatentCodec(PixelCodec):
         latents = self._latents(images.flatten(0, 1)[:, None])
         states = (latents - self.latent_mean) / self.latent_std
         return states.unflatten(0, images.shape[:2]).flatten(1, 2).to(images.dtype)
+
+    def encode_source(self, images: Tensor) -> Tensor:
+        """Images of a source (n, C, H, W), [0, 1], to (n, C s, H/f, W/f), image after image."""
+        states = self.encode(images)
+        if not self.source_pixels:
+            return states
+        parts = (states, functional.pixel_unshuffle(2 * images - 1, self.factor))
+        return torch.cat([part.unflatten(1, (images.shape[1], -1)) for part in parts], dim=2).flatten(1, 2)
 
     def decode(self, states: Tensor) -> Tensor:
         """States (n, c, H/f, W/f) to images (n, 1, H, W); nothing is clipped."""

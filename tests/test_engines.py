@@ -56,6 +56,34 @@ def test_noise_is_standard_normal_and_new_for_each_batch():
     assert not torch.equal(first, second)
 
 
+def test_the_target_contrast_goes_to_the_network_of_slabs_and_of_volumes():
+    inferer = BridgeInferer(BrownianBridgeScheduler(), channels={"source": 2}, endpoint="mean_present")
+    wanted = torch.tensor([2.0, 0.0, 1.0, 2.0])
+    batch = {**make_batch(), "target_contrast": wanted, "presence": torch.ones(4, 2)}
+    batch["source"] = torch.rand(4, 6, 8, 8)
+    inputs, _, args, kwargs = engines.BridgePrepareBatch(inferer)(batch)
+    told = []
+
+    def network(x, timesteps, context=None, source=None, presence=None, target_contrast=None):
+        told.append(target_contrast)
+        return x
+
+    inferer(inputs, network, *args, **kwargs)
+    assert torch.equal(told[0], wanted)
+    volumes = {
+        "source": torch.rand(1, 3, 8, 8, 4),
+        "target": torch.rand(1, 1, 8, 8, 4),
+        "mask": torch.ones(1, 1, 8, 8, 4),
+    }
+    plain = engines.prepare_volumes(volumes)
+    source, label, args, kwargs = engines.prepare_volumes({**volumes, "target_contrast": torch.tensor([2.0])})
+    assert len(plain) == 2
+    assert torch.equal(plain[0], source)
+    assert torch.equal(plain[1], label)
+    assert args == ()
+    assert kwargs["target_contrast"].tolist() == [2]
+
+
 def test_a_tenth_of_the_timesteps_lie_at_the_end():
     prepare = engines.BridgePrepareBatch(BridgeInferer(BrownianBridgeScheduler()), 0.1, 15)
     torch.manual_seed(0)
@@ -300,6 +328,16 @@ def test_each_validation_shows_its_first_volume():
     for tag, image, _, layout in writer.images:
         assert (tag, layout) == ("validation", "HW")
         torch.testing.assert_close(torch.from_numpy(image), volumes[1][:, 0].mean((1, 3)))
+
+
+def test_the_first_contrast_that_is_there_is_shown():
+    writer = Writer()
+    image = torch.stack([torch.zeros(4, 5, 6), torch.full((4, 5, 6), 0.5), torch.ones(4, 5, 6)])
+    output = [{"image": image, "pred": torch.zeros(1, 4, 5, 6), "label": torch.zeros(2, 4, 5, 6)}]
+    evaluator = Engine(lambda engine, batch: output)
+    engines.ValidationPicture(writer, lambda source, *others: source[0].numpy()).attach(evaluator)
+    evaluator.run([0])
+    assert (writer.images[0][1] == 0.5).all()
 
 
 def test_a_checkpoint_without_its_end_is_passed_over(tmp_path):

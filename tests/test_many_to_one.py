@@ -217,6 +217,24 @@ def test_what_is_on_another_grid_is_registered(results):
     assert np.abs(moved - anna).mean() < 0.3 * np.abs(alone - anna).mean()
 
 
+def preprocessing_of(bundle_root: Path, folder: Path, **settings):
+    """What brings a case to the network."""
+    parser = ConfigParser()
+    parser.read_config([bundle_root / "configs" / name for name in ("inference.json", "many_to_one.json")])
+    parser.update({"registration": False, "spacing": [6.0, 6.0, 6.0], "dataset_dir": str(folder), **settings})
+    return parser.get_parsed_content("preprocessing")
+
+
+def test_fractions_of_the_sources_follow_them(bundle_root, tmp_path):
+    write(tmp_path / "t2.nii.gz", "T2")
+    preprocessing = preprocessing_of(bundle_root, tmp_path, structure="fractions")
+    made = preprocessing({"case": "anna", "contrast_T2": str(tmp_path / "t2.nii.gz")})["image"]
+    assert made.shape[0] == 6 + 4
+    brain = made[2].numpy() > 0
+    np.testing.assert_allclose(made[6:9].numpy().sum(0)[brain], 1, atol=1e-5)
+    assert not made[6:, ~brain].numpy().any()
+
+
 def test_what_a_contrast_does_not_show_is_background_of_it_alone(bundle_root, tmp_path):
     """What the network is given of an upper half of a FLAIR, and of a CT on a grid of its own."""
     affine = centred_affine(AXES, SHAPE)
@@ -224,10 +242,7 @@ def test_what_a_contrast_does_not_show_is_background_of_it_alone(bundle_root, tm
         write(tmp_path / f"{contrast}.nii.gz", contrast)
     write(tmp_path / "CT.nii.gz", "CT", np.diag([5.0, 5.0, 6.0]), (28, 32, 12))
     nib.save(nib.load(tmp_path / "FLAIR.nii.gz").slicer[:, :, 12:], tmp_path / "upper.nii.gz")
-    parser = ConfigParser()
-    parser.read_config([bundle_root / "configs" / name for name in ("inference.json", "many_to_one.json")])
-    parser.update({"registration": False, "spacing": [6.0, 6.0, 6.0], "dataset_dir": str(tmp_path)})
-    preprocessing = parser.get_parsed_content("preprocessing")
+    preprocessing = preprocessing_of(bundle_root, tmp_path)
     files = {"T2": "T2", "FLAIR": "FLAIR", "CT": "CT"}
     whole, cut = (
         preprocessing({"case": "anna", **{f"contrast_{c}": str(tmp_path / f"{f}.nii.gz") for c, f in names.items()}})

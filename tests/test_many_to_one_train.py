@@ -167,7 +167,7 @@ def test_the_ct_is_windowed_and_each_mri_scaled_by_its_own_brain(bundle_root, co
     parser.read_config([str(bundle_root / "configs" / n) for n in ("train.json", "many_to_one_train.json")])
     parser["spacing"] = [EDGE] * 3
     parser["dataset_dir"] = str(contrasts)
-    (item, *_) = training_datalist(str(contrasts), "training", ["source", "mask"], CONTRASTS)
+    item, *_ = training_datalist(str(contrasts), "training", ["source", "mask"], CONTRASTS)
     source = parser.get_parsed_content("load")(dict(item))["source"]
     assert source.flatten(1).any(dim=1).tolist() == [True, False, True, False, False, True]
     assert source[0].max() == source[2].max() == 1

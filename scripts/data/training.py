@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from ..contrasts import CONTRAST_PREFIX, contrast_key, contrast_named
+from ..contrasts import contrast_key, contrast_named, contrasts_in
 from ..errors import CaseError
 from .volume_cache import Arrays, is_image, prepared_arrays
 
@@ -117,7 +117,7 @@ def _with_paths(entry: Mapping, path: Path, needed: Sequence[str], contrasts: Se
 
 def _check_targets(item: Mapping, path: Path, targets: Sequence[str]) -> None:
     """Refuse a subject without a contrast that may be the target, or without another one as its source."""
-    there = [key.removeprefix(CONTRAST_PREFIX) for key in item if key.startswith(CONTRAST_PREFIX)]
+    there = list(contrasts_in(item))
     if len(there) < 2 or not set(targets) & set(there):
         raise CaseError(
             f"Subject {item['subject']} of {path} has {' and '.join(there) or 'no contrast'} alone; one of "

@@ -70,7 +70,7 @@ class BridgePrepareBatch:
             for name in (*self.inferer.channels, "presence", "target_contrast")
             if name != "source" and name in batchdata
         }
-        source = self.inferer.encode(source, self.inferer.channels["source"])
+        source = self.inferer.encode_source(source)
         presence = conditions.get("presence")
         target = self.inferer.encode(target)
         bridge = self._bridge(self.inferer.endpoint_in(source, presence), target)

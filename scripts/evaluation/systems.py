@@ -178,7 +178,8 @@ class SystemSampler(VariantSampler):
     def __call__(self, row: str, pair: Mapping, variant: Mapping[str, Any]) -> Result:
         """As `VariantSampler`'s."""
         codec = self.system.inferer.codec
-        parts = {"network": self.system.network, "encode": codec.encode, "decode": codec.decode}
+        encode = codec.encode if variant.get("codec_alone") else codec.encode_source
+        parts = {"network": self.system.network, "encode": encode, "decode": codec.decode}
         self._meters = {name: Meter(part) for name, part in parts.items()}
         self.network = self._meters["network"]
         result = super().__call__(row, pair, variant)
@@ -191,7 +192,8 @@ class SystemSampler(VariantSampler):
     ) -> Callable[..., Tensor]:
         own = self.system.inferer
         encode, decode = self._meters["encode"], self._meters["decode"]
-        codec = SimpleNamespace(channels=own.codec.channels, factor=own.codec.factor, encode=encode, decode=decode)
+        sizes = {name: getattr(own.codec, name) for name in ("channels", "source_channels", "factor")}
+        codec = SimpleNamespace(**sizes, encode=encode, encode_source=encode, decode=decode)
         if codec_alone:
             return CodecAlone(codec)
         inferer = own.changed(codec=codec, **settings)

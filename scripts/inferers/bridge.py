@@ -58,7 +58,7 @@ class BridgeInferer(Inferer):
             network: called as in `call_network`.
             noise: standard normal, shape of inputs.
             timesteps: (B,) integer timesteps.
-            source: source slabs, (B, C c K, H/f, W/f), contrast by contrast.
+            source: source slabs (`encode_source`), (B, C s K, H/f, W/f), contrast by contrast.
             context: style keys, (B, 3, number of bins), or None for no style.
             presence: (B, C), 1 where a volume has the contrast; handed on to the network.
             conditions: further slabs by name, (B, channels K, H, W), mean-pooled by the codec's factor; what is no
@@ -81,11 +81,17 @@ class BridgeInferer(Inferer):
         return self.scheduler.target(inputs, noise, timesteps, self.endpoint_in(source, presence))
 
     @torch.no_grad()
-    def encode(self, slabs: Tensor, contrasts: int = 1) -> Tensor:
-        """Slabs of images, (B, C K, H, W), [0, 1], as states, (B, C c K, H/f, W/f), both contrast by contrast."""
+    def encode(self, slabs: Tensor) -> Tensor:
+        """Slabs of images, (B, K, H, W), [0, 1], as states, (B, c K, H/f, W/f)."""
         with autocast(slabs.device, self.dtype):
-            return encode_slabs(slabs, contrasts, self.codec)
+            return encode_slabs(slabs, 1, self.codec.encode)
+
+    @torch.no_grad()
+    def encode_source(self, slabs: Tensor) -> Tensor:
+        """Source slabs, (B, C K, H, W), [0, 1], as the network sees them, (B, C s K, H/f, W/f), by contrasts."""
+        with autocast(slabs.device, self.dtype):
+            return encode_slabs(slabs, self.channels["source"], self.codec.encode_source)
 
     def endpoint_in(self, source: Tensor, presence: Tensor | None = None) -> Tensor:
-        """Where the bridge starts, of source slabs as states: (B, C c K, h, w) to (B, c K, h, w)."""
-        return endpoint_of(source, source.shape[1] // self.channels["source"], self.endpoint, presence)
+        """Where the bridge starts, of source slabs as the network sees them: (B, C s K, h, w) to (B, c K, h, w)."""
+        return endpoint_of(source, self.channels["source"], self.codec, self.endpoint, presence)

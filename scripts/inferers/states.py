@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,11 +53,12 @@ def presence_of(volumes: Tensor) -> Tensor:
     return (volumes.amax(dim=(-3, -2, -1)) > 0).to(volumes.dtype)
 
 
-def endpoint_of(states: Tensor, size: int, endpoint: str, presence: Tensor | None) -> Tensor:
-    """Where a bridge starts: `size` channels out of the C x size channels of states (B, ..., C size, h, w)."""
-    if states.shape[-3] == size:
-        return states
-    contrasts = states.unflatten(-3, (-1, size))
+def endpoint_of(source: Tensor, contrasts: int, codec: PixelCodec, endpoint: str, presence: Tensor | None) -> Tensor:
+    """Where a bridge starts: one state, (B, ..., c K, h, w), of a source's C contrasts, (B, ..., C s K, h, w)."""
+    size = source.shape[-3] // contrasts * codec.channels // codec.source_channels
+    if source.shape[-3] == size:
+        return source
+    contrasts = source.unflatten(-3, (contrasts, -1))[..., :size, :, :]
     if endpoint == Endpoint.FIRST or presence is None:
         return contrasts[..., 0, :, :, :] if endpoint == Endpoint.FIRST else contrasts.mean(dim=-4)
     weights = presence / presence.sum(dim=1, keepdim=True).clamp(min=1)
@@ -81,19 +82,21 @@ def slab_inputs(
     padded = {}
     for name, part in parts.items():
         images = volume_to_slices(part)
-        states = _coded(images, codec) if name in encoded else _pooled_slices(images, codec.factor)
+        encode = codec.encode_source if name == "source" else codec.encode if name in encoded else None
+        states = _coded(images, encode) if encode else _pooled_slices(images, codec.factor)
         zeros = torch.zeros_like(images[:1, :1])
-        background = _coded(zeros, codec) if name in encoded else torch.zeros_like(states[:1, :1])
+        background = _coded(zeros, encode) if encode else torch.zeros_like(states[:1, :1])
         padded[name] = pad_slices(states, slab_size, end_fills(source_images, states, background))
     source = padded.pop("source")
     presence = presence_of(parts["source"]) if channels["source"] > 1 else None
-    return SlabInputs(source, endpoint_of(source, codec.channels, endpoint, presence), context, padded, presence)
+    start = endpoint_of(source, channels["source"], codec, endpoint, presence)
+    return SlabInputs(source, start, context, padded, presence)
 
 
-def encode_slabs(slabs: Tensor, channels: int, codec: PixelCodec) -> Tensor:
+def encode_slabs(slabs: Tensor, channels: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
     """Slabs of images (n, C K, H, W), [0, 1], to slabs of states (n, C c K, H/f, W/f), both channel by channel."""
     images = slabs.unflatten(1, (channels, -1)).movedim(2, 1)
-    return _coded(images, codec).movedim(1, 2).flatten(1, 2)
+    return _coded(images, encode).movedim(1, 2).flatten(1, 2)
 
 
 def decode_slices(states: Tensor, codec: PixelCodec) -> Tensor:
@@ -101,8 +104,8 @@ def decode_slices(states: Tensor, codec: PixelCodec) -> Tensor:
     return codec.decode(states.flatten(0, 1)).unflatten(0, states.shape[:2])
 
 
-def _coded(images: Tensor, codec: PixelCodec) -> Tensor:
-    return codec.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+def _coded(images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    return encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
 
 def _pooled_slices(images: Tensor, factor: int) -> Tensor:

@@ -36,10 +36,10 @@ class LatentUNet(nn.Module):
     def __init__(self, codec: nn.Module, network: nn.Module, scheduler: AffineScheduler) -> None:
         super().__init__()
         target, source, _ = network.slice_channels
-        if target != codec.channels or source % codec.channels:
+        if target != codec.channels or source % codec.source_channels:
             raise ValueError(
                 f"The network has {target} channels of the target and {source} of the source, but the codec gives "
-                f"{codec.channels} for each contrast."
+                f"{codec.channels} of the target and {codec.source_channels} of each contrast of the source."
             )
         self.codec = codec.requires_grad_(False).eval()
         self.network = network

@@ -59,14 +59,15 @@ class TargetEmbedding(nn.Module):
 class MultiContrastUNet(BridgeUNet):
     """A `BridgeUNet` that weighs its source contrasts and conditions, and filters its features (CoLa-Diff).
 
-    The source has `source_channels / target_channels` contrasts. What an absent contrast holds has no part in the
+    The source has `source_channels / contrast_channels` contrasts. What an absent contrast holds has no part in the
     result. Every part of the paper's network is a switch; without all of them, and with all contrasts there, this is a
     `BridgeUNet` with attention at its two lower levels. Auto-weights and filters are the identity at the start.
 
     Args:
         slab_size: slices of a slab.
         target_channels: c, channels of one slice of a contrast, as the codec makes them.
-        source_channels: C c, of C contrasts.
+        source_channels: of one slice of C contrasts.
+        contrast_channels: of one of these contrasts, as the codec makes them; None is c.
         condition_channels: such as the number of tissue fractions.
         channels: feature channels of each resolution level.
         num_res_blocks, resblock_updown: as of `BridgeUNet`.
@@ -90,6 +91,7 @@ class MultiContrastUNet(BridgeUNet):
         target_channels: int = 8,
         source_channels: int = 24,
         condition_channels: int = 4,
+        contrast_channels: int | None = None,
         channels: Sequence[int] = (64, 128, 192),
         num_res_blocks: Sequence[int] | int = 1,
         resblock_updown: bool = False,
@@ -103,9 +105,10 @@ class MultiContrastUNet(BridgeUNet):
         target_contrast: int | None = None,
         **sizes: Any,
     ) -> None:
-        if source_channels % target_channels:
+        size = contrast_channels or target_channels
+        if source_channels % size:
             raise ValueError(
-                f"source_channels is {source_channels}; it must be a multiple of target_channels, {target_channels}."
+                f"source_channels is {source_channels}; it must be a multiple of the channels of a contrast, {size}."
             )
         if target_contrast is not None and not 0 <= target_contrast < (num_contrasts or 0):
             raise ValueError(
@@ -123,7 +126,7 @@ class MultiContrastUNet(BridgeUNet):
             attention_levels=attention_levels or [level >= levels - 2 for level in range(levels)],
             **sizes,
         )
-        self.groups = (target_channels,) * (source_channels // target_channels)
+        self.groups = (size,) * (source_channels // size)
         self.auto_weight = None
         if auto_weight is not None:
             self.auto_weight = AutoWeight(source_channels + condition_channels, self.groups, activation=auto_weight)
@@ -163,7 +166,7 @@ class MultiContrastUNet(BridgeUNet):
             x: noisy target slabs, (n, c K, h, w); without `source`, all channels one after another.
             timesteps: (n,), or one for all; None is index 0.
             context: style keys, (n, 3, 128), or one for all; None is no style.
-            source: slabs of all contrasts, (n, C c K, h, w), contrast by contrast; an absent one may hold anything.
+            source: slabs of all contrasts, (n, source_channels K, h, w), contrast by contrast; an absent one may hold anything.
             missing, conditions: further slabs, (n, channels K, h, w), in the order of training.
             down_block_additional_residuals, mid_block_additional_residual: as of `BridgeUNet`.
             presence: (n, C), above 0 where a contrast is there; None is all.

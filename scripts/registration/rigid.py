@@ -317,12 +317,16 @@ def _search(pyramid: Sequence[_Scene]) -> np.ndarray:
 
 
 def _different(matrices: Sequence[np.ndarray], centre: np.ndarray) -> list[np.ndarray]:
-    """Those that bring no point of the head close to where one before them brings it."""
+    """Those of rigid (4, 4) that bring no point of the head close to where one before them brings it."""
     sphere = centre + HEAD_RADIUS * np.concatenate([np.eye(3), -np.eye(3)])
     kept: list[np.ndarray] = []
+    places = np.empty((0, *sphere.shape))
     for matrix in matrices:
-        if all(longest_way(np.linalg.inv(other) @ matrix, sphere) > LEVELS[0].spacing / 2 for other in kept):
+        place = nib.affines.apply_affine(matrix, sphere)
+        ways = np.linalg.norm(places - place, axis=-1).max(axis=-1)
+        if (ways > LEVELS[0].spacing / 2).all():
             kept.append(matrix)
+            places = np.concatenate([places, place[None]])
     return kept
 
 

@@ -70,3 +70,18 @@ def test_a_slab_of_a_latent_is_that_of_each_slice_and_conditions_shrink_with_it(
 
     whole, x0 = missing, inferer.encode(torch.rand(1, 3, 8, 8))
     inferer(x0, network, torch.randn_like(x0), torch.tensor([5]), states.flatten(1, 3), missing=missing)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_what_is_no_slab_is_handed_on_as_it_is(factor):
+    inferer = BridgeInferer(BrownianBridgeScheduler(), codec=OrthonormalCodec(factor) if factor > 1 else None)
+    told = []
+
+    def network(x, timesteps, context=None, source=None, target_contrast=None):
+        told.append(target_contrast)
+        return x
+
+    x0 = inferer.encode(torch.rand(3, 3, 8, 8))
+    wanted = torch.tensor([0.0, 4.0, 2.0])
+    inferer(x0, network, torch.randn_like(x0), torch.tensor([5, 6, 7]), x0, target_contrast=wanted)
+    assert torch.equal(told[0], wanted)

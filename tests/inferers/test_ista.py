@@ -612,3 +612,18 @@ def test_the_last_evaluation_has_a_stride_of_its_own():
     options = {"num_inference_steps": 3, "slab_size": 9, "slab_stride": 9, "batch_size": 100}
     ISTAInferer(BrownianBridgeScheduler(), final_stride=3, **options)(volume, network)
     assert slabs == [4, 5, 10]  # every ninth of 27, the first and the last; every third at the end
+
+
+def test_conditions_of_a_whole_volume_reach_every_call_of_the_network():
+    told = []
+
+    def network(x, timesteps, context=None, source=None, target_contrast=None):
+        told.append(target_contrast.tolist())
+        return target_contrast.reshape(-1, 1, 1, 1).expand_as(x)
+
+    scheduler = BrownianBridgeScheduler(prediction_type="sample")
+    inferer = ISTAInferer(scheduler, num_inference_steps=2, batch_size=2)
+    made = inferer(torch.rand(1, 1, 8, 8, 5), network, target_contrast=torch.tensor([1.0]))
+    assert len(told) >= 6
+    assert all(target == [1] for target in told)
+    assert (made == 1).all()

@@ -1,4 +1,4 @@
-"""Tissue fractions of the sources: which contrast they are of, in which order, and nothing of the target."""
+"""Tissue fractions of the sources: which contrast they are of, in which order, and never of the target."""
 
 import numpy as np
 import pytest

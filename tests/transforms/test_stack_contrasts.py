@@ -93,3 +93,13 @@ def test_no_contrast_at_all_is_refused():
 def test_a_contrast_without_a_brain_is_named():
     with pytest.raises(CaseError, match=r"^1\.nii\.gz has 0 as the 99\.9 percentile"):
         StackContrastsd(KEYS)(item(contrast_T2=0 * volume(1)))
+
+
+def test_what_is_windowed_already_is_not_scaled_again():
+    ct = MetaTensor(volume(3) / 1000, affine=AFFINE)
+    given = item(contrast_T2=volume(1), contrast_CT=ct)
+    made = StackContrastsd(("contrast_T2", "contrast_CT"), windowed="contrast_CT")(given)
+    inside = given["mask"][0] > 0
+    torch.testing.assert_close(torch.as_tensor(made["image"][1]), torch.as_tensor(ct[0]) * inside)
+    assert made["image"][0].max() == 1
+    assert made["image"][1].max() < 0.5
