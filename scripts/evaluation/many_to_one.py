@@ -116,7 +116,8 @@ def run_translations(
         if not pairs:
             continue
         rows = {row or row_name(sources): {**settings, "target_contrast": list(contrasts).index(target)}}
-        results.setdefault(target, []).extend(run_study(pairs, rows, sampler(system, target), folder))
+        if measured := run_study(pairs, rows, sampler(system, target), folder):
+            results.setdefault(target, []).extend(measured)
     return results
 
 
@@ -332,7 +333,10 @@ def _write(
     text: Sequence[str], results: Mapping[str, Sequence[Result]], notes: Mapping[str, object], path: str | os.PathLike
 ) -> None:
     if not results:
-        raise CaseError("No held-out subject has the contrasts that are wanted; give another task, or other targets.")
+        raise CaseError(
+            "There is nothing to tell: no held-out subject has the contrasts that are wanted, or no row its style key; "
+            "give other targets, another task or another style_keys_file."
+        )
     lines = [*text, "Mean ± standard deviation over people; n is how many have the contrasts of a row.", ""]
     lines += [f"- {name}: {value}" for name, value in notes.items()]
     content = {
