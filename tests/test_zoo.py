@@ -158,6 +158,7 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "volumetric_bridge"),
         ("train", "pix2pix"),
         ("train", "simulated_ct", "evaluate_make_a_volume"),
+        ("train", "many_to_one_train", "evaluate_many_to_one"),
         ("train", "palette"),
         ("inference", "palette"),
     ],

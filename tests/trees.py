@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,19 @@ def brats2023_tree(
     for subject in subjects:
         for ending, contrast in (("t1n", "T1"), ("t1c", "T1ce"), ("t2w", "T2"), ("t2f", "FLAIR"), ("seg", "labels")):
             write(root / subject / f"{subject}-{ending}.nii.gz", subject, contrast)
+    return root
+
+
+def brats2018_tree(
+    root: Path,
+    subjects: Sequence[str] = ("Brats18_2013_10_1", "Brats18_CBICA_AAB_1", "Brats18_TCIA01_147_1"),
+    write: Writer = write_cube,
+) -> Path:
+    """`root`/{HGG,LGG}/ID/ID_{t1,t1ce,t2,flair,seg}.nii.gz, the last subject in LGG; returns `root`."""
+    for subject in subjects:
+        folder = root / ("LGG" if subject == subjects[-1] else "HGG") / subject
+        for ending, contrast in (("t1", "T1"), ("t1ce", "T1ce"), ("t2", "T2"), ("flair", "FLAIR"), ("seg", "labels")):
+            write(folder / f"{subject}_{ending}.nii.gz", subject, contrast)
     return root
 
 
@@ -97,6 +110,29 @@ def csv_tree(root: Path, subjects: Sequence[str] = ("anna", "bert"), write: Writ
     return table
 
 
+def contrasts_tree(
+    root: Path, subjects: Mapping[str, Sequence[str]], write: Writer = write_cube, **columns: Sequence[str]
+) -> Path:
+    """`root`/contrasts.csv with a column for each contrast, empty where a subject lacks it; returns the table.
+
+    Args:
+        root: folder, made where it is not there.
+        subjects: name -> contrasts that it has.
+        write: writes a volume.
+        columns: further columns, a cell for each subject.
+    """
+    names = list(dict.fromkeys(name for contrasts in subjects.values() for name in contrasts))
+    lines = [",".join(["subject", *names, *columns])]
+    for number, (subject, contrasts) in enumerate(subjects.items()):
+        for name in contrasts:
+            write(root / f"{subject}_{name}.nii.gz", subject, name)
+        cells = [f"{subject}_{name}.nii.gz" if name in contrasts else "" for name in names]
+        lines.append(",".join([subject, *cells, *(cells[number] for cells in columns.values())]))
+    table = root / "contrasts.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table
+
+
 def t1_tree(root: Path, subjects: Sequence[str] = ("anna", "bert"), write: Writer = write_cube) -> Path:
     """`root`/subjects.json with a stripped T1 of each subject and no source; returns the list."""
     entries = []
@@ -111,6 +147,7 @@ def t1_tree(root: Path, subjects: Sequence[str] = ("anna", "bert"), write: Write
 TREES = {
     "synthrad2023": synthrad2023_tree,
     "brats2023": brats2023_tree,
+    "brats2018": brats2018_tree,
     "ixi": ixi_tree,
     "bids": bids_tree,
     "csv": csv_tree,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from .metrics import inter_slice_ssim, nrmse, psnr, ssim
+from .metrics import inter_slice_ssim, nrmse, psnr, slice_psnr, slice_ssim, ssim
 
 LABELS = {
     "nrmse": "NRMSE",
@@ -41,7 +41,7 @@ LABELS = {
     "bias_wm": "WM, bias (%)",
 }
 """Name of a figure -> what a table calls it; names that end in "_brain" are those inside the brain."""
-PLACES = {"_brain": "brain", "_missing": "missing slices", "_given": "given slices"}
+PLACES = {"_brain": "brain", "_missing": "missing slices", "_given": "given slices", "_slices": "by slice"}
 """Endings of figures -> where they were measured."""
 
 
@@ -161,6 +161,22 @@ def brain_figures(
         **bands,
         "adjacent_difference": adjacent_difference(image, mask),
     }
+
+
+def slice_figures(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """PSNR and SSIM of the axial slices that hold brain, averaged: what papers on single slices most likely give.
+
+    Args:
+        image, reference: (H, W, Z), [0, 1]; whole slices count, the background too.
+        mask: (H, W, Z) bool, the brain.
+
+    Returns:
+        "psnr_slices" (dB) and "ssim_slices".
+    """
+    pair = [torch.from_numpy(np.ascontiguousarray(a)) for a in _clipped(image, reference)]
+    inside = torch.from_numpy(np.asarray(mask).any(axis=(0, 1)))
+    values = {"psnr_slices": slice_psnr(*pair), "ssim_slices": slice_ssim(*pair)}
+    return {name: float(of_slices[inside].mean()) for name, of_slices in values.items()}
 
 
 def pointwise_figures(

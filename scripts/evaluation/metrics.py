@@ -14,7 +14,7 @@ from monai.metrics import CumulativeIterationMetric
 from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor
 
-__all__ = ["VolumeMetric", "inter_slice_ssim", "metric_handler", "nrmse", "psnr", "ssim"]
+__all__ = ["VolumeMetric", "inter_slice_ssim", "metric_handler", "nrmse", "psnr", "slice_psnr", "slice_ssim", "ssim"]
 
 SSIM_WINDOW = 7
 """Voxels of SSIM's uniform window in each direction; the papers', and scikit-image's default."""
@@ -37,6 +37,17 @@ def ssim(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor
     The average is over the windows that lie in the volume; with a mask, over those whose centre lies in the mask.
     """
     return _mean_inside(_ssim_map(_volume(image)[None, None], _volume(reference)[None, None]), mask)
+
+
+def slice_psnr(image: Tensor, reference: Tensor) -> Tensor:
+    """PSNR in dB of each axial slice, (Z,), for a peak of 1; infinite where a slice is the reference's."""
+    return -10 * torch.log10(((_volume(image) - _volume(reference)) ** 2).mean(dim=(0, 1)))
+
+
+def slice_ssim(image: Tensor, reference: Tensor) -> Tensor:
+    """SSIM in 2D of each axial slice, (Z,): the average over its windows."""
+    slices = [_volume(volume).permute(2, 0, 1)[:, None] for volume in (image, reference)]
+    return _ssim_map(*slices).mean(dim=(1, 2, 3))
 
 
 def inter_slice_ssim(image: Tensor, reference: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

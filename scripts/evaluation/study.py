@@ -21,6 +21,7 @@ from .metrics import SSIM_WINDOW
 
 Figures = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
 """(image, reference, mask), (H, W, Z) each -> figures by name."""
+_VOLUMES = ("source", "target", "mask", "fractions")  # of a pair, those that it has
 _FORMAT = 2  # of a result on disk; raise it when the figures change, and earlier results are computed again
 
 
@@ -236,7 +237,7 @@ def central_slices(pair: Mapping, number: int | None) -> dict:
     middle = int(inside[0] + inside[-1] + 1) // 2
     depth = np.asarray(pair["mask"]).shape[-1]
     start = max(0, min(middle - number // 2, depth - number))
-    return {**pair, **{k: pair[k][..., start : start + number] for k in ("source", "target", "mask")}}
+    return {**pair, **{k: pair[k][..., start : start + number] for k in _VOLUMES if k in pair}}
 
 
 def _sha256(array: np.ndarray) -> str:

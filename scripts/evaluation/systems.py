@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +60,8 @@ class System:
         overlays: config files, or items by their ids, laid over it in this order.
         weights: of the network.
 
+    `parser` has whatever else is defined there.
+
     Raises:
         CaseError: a file is not there, or does not fit.
     """
@@ -75,6 +77,7 @@ class System:
         self.device = torch.device(parser.get_parsed_content("device"))
         self.weights_sha256 = load_weights(parser.get_parsed_content("network_def"), weights)
         self.network = parser.get_parsed_content("network").eval()
+        self.parser = parser
         self.inferer = parser.get_parsed_content("validate#inferer")
 
     @cached_property
@@ -155,7 +158,8 @@ class SystemSampler(VariantSampler):
         style_key, figures: as of `VariantSampler`.
         common: what all results depend on beside the system.
 
-    A variant's settings are arguments of the system's inferer; `codec_alone` instead makes `CodecAlone`.
+    A variant's settings are arguments of the system's inferer; `codec_alone` instead makes `CodecAlone`, and
+    `target_contrast` is the index that the network is told.
     """
 
     def __init__(
@@ -183,12 +187,19 @@ class SystemSampler(VariantSampler):
         costs |= {f"seconds_{name}": self._meters[name].seconds for name in ("encode", "decode")}
         return replace(result, figures={**result.figures, **costs})
 
-    def _inferer(self, codec_alone: bool = False, **settings: Any) -> Callable[..., Tensor]:
+    def _inferer(
+        self, codec_alone: bool = False, target_contrast: int | None = None, **settings: Any
+    ) -> Callable[..., Tensor]:
         own = self.system.inferer
         encode, decode = self._meters["encode"], self._meters["decode"]
         sizes = {name: getattr(own.codec, name) for name in ("channels", "source_channels", "factor")}
         codec = SimpleNamespace(**sizes, encode=encode, encode_source=encode, decode=decode)
-        return CodecAlone(codec) if codec_alone else own.changed(codec=codec, **settings)
+        if codec_alone:
+            return CodecAlone(codec)
+        inferer = own.changed(codec=codec, **settings)
+        if target_contrast is None:
+            return inferer
+        return partial(inferer, target_contrast=torch.tensor([target_contrast], device=self.system.device))
 
 
 def system_figures(

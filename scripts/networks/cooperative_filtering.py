@@ -133,7 +133,7 @@ class CooperativeFilter(nn.Module):
         self.wavelet = Wavelet(wavelet)
         self.threshold = threshold
         self.matching = BlockMatching(**options)
-        self.thresholds = nn.Parameter(torch.full((2, 1, channels, 1, 1), threshold))
+        self.thresholds = nn.Parameter(torch.full((2, channels, 1, 1), threshold))  # channels_last wants four axes
         self.gain = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:

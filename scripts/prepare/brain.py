@@ -52,7 +52,7 @@ def find_brain(
     if mask is not None:
         return _skull_strip(target, str(mask), of_source=False, origin="the pair's mask")
     for volume, of_source, name in ((target, False, "target"), (source, True, "source")):
-        if _is_stripped(volume):
+        if is_stripped_volume(volume):
             inside = foreground(volume.data) if volume.is_ct else mask_from_background(volume.image)
             return _brain(inside, volume.image.affine, of_source, f"{name}, stripped already")
     if labels is not None:
@@ -102,7 +102,8 @@ def _brain_of_labels(image: nib.Nifti1Image, name: str) -> Brain:
     return _brain(inside, image.affine, False, "labels")
 
 
-def _is_stripped(volume: Volume) -> bool:
+def is_stripped_volume(volume: Volume) -> bool:
+    """Whether a CT or an MRI has no skull any more."""
     return is_stripped(volume.data) if volume.is_ct else is_stripped_mri(volume.data, volume.image.affine)
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..contrasts import contrast_named
 from ..data.splits import SECTIONS, one_person_each, split_people
 from ..data.volume_cache import num_cores
 from ..errors import CaseError
@@ -18,10 +19,13 @@ from ..options import number, true_or_false, two_increasing, whole_number
 from ..transforms.skull_strip import SkullStripd
 from .conform import Recipe
 from .layouts import LAYOUTS, list_pairs
-from .pairs import Pair
+from .pairs import ContrastSet, Subject
 from .prepared_set import PreparedSet
+from .quality import volume_records
 
 MRI_CONFIGS = ("configs/train.json", "configs/flair_to_t1.json")
+MANY_TO_ONE = ("configs/train.json", "configs/many_to_one_train.json")
+_EVALUATION = {MANY_TO_ONE: "configs/evaluate_many_to_one.json"}
 # Source contrast -> what trains on it; None is a set of targets alone.
 _CONFIGS = {"CT": ("configs/train.json",), None: ("configs/train.json", "configs/simulated_ct.json")}
 
@@ -32,6 +36,7 @@ def prepare(
     output: str,
     source_contrast: str | None = None,
     target_contrast: str | None = None,
+    contrasts: Sequence[str] | str = (),
     skull_strip: str = "auto",
     registration: bool = True,
     spacing: float = 1.0,
@@ -51,6 +56,10 @@ def prepare(
     A layout without sources, t1, gives targets for training on simulated CT: nothing is registered, and each stays on
     its own grid; registration, spacing, hu_window and margin have no say.
 
+    With contrasts, a subject is all of those that it has, two at least, registered to the first: what trains a network
+    from any contrasts to any other. A contrast that fails is reported and left out, and the subject stays where two or
+    more are left.
+
     A subject that fails is reported and left out, and the status is 0 all the same; it is 1 where none could be
     prepared. Typed again, the command goes on where it stopped: what was made by the same recipe, the same versions
     and from the same files stays.
@@ -61,8 +70,10 @@ def prepare(
         output: folder to write to.
         source_contrast: contrast to translate from; the layout's own choice where it is not given.
         target_contrast: contrast to translate to, likewise.
+        contrasts: instead of source and target all contrasts that are wanted, separated by commas; the first that a
+            subject has gives the grid.
         skull_strip: auto, none, builtin (CT), hd-bet (MRI), a mask's file, a folder of masks, or a command with
-            {input} and {mask}; for a pair without a mask, a stripped volume or labels.
+            {input} and {mask}; for a subject without a mask, a stripped volume or labels.
         registration: False for a data set that is registered already.
         spacing: edge of the voxels, mm.
         hu_window: HU between which most of the brain has to lie in a CT, shown black to white in the pictures. A CT to
@@ -88,19 +99,20 @@ def prepare(
     root, folder = Path(str(input)).expanduser(), Path(str(output)).expanduser()
     if root.resolve() == folder.resolve():
         raise CaseError(f"{root} is both input and output; give another output.")
-    listed, failures = list_pairs(layout, root, source_contrast, target_contrast)
+    several = _checked_contrasts(contrasts, source_contrast, target_contrast)
+    listed, failures = list_pairs(layout, root, source_contrast, target_contrast, several)
     pairs, failures = _without_left_out(listed, failures, leave_out)
     named = _named_people(pairs, validation_people, test_people)
     pairs = _with_named_splits(pairs, named)
     options = {
         "layout": layout,
-        "contrasts": sorted({(pair.source_contrast, pair.target_contrast) for pair in pairs}),
+        "contrasts": list(several) or sorted({(pair.source_contrast, pair.target_contrast) for pair in pairs}),
         **fractions,
         **{f"{section}_people": sorted(people) for section, people in named.items()},
         "seed": seed,
     }
     for failure in failures:
-        print(f"{failure['subject']} failed: {failure['reason']}")
+        print(f"{failure['subject']} {'is without' if 'contrast' in failure else 'failed:'} {failure['reason']}")
     prepared = PreparedSet(folder, recipe, options)
     if prepared.may_take_hd_bet(pairs):
         print(
@@ -122,6 +134,18 @@ prepare.__doc__ = (
 )
 
 
+def _checked_contrasts(
+    contrasts: Sequence[str] | str, source_contrast: str | None, target_contrast: str | None
+) -> tuple[str, ...]:
+    """The names of several contrasts, () where a pair is wanted."""
+    several = tuple(dict.fromkeys(map(contrast_named, option_names("contrasts", contrasts))))
+    if len(several) == 1:
+        raise CaseError(f"contrasts is {several[0]}; give two contrasts or more, separated by commas.")
+    if several and (source_contrast is not None or target_contrast is not None):
+        raise CaseError("contrasts takes the place of source_contrast and target_contrast; leave these out.")
+    return several
+
+
 def _names(given: Sequence[str] | str, option: str, known: Iterable[str]) -> set[str]:
     """The names of an option, one that has a comma in it alone, or several that are separated by commas."""
     known = set(known)
@@ -132,8 +156,8 @@ def _names(given: Sequence[str] | str, option: str, known: Iterable[str]) -> set
 
 
 def _without_left_out(
-    pairs: Sequence[Pair], incomplete: Sequence[dict[str, str]], leave_out: Sequence[str] | str
-) -> tuple[list[Pair], list[dict[str, str]]]:
+    pairs: Sequence[Subject], incomplete: Sequence[dict[str, str]], leave_out: Sequence[str] | str
+) -> tuple[list[Subject], list[dict[str, str]]]:
     known = [*(pair.subject for pair in pairs), *(one["subject"] for one in incomplete)]
     names = _names(leave_out, "leave_out", known)
     kept = [pair for pair in pairs if pair.subject not in names]
@@ -141,7 +165,7 @@ def _without_left_out(
 
 
 def _named_people(
-    pairs: Sequence[Pair], validation_people: Sequence[str] | str, test_people: Sequence[str] | str
+    pairs: Sequence[Subject], validation_people: Sequence[str] | str, test_people: Sequence[str] | str
 ) -> dict[str, set[str]]:
     """The people of each section that options name."""
     people = {pair.person for pair in pairs}
@@ -152,7 +176,7 @@ def _named_people(
     return named
 
 
-def _with_named_splits(pairs: Sequence[Pair], named: Mapping[str, set[str]]) -> list[Pair]:
+def _with_named_splits(pairs: Sequence[Subject], named: Mapping[str, set[str]]) -> list[Subject]:
     if not any(named.values()):
         return list(pairs)
     section_of = {person: section for section, people in named.items() for person in people}
@@ -189,11 +213,11 @@ def _checked_workers(num_workers: int | None) -> int:
 
 
 def _sections(
-    pairs: Sequence[Pair], records: Mapping[str, Any], fractions: Mapping[str, float], seed: int
+    pairs: Sequence[Subject], records: Mapping[str, Any], fractions: Mapping[str, float], seed: int
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
     """The section of each subject, and the failures: equal data that were given to two sections."""
     digests = {
-        name: [record[key]["values_sha256"] for key in ("source", "target") if key in record]
+        name: [volume["values_sha256"] for volume in volume_records(record).values()]
         for name, record in records.items()
     }
     person_of = one_person_each({pair.subject: (pair.person, digests[pair.subject]) for pair in pairs})
@@ -224,12 +248,13 @@ def _conflict(subject: str, names: Sequence[str], given: set[str]) -> str:
 
 
 def _tell_end(
-    prepared: PreparedSet, pairs: Sequence[Pair], sections: Mapping[str, str], failures: Sequence[Mapping[str, str]]
+    prepared: PreparedSet, pairs: Sequence[Subject], sections: Mapping[str, str], failures: Sequence[Mapping[str, str]]
 ) -> None:
     """Say what was made, what to type next and, last, what failed."""
     folder = prepared.folder
+    failed = len([one for one in failures if "contrast" not in one])
     if not sections:
-        raise CaseError(f"None of {len(failures)} subjects could be prepared; {folder / 'failures.json'} tells why.")
+        raise CaseError(f"None of {failed} subjects could be prepared; {folder / 'failures.json'} tells why.")
     count = Counter(sections.values())
     people = len({pair.person for pair in pairs if pair.subject in sections})
     memory = max(record["peak_memory_mib"] for record in prepared.subjects.values()) / 1024
@@ -240,19 +265,16 @@ def _tell_end(
     )
     print(f"Look at {folder / 'quality.html'} before you train.")
     _tell_next(folder, pairs, count)
-    if failures:
-        print(
-            f"{len(failures)} of {len(sections) + len(failures)} subjects failed; {folder / 'failures.json'} tells why."
-        )
+    if left_out := len(failures) - failed:
+        print(f"Contrasts that were left out: {left_out}; {folder / 'failures.json'} tells why.")
+    if failed:
+        print(f"{failed} of {len(sections) + failed} subjects failed; {folder / 'failures.json'} tells why.")
 
 
-def _tell_next(folder: Path, pairs: Sequence[Pair], count: Mapping[str, int]) -> None:
+def _tell_next(folder: Path, pairs: Sequence[Subject], count: Mapping[str, int]) -> None:
     """What to type next, or why there is nothing to train on or to measure with."""
-    contrast = pairs[0].source_contrast
-    configs = _CONFIGS.get(contrast, MRI_CONFIGS)
-    options = "" if contrast in (None, "CT", "FLAIR") else f" --source_contrast {contrast}"
-    if (target := pairs[0].target_contrast) != "T1":
-        options += f" --target_contrast {target}"
+    configs, options = _training_of(pairs[0])
+    evaluation = _EVALUATION.get(configs, "configs/evaluate.json")
     if count["training"]:
         print("Then type:")
         print(_bundle_command(configs, folder) + options)
@@ -260,9 +282,20 @@ def _tell_next(folder: Path, pairs: Sequence[Pair], count: Mapping[str, int]) ->
         print("Nobody is left to train on; add people, or lower validation_fraction and test_fraction.")
     if count["test"]:
         trained = f"{options} --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
-        print(_bundle_command([*configs, "configs/evaluate.json"], folder) + trained)
+        print(_bundle_command([*configs, evaluation], folder) + trained)
     else:
         print("Nobody is held out to measure the result with; raise test_fraction, or name test_people.")
+
+
+def _training_of(subject: Subject) -> tuple[tuple[str, ...], str]:
+    """The configs that train on such subjects, and the options of the command."""
+    if isinstance(subject, ContrastSet):
+        return MANY_TO_ONE, ""
+    contrast = subject.source_contrast
+    options = "" if contrast in (None, "CT", "FLAIR") else f" --source_contrast {contrast}"
+    if (target := subject.target_contrast) != "T1":
+        options += f" --target_contrast {target}"
+    return _CONFIGS.get(contrast, MRI_CONFIGS), options
 
 
 def _bundle_command(configs: Sequence[str], folder: Path) -> str:

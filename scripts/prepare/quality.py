@@ -57,6 +57,16 @@ def quality_picture(
     return _page(rows, [*titles, f"brain mask over the {contrasts[1]}"])
 
 
+def one_below_another(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Several pictures as one."""
+    page = Image.new("RGB", (max(one.width for one in pictures), sum(one.height for one in pictures)))
+    top = 0
+    for one in pictures:
+        page.paste(one, (0, top))
+        top += one.height
+    return page
+
+
 def _stretched(volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """The volume with the darkest and brightest percent of the brain at 0 and 1."""
     low, high = np.percentile(volume[inside], (1, 99))
@@ -117,7 +127,7 @@ def quality_page(
     Args:
         records: by subject, as `prepare.json` has them.
         pictures: path of each subject's picture, relative to the page.
-        failures: {"subject", "reason"} of those that were left out.
+        failures: {"subject", "reason"} of those that were left out; with "contrast" that one alone was.
     """
     order = sorted(records, key=lambda name: _mutual_information(records[name]))
     failed = "".join(f"<li><b>{escape(one['subject'])}</b>: {escape(one['reason'])}</li>" for one in failures)
@@ -129,18 +139,34 @@ def quality_page(
     )
 
 
+def volume_records(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """A subject's record -> those of its volumes: of source and target, or of each contrast."""
+    return record.get("contrasts") or {key: record[key] for key in ("source", "target") if key in record}
+
+
 def _mutual_information(record: Mapping[str, Any]) -> float:
-    return record["registration"]["mutual_information_after"] if record["registration"] else 0.0
+    """The least of a subject's registrations."""
+    found = [one["mutual_information_after"] for one in _registrations(record).values() if one]
+    return min(found, default=0.0)
+
+
+def _registrations(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
+    """By what their facts start with: of a pair nothing, of several contrasts each that is not the first."""
+    if "registrations" not in record:
+        return {"": record["registration"]}
+    return {f"{name}, ": one for name, one in list(record["registrations"].items())[1:]}
 
 
 def _row(name: str, record: Mapping[str, Any], picture: str) -> str:
-    facts = [("person", record["person"]), ("list", record["section"]), *_registration_facts(record["registration"])]
+    facts = [("person", record["person"]), ("list", record["section"])]
+    for contrast, registration in _registrations(record).items():
+        facts += [(f"{contrast}{fact}", value) for fact, value in _registration_facts(registration)]
     brain = record["brain"]
     facts += [("brain", f"{brain['millilitres']} mL, from {brain['from']}")]
     if brain["seen"] < 0.995:
-        facts += [("seen by both scans", f"{100 * brain['seen']:.0f} % of the brain")]
-    for key in [key for key in ("source", "target") if key in record]:
-        volume = record[key]
+        scans = "all" if "contrasts" in record else "both"
+        facts += [(f"seen by {scans} scans", f"{100 * brain['seen']:.0f} % of the brain")]
+    for key, volume in volume_records(record).items():
         facts += [
             (f"{key} as scanned", f"{volume['contrast']}, {' x '.join(f'{s:.3g}' for s in volume['spacing_mm'])} mm")
         ]

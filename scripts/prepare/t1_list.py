@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaseError
-from .pairs import Listing, Pair, safe_name, volume_problem
+from .pairs import Listing, Pair, Wanted, safe_name, volume_problem
 
 REQUIRED = ("id", "person", "skull_stripped")
 
 
-def list_t1(root: Path, source_contrast: str | None, target_contrast: str) -> Listing:
+def list_t1(root: Path, source_contrast: Wanted | None, target_contrast: str | None) -> Listing:
     """The subjects of a JSON list of {"id", "person", "T1", "skull_stripped", "T1_labels" where there are some}.
 
     Paths are relative to the list. T1 is a volume, a folder of DICOM, or an .npz file with the array `vol`.
@@ -29,6 +29,8 @@ def list_t1(root: Path, source_contrast: str | None, target_contrast: str) -> Li
     file = root if root.is_file() else root / "subjects.json"
     if not file.is_file():
         return [], []
+    if isinstance(source_contrast, tuple):
+        raise CaseError("The layout t1 lists a T1 of each subject; give a table with a column for each contrast (csv).")
     if source_contrast is not None or target_contrast != "T1":
         raise CaseError("The layout t1 has no source and T1 as its target; leave the contrasts out.")
     pairs, incomplete = [], []

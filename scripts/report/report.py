@@ -178,7 +178,7 @@ def _case_fields(page: Page) -> dict[str, Any]:
     return {
         "name": page.case.name,
         "warnings": page.warnings,
-        "notes": page.case.notes,
+        "notes": [*_made_from(page), *page.case.notes],
         "measured": bool(record.get("measured")),
         "images": [_image_fields(volume) for volume in page.volumes],
         "error_colours": ERROR_COLOURS,
@@ -189,6 +189,15 @@ def _case_fields(page: Page) -> dict[str, Any]:
         "measures": _measure_rows(record.get("measured") or {}),
         "record": list(_flat(record)),
     }
+
+
+def _made_from(page: Page) -> list[str]:
+    """A sentence on the contrasts that a synthetic image of several was made from."""
+    used = page.case.record.get("contrasts_used") or []
+    if not used:
+        return []
+    shown = f"; the {page.case.record.get('source_contrast')}, on whose grid it lies, is shown"
+    return [f"Made from {', '.join(used)}{shown if page.case.source is not None and len(used) > 1 else ''}."]
 
 
 def _image_fields(volume: ShownVolume) -> dict[str, Any]:
@@ -222,7 +231,8 @@ def _flat(record: Mapping[str, Any], before: str = "") -> Any:
             if name != "measured":
                 yield from _flat(value, f"{before}{name}.")
         else:
-            yield f"{before}{name}", "-" if value is None else value
+            named = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            yield f"{before}{name}", "-" if value is None else ", ".join(value) if named else value
 
 
 def _number(name: str, value: float) -> str:

@@ -9,11 +9,22 @@ import pytest
 from scripts.errors import CaseError
 from scripts.prepare.layouts import LAYOUTS, Layout, list_pairs
 from scripts.prepare.pairs import Pair
-from tests.trees import TREES, bids_tree, brats2023_tree, csv_tree, ixi_tree, synthrad2023_tree, write_cube
+from tests.trees import (
+    TREES,
+    bids_tree,
+    brats2018_tree,
+    brats2023_tree,
+    contrasts_tree,
+    csv_tree,
+    ixi_tree,
+    synthrad2023_tree,
+    write_cube,
+)
 
 DEFAULTS = {
     "synthrad2023": ("CT", "T1"),
     "brats2023": ("FLAIR", "T1"),
+    "brats2018": ("FLAIR", "T1"),
     "ixi": ("T2", "T1"),
     "bids": ("CT", "T1"),
     "csv": ("CT", "T1"),
@@ -346,7 +357,7 @@ def test_subjects_in_linked_folders_are_found(tmp_path):
 
 
 def test_an_unknown_layout_lists_those_there_are(tmp_path):
-    with pytest.raises(CaseError, match="give one of synthrad2023, brats2023, ixi, bids, csv, t1"):
+    with pytest.raises(CaseError, match="give one of synthrad2023, brats2023, brats2018, ixi, bids, csv, t1"):
         list_pairs("nifti", tmp_path)
 
 
@@ -422,3 +433,86 @@ def test_an_entry_without_a_t1_is_incomplete_and_the_others_go_on(tmp_path):
     [pair], incomplete = list_pairs("t1", tmp_path)
     assert pair.subject == "a"
     assert incomplete == [{"subject": "b", "reason": "b has no T1; add it or leave the subject out."}]
+
+
+ALL = ("T1", "T1ce", "T2", "FLAIR", "PD", "CT")
+THERE = {
+    "synthrad2023": {"T1", "CT"},
+    "brats2023": {"T1", "T1ce", "T2", "FLAIR"},
+    "brats2018": {"T1", "T1ce", "T2", "FLAIR"},
+    "ixi": {"T1", "T2", "PD"},
+    "bids": {"T1", "FLAIR", "CT"},
+}
+
+
+@pytest.mark.parametrize("layout", THERE)
+def test_several_contrasts_are_those_that_each_subject_has_in_the_order_asked(tmp_path, layout):
+    TREES[layout](tmp_path)
+    listed, incomplete = list_pairs(layout, tmp_path, contrasts=ALL)
+    assert not incomplete
+    assert names(listed) == names(list_pairs(layout, tmp_path)[0])
+    for subject in listed:
+        assert list(subject.files) == [name for name in ALL if name in THERE[layout]]
+        assert all(file.is_file() and subject.person in file.name + str(file.parent) for file in subject.files.values())
+        assert (subject.lesion is not None) == layout.startswith("brats")
+    backwards, _ = list_pairs(layout, tmp_path, contrasts=ALL[::-1])
+    assert list(backwards[0].files) == list(listed[0].files)[::-1]
+
+
+def test_a_subject_keeps_the_contrasts_that_are_there_and_needs_two(tmp_path):
+    root = ixi_tree(tmp_path)
+    (root / "IXI-T1" / "IXI002-Guys-0828-T1.nii.gz").unlink()
+    (root / "IXI-PD" / "IXI012-HH-1211-PD.nii.gz").write_bytes(b"")
+    for name in ("T2", "PD"):
+        (root / f"IXI-{name}" / f"IXI035-IOP-0873-{name}.nii.gz").unlink()
+    listed, incomplete = list_pairs("ixi", root, contrasts=("T1", "T2", "PD"))
+    assert {subject.person: list(subject.files) for subject in listed} == {
+        "IXI002": ["T2", "PD"],
+        "IXI012": ["T1", "T2"],
+    }
+    contrast, alone = incomplete
+    assert (contrast["subject"], contrast["contrast"]) == ("IXI012-HH-1211", "PD")
+    assert contrast["reason"].startswith("PD: IXI012-HH-1211-PD.nii.gz is an empty file")
+    assert "contrast" not in alone
+    assert alone["reason"] == "IXI035-IOP-0873: it has T1 alone, and two are needed."
+
+
+def test_brats_2018_person_segmentation_and_folders(tmp_path):
+    listed, _ = list_pairs("brats2018", brats2018_tree(tmp_path), contrasts=("T2", "T1"))
+    assert [subject.person for subject in listed] == ["Brats18_2013_10", "Brats18_CBICA_AAB", "Brats18_TCIA01_147"]
+    assert listed[2].lesion == tmp_path / "LGG" / "Brats18_TCIA01_147_1" / "Brats18_TCIA01_147_1_seg.nii.gz"
+    assert listed[0].files["T1"].name == "Brats18_2013_10_1_t1.nii.gz"  # not that of T1ce
+
+
+def test_a_table_with_a_column_for_each_contrast(tmp_path):
+    subjects = {"anna": ("T1", "T2", "FLAIR"), "bert": ("T2", "FLAIR"), "cleo": ("T1",), "dora": ("T1", "PD")}
+    table = contrasts_tree(tmp_path, subjects, split=["test", "", "", "train"], person=["p", "p", "", ""])
+    listed, incomplete = list_pairs("csv", table, contrasts=("FLAIR", "T1", "T2", "PD"))
+    assert {one.subject: list(one.files) for one in listed} == {
+        "anna": ["FLAIR", "T1", "T2"],
+        "bert": ["FLAIR", "T2"],
+        "dora": ["T1", "PD"],
+    }
+    assert [one.split for one in listed] == ["test", "test", "training"]
+    assert [one["subject"] for one in incomplete] == ["cleo"]
+    (tmp_path / "anna_T2.nii.gz").unlink()
+    listed, incomplete = list_pairs("csv", table, contrasts=("T1", "T2", "FLAIR"))
+    assert list(listed[0].files) == ["T1", "FLAIR"]
+    assert {one["subject"]: one.get("contrast") for one in incomplete} == {"anna": "T2", "cleo": None, "dora": None}
+    with pytest.raises(CaseError, match="no files in two columns of T1ce, CT; name a column after each contrast"):
+        list_pairs("csv", table, contrasts=("T1ce", "CT"))
+
+
+def test_one_file_under_two_persons_is_refused_in_any_column(tmp_path):
+    table = contrasts_tree(tmp_path, {"anna": ("T1", "T2"), "bert": ("T1", "T2")})
+    table.write_text(table.read_text().replace("bert_T2", "anna_T2"))
+    with pytest.raises(CaseError, match="anna and bert have the same t2 but are two persons"):
+        list_pairs("csv", table, contrasts=("T1", "T2"))
+
+
+def test_layouts_without_two_of_the_contrasts_say_so(tmp_path):
+    ixi_tree(tmp_path / "ixi")
+    with pytest.raises(CaseError, match="none or one of T1, CT; give two of T1, T2, PD"):
+        list_pairs("ixi", tmp_path / "ixi", contrasts=("T1", "CT"))
+    with pytest.raises(CaseError, match="table with a column for each contrast"):
+        list_pairs("t1", TREES["t1"](tmp_path / "t1"), contrasts=("T1", "T2"))

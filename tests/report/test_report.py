@@ -234,6 +234,24 @@ def test_results_of_several_contrasts_are_cases_of_their_own(results, tmp_path):
     assert "There is no real image named like this case." in pages[2].text
 
 
+def test_a_case_of_several_contrasts_tells_what_it_was_made_from(results, tmp_path):
+    out, dataset_dir, real = results
+    shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("report"))
+    path = next(path for path in sorted((tmp_path / "out").glob("*.json")) if path.with_suffix(".nii.gz").is_file())
+    record = json.loads(path.read_text())
+    moved = {"T2": {"to": "FLAIR", "moved_mm": 1.3}}
+    several = {"contrasts_used": ["FLAIR", "T2"], "source_contrast": "FLAIR", "registered": moved}
+    path.write_text(json.dumps({**record, **several}))
+    report(str(tmp_path / "out"), str(dataset_dir), str(real), str(tmp_path / "pages"))
+    page = Page((tmp_path / "pages" / "case-001.html").read_text(encoding="utf-8"))
+    assert "Made from FLAIR, T2; the FLAIR, on whose grid it lies, is shown." in page.text
+    assert "contrasts_used FLAIR, T2" in page.text
+    assert "registered.T2.moved_mm 1.3" in page.text
+    assert list(page.volumes) == ["source", "synthetic", "real", "error"]
+    other = Page((tmp_path / "pages" / "case-002.html").read_text(encoding="utf-8"))
+    assert "on whose grid it lies" not in other.text
+
+
 def test_a_case_that_cannot_be_read_is_told_and_the_others_are_shown(results, tmp_path):
     out, _, _ = results
     for path in out.iterdir():
