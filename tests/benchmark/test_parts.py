@@ -35,6 +35,7 @@ def test_evaluations_are_those_of_the_config(bundle):
     assert sampling.slabs == 2 * bundle.source.shape[-1]
 
 
+@pytest.mark.slow
 def test_network_rows(bundle):
     """Rows of one network differ by rounding alone, float32 by less than bfloat16."""
     limit, network = measure_network(bundle, ["main_job", "channels_last"], (16, 24), batch_size=2, rounds=2)

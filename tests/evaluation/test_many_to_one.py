@@ -266,6 +266,7 @@ TINY_LATENT = {
 }
 
 
+@pytest.mark.slow
 def test_networks_without_a_part_are_compared(run, bundle_root, tmp_path, capsys):  # noqa: F811
     """Where their weights are given; by the network in the latent."""
     (tmp_path / "tiny.json").write_text(json.dumps(TINY_LATENT))
@@ -310,6 +311,7 @@ def test_a_mistyped_task_is_a_sentence(run):  # noqa: F811
     assert reason(refused.value).startswith("There is no task 'brats_pd'; give one of brats_t1")
 
 
+@pytest.mark.slow
 def test_the_target_is_told_to_the_network(run, tmp_path):  # noqa: F811
     """With the embeddings of the targets exchanged the same sources give another image."""
     options = {"targets": "FLAIR", "subjects": "head0"}

@@ -148,6 +148,7 @@ def test_the_sampler_study_writes_table_points_and_picture(run):
     assert (out / "samplers.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_study_of_the_dial_has_bands_dice_and_a_filtered_mean(run):
     out = run("ablation.json", "detail.json", steps=[3], details=[0.5, 1], unsharp_amounts=[0.5], subjects="head1")
     rows = {name: row["head1"] for name, row in json.loads((out / "detail.json").read_text())["rows"].items()}

@@ -250,7 +250,9 @@ def test_what_it_cannot_take_is_refused():
         network(**batch, presence=torch.ones(2, 2))
     with pytest.raises(ValueError, match="target_contrast is 3; it must be below num_contrasts, which is 3"):
         network_of(num_contrasts=3, target_contrast=3)
-    with pytest.raises(ValueError, match="source_channels is 5; it must be a multiple of the channels of a contrast, 2"):
+    with pytest.raises(
+        ValueError, match="source_channels is 5; it must be a multiple of the channels of a contrast, 2"
+    ):
         network_of(source_channels=5)
     with pytest.raises(ValueError, match="The network got 8 channels; it takes 12"):
         network(x=batch["x"], source=batch["source"])
