@@ -29,7 +29,7 @@ def elbo_weights(source_weights: Tensor) -> Tensor:
     return 1 - previous / source_weights
 
 
-def kl_timestep_weights(target_weights: Tensor, kl_weight: float = 1.0) -> Tensor:
+def kl_timestep_weights(target_weights: Tensor, kl_weight: float = 1.0, prediction_type: str = "epsilon") -> Tensor:
     """Weight of each training timestep of diffusion in a mean squared error of the noise with a KL term added.
 
     With a fixed variance, D_KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) is w_t times the squared error of the noise,
@@ -40,10 +40,19 @@ def kl_timestep_weights(target_weights: Tensor, kl_weight: float = 1.0) -> Tenso
     Args:
         target_weights: sqrt(abar_t), (T,), of a `GaussianDiffusionScheduler`.
         kl_weight: of the terms; 0 is the error alone.
+        prediction_type: of the network; the terms are those of the noise.
 
     Returns:
         (T,), for a network that predicts the noise, with `BridgeL2Loss`.
+
+    Raises:
+        ValueError: a network that predicts something else.
     """
+    if prediction_type != "epsilon":
+        raise ValueError(
+            f"KL weights are for a network that predicts the noise, and this one predicts {prediction_type!s}: give "
+            "scheduler#prediction_type epsilon, or kl_weight 0."
+        )
     signal = target_weights.double().square()
     alpha = signal[1:] / signal[:-1]
     terms = (1 - alpha) / (2 * alpha * (1 - signal[:-1]))

@@ -212,6 +212,8 @@ def test_kl_terms_of_the_paper_s_schedule() -> None:
     assert float(weights[1:].mean()) == pytest.approx(2)
     assert torch.equal(kl_timestep_weights(scheduler.target_weights, 0), torch.ones(1000, dtype=torch.float64))
     assert float(kl_timestep_weights(scheduler.target_weights, 0.1)[1:].mean()) == pytest.approx(1.1)
+    with pytest.raises(ValueError, match="predicts the noise, and this one predicts sample"):
+        kl_timestep_weights(scheduler.target_weights, prediction_type="sample")
 
 
 def test_kl_weights_are_those_of_a_loss() -> None:
