@@ -63,14 +63,13 @@ def restricted(
 
     Args:
         case: of `HoldOutContrastd`, whatever its target: "subject", "source" (C, H, W, Z), "target", "mask" (1, H, W,
-            Z) and "target_contrast"; of its "fractions" (4, H, W, Z) the last, the lesion, is no contrast's.
+            Z) and "target_contrast". A lesion that is known is not shown: it was drawn on the target, too.
         contrasts: names of the channels.
         target: is never in the source.
         sources: which contrasts are.
 
     Returns:
-        "subject", "source", "target" and "mask", of the same shapes, and "lesion", where it is known; None where the
-        case lacks one of the contrasts.
+        "subject", "source", "target" and "mask", of the same shapes; None where the case lacks one of the contrasts.
     """
     stack, wanted = all_contrasts(case), [list(contrasts).index(name) for name in sources if name != target]
     image = stack[list(contrasts).index(target)]
@@ -78,8 +77,7 @@ def restricted(
         return None
     source = torch.zeros_like(stack)
     source[wanted] = stack[wanted]
-    lesion = {"lesion": case["fractions"][-1:]} if "fractions" in case else {}
-    return {"subject": case["subject"], "source": source, "target": image[None], "mask": case["mask"], **lesion}
+    return {"subject": case["subject"], "source": source, "target": image[None], "mask": case["mask"]}
 
 
 def row_name(sources: Sequence[str]) -> str:
