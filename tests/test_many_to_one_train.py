@@ -95,6 +95,30 @@ def test_real_contrasts_are_trained_on_and_validated(train, contrasts):
     assert len(losses) == 3
 
 
+@pytest.fixture(scope="module")
+def identity(bundle_root, contrasts):
+    """What a checkpoint keeps of a training with some settings."""
+
+    def function(**settings):
+        parser = ConfigParser()
+        parser.read_config([str(bundle_root / "configs" / n) for n in ("train.json", "many_to_one_train.json")])
+        parser.update({**TRAINING, "dataset_dir": str(contrasts), **settings})
+        return parser.get_parsed_content("train#identity")
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "other"),
+    [("structure", "fractions", "labels"), ("endpoint", "mean_present", "first"), ("validation_target", None, "T2")],
+)
+def test_a_training_with_another_setting_does_not_go_on(identity, name, first, other):
+    saved = identity(**{name: first}).state_dict()
+    identity(**{name: first}).load_state_dict(saved)
+    with pytest.raises(CaseError, match=f"are of another training .its {name} is another.; give another output_dir"):
+        identity(**{name: other}).load_state_dict({**saved, "network": identity(**{name: other}).identity["network"]})
+
+
 def test_the_network_is_told_the_target_in_training_and_validation(train, contrasts, monkeypatch):
     from scripts.networks import MultiContrastUNet
 
