@@ -134,6 +134,15 @@ def test_weights_of_another_order_or_structure_are_refused(other, told, latent, 
             load(same, tmp_path / "another.pt")
 
 
+def test_weights_without_a_structure_are_a_start_for_a_network_with_one_but_no_weights_of_it(tmp_path):
+    plain = network_of(contrasts=NAMES, condition_channels=0, num_contrasts=3, **OFF)
+    network = network_of(contrasts=NAMES, structure="fractions", num_contrasts=3, **OFF)
+    torch.save(plain.state_dict(), tmp_path / "model.pt")
+    load_start(network, tmp_path / "model.pt")
+    with pytest.raises(CaseError, match=r"\(1 missing: trained_with\.structure_fractions\)"):
+        load_weights(network, tmp_path / "model.pt")
+
+
 def test_the_names_are_empty_tensors_under_keys_that_can_be_added_to_older_weights(tmp_path):
     older, network = network_of(), network_of(contrasts=NAMES, structure="fractions")
     torch.save(older.state_dict(), tmp_path / "older.pt")
