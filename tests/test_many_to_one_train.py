@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.data import training_datalist
 from scripts.errors import CaseError
+from scripts.evaluation.many_to_one import restricted
 from tests.phantoms import write_training_set
 
 EDGE = 6.0
@@ -94,6 +95,30 @@ def test_real_contrasts_are_trained_on_and_validated(train, contrasts):
     assert len(losses) == 3
 
 
+@pytest.fixture(scope="module")
+def identity(bundle_root, contrasts):
+    """What a checkpoint keeps of a training with some settings."""
+
+    def function(**settings):
+        parser = ConfigParser()
+        parser.read_config([str(bundle_root / "configs" / n) for n in ("train.json", "many_to_one_train.json")])
+        parser.update({**TRAINING, "dataset_dir": str(contrasts), **settings})
+        return parser.get_parsed_content("train#identity")
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "other"),
+    [("structure", "fractions", "labels"), ("endpoint", "mean_present", "first"), ("validation_target", None, "T2")],
+)
+def test_a_training_with_another_setting_does_not_go_on(identity, name, first, other):
+    saved = identity(**{name: first}).state_dict()
+    identity(**{name: first}).load_state_dict(saved)
+    with pytest.raises(CaseError, match=f"are of another training .its {name} is another.; give another output_dir"):
+        identity(**{name: other}).load_state_dict({**saved, "network": identity(**{name: other}).identity["network"]})
+
+
 def test_the_network_is_told_the_target_in_training_and_validation(train, contrasts, monkeypatch):
     from scripts.networks import MultiContrastUNet
 
@@ -160,6 +185,27 @@ def test_the_target_on_disk_changes_nothing_of_the_source(bundle_root, contrasts
     for key in ["source", "mask"] + ["fractions"] * (structure is not None):
         assert torch.equal(torch.as_tensor(before[key]), torch.as_tensor(after[key]))
     assert not torch.allclose(torch.as_tensor(before["target"]), torch.as_tensor(after["target"]), atol=0.05)
+
+
+def test_a_lesion_that_was_drawn_on_the_target_is_seen_in_training_alone(bundle_root, contrasts, tmp_path):
+    parser = ConfigParser()
+    names = ("train.json", "many_to_one_train.json", "evaluate_many_to_one.json")
+    parser.read_config([str(bundle_root / "configs" / n) for n in names])
+    parser.update({"spacing": [EDGE] * 3, "dataset_dir": str(contrasts), "structure": "fractions"})
+    item = dict(training_datalist(str(contrasts), "validation", ["source", "mask"], CONTRASTS)[0])
+    lesion = np.zeros(SHAPE, np.float32)
+    lesion[8:14, 8:16, 8:14] = 1
+    nib.save(nib.Nifti1Image(lesion, np.diag([EDGE] * 3 + [1])), tmp_path / "lesion.nii.gz")
+    item["lesion"] = str(tmp_path / "lesion.nii.gz")
+    assert parser.get_parsed_content("load")(dict(item))["extras"][-1].sum() == lesion.sum()
+    held_out = parser.get_parsed_content("held_out_load")(dict(item))
+    assert not held_out["fractions"][3].any()
+    # nor in the tables, whatever a case has beside its contrasts
+    pair = restricted({**held_out, "subject": "v", "lesion": lesion[None]}, CONTRASTS, "FLAIR", ["T2"])
+    pair = parser.get_parsed_content("with_fractions")(pair)
+    assert pair["source"].shape[0] == len(CONTRASTS) + 4
+    assert pair["source"][-4:-1].any()
+    assert not pair["source"][-1].any()
 
 
 def test_the_ct_is_windowed_and_each_mri_scaled_by_its_own_brain(bundle_root, contrasts):

@@ -54,6 +54,7 @@ class SlabDataset(Dataset):
         contrasts: names of the contrasts, which lesions and fractions go by.
         fractions: whether the subjects' extras are the fractions of each contrast (`SourceFractionsd`). An item then
             has "fractions" (4 (2N+1), H, W) in their place, those of a contrast that stays.
+        lesion_dropout: how often the lesions among the fractions are left out, as they are where nobody drew them.
         sparsity: distances of the acquired slices, in slices of the volume, of which each slab draws one; see
             `Distances`. What lies between is filled linearly. (1,) is a dense scan, and items are without "missing".
         seed: of the draws.
@@ -83,6 +84,7 @@ class SlabDataset(Dataset):
         targets: Sequence[int] | None = None,
         contrasts: Sequence[str] | None = None,
         fractions: bool = False,
+        lesion_dropout: float = 0.5,
     ) -> None:
         _check_volumes(data, draw_target, fractions)
         self.volumes = list(data)
@@ -104,6 +106,7 @@ class SlabDataset(Dataset):
         self.draw_target = draw_target
         self.contrasts = None if contrasts is None else list(contrasts)
         self.fractions = fractions
+        self.lesion_dropout = lesion_dropout
         self._may_be_target = np.isin(
             np.arange(self.num_contrasts), range(self.num_contrasts) if targets is None else targets
         )
@@ -172,7 +175,7 @@ class SlabDataset(Dataset):
         if volume.extras is not None:
             extras = _slab(volume.extras, places, repeated)
             if self.fractions:
-                extras = extras[self._of_fractions(present)]
+                extras = self._fractions(extras, present, index)
             name = "fractions" if self.fractions else "extras"
             item[name] = torch.from_numpy(ContrastCurve.identity()(extras)).flatten(0, 1)
         if self.augment:
@@ -185,10 +188,13 @@ class SlabDataset(Dataset):
             item["missing"] = missing[:, None, None].expand_as(item["target"]).contiguous()
         return item
 
-    def _of_fractions(self, present: np.ndarray) -> list[int]:
-        """Which of the extras are the fractions of a contrast that stays, and lesions."""
+    def _fractions(self, extras: np.ndarray, present: np.ndarray, index: int) -> np.ndarray:
+        """Of the extras (E, ...) those of a contrast that stays, and lesions, which may be left out, (4, ...)."""
         first = 3 * structure_contrast(self.contrasts, present)
-        return [first, first + 1, first + 2, -1]
+        chosen = extras[[first, first + 1, first + 2, -1]]
+        if np.random.default_rng([self.seed, self.epoch, index, 6]).random() < self.lesion_dropout:
+            chosen[-1] = 0
+        return chosen
 
     def _drawn(self, present: np.ndarray, index: int) -> int | None:
         """Which of the contrasts (C,) that are there is the target; None where subjects have targets of their own."""

@@ -8,6 +8,7 @@ zeros, and always the target.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,10 @@ FIGURES = (
 TESTED = ("psnr_slices", "ssim_slices", "psnr_brain", "ssim_brain", "highpass_brain", "dice_gm", "dice_wm")
 FEWEST = 3
 """People below which nothing is tested."""
+DIFFERENT_PEOPLE = (
+    "The rows are of different people, so that their means cannot be compared with one another; differences to one row "
+    "are over the people who have both."
+)
 MATCHED = "{} itself, histogram matched"
 
 
@@ -58,14 +63,13 @@ def restricted(
 
     Args:
         case: of `HoldOutContrastd`, whatever its target: "subject", "source" (C, H, W, Z), "target", "mask" (1, H, W,
-            Z) and "target_contrast"; of its "fractions" (4, H, W, Z) the last, the lesion, is no contrast's.
+            Z) and "target_contrast". A lesion that is known is not shown: it was drawn on the target, too.
         contrasts: names of the channels.
         target: is never in the source.
         sources: which contrasts are.
 
     Returns:
-        "subject", "source", "target" and "mask", of the same shapes, and "lesion", where it is known; None where the
-        case lacks one of the contrasts.
+        "subject", "source", "target" and "mask", of the same shapes; None where the case lacks one of the contrasts.
     """
     stack, wanted = all_contrasts(case), [list(contrasts).index(name) for name in sources if name != target]
     image = stack[list(contrasts).index(target)]
@@ -73,8 +77,7 @@ def restricted(
         return None
     source = torch.zeros_like(stack)
     source[wanted] = stack[wanted]
-    lesion = {"lesion": case["fractions"][-1:]} if "fractions" in case else {}
-    return {"subject": case["subject"], "source": source, "target": image[None], "mask": case["mask"], **lesion}
+    return {"subject": case["subject"], "source": source, "target": image[None], "mask": case["mask"]}
 
 
 def row_name(sources: Sequence[str]) -> str:
@@ -240,17 +243,23 @@ def _mean(results: Sequence[Result], subject: str) -> Result:
 
 
 def by_number(results: Iterable[Result]) -> list[Result]:
-    """Rows by the number of sources: each person's mean over the subsets of that size.
+    """Rows by the number of sources: each person's mean over the subsets of that size that the person has.
 
-    Of people who have all contrasts that any row has, so that all rows are of the same people.
+    Of the numbers that more than half of the people have, over the people who have all of these, so that all rows are
+    of the same people.
     """
-    rows = {name: row for name, row in by_row(list(results)).items() if "itself" not in name}
-    names = {name: len(name.split(" + ")) for name in rows}
-    everyone = set.intersection(*(set(row) for row in rows.values())) if rows else set()
+    numbered: dict[str, dict[int, list[Result]]] = {}
+    for result in results:
+        if "itself" not in result.row:
+            of = numbered.setdefault(result.subject, {})
+            of.setdefault(len(result.row.split(" + ")), []).append(result)
+    counts = Counter(number for of in numbered.values() for number in of)
+    common = sorted(number for number, count in counts.items() if 2 * count > len(numbered))
+    people = sorted(person for person, of in numbered.items() if of.keys() >= set(common))
     return [
-        _mean([replace(rows[name][person], row=_sources(number)) for name in names if names[name] == number], person)
-        for number in sorted(set(names.values()))
-        for person in sorted(everyone)
+        _mean([replace(one, row=_sources(number)) for one in numbered[person][number]], person)
+        for number in common
+        for person in people
     ]
 
 
@@ -259,21 +268,40 @@ def _sources(number: int) -> str:
 
 
 def best_single_source(results: Sequence[Result]) -> str | None:
-    """The row of one source with the best mean PSNR in the brain; None without one."""
+    """The row of one source with the best mean PSNR in the brain, over the people whom all these rows have.
+
+    Of rows of at least `FEWEST` people, those of most people first; one with which fewer people would be left is out.
+
+    Returns:
+        Its name; None without such a row.
+    """
     rows = {n: row for n, row in by_row(results).items() if " + " not in n and "itself" not in n}
-    means = {name: np.mean([one.figures["psnr_brain"] for one in row.values()]) for name, row in rows.items()}
+    candidates: list[str] = []
+    people: set[str] = set()
+    for name in sorted(rows, key=lambda name: -len(rows[name])):
+        left = people & rows[name].keys() if candidates else set(rows[name])
+        if len(left) >= FEWEST:
+            candidates, people = [*candidates, name], left
+    means = {name: np.mean([rows[name][person].figures["psnr_brain"] for person in people]) for name in candidates}
     return max(means, key=lambda name: means[name], default=None)
 
 
 def compared(results: Sequence[Result], baseline: str | None, figures: Sequence[str] = FIGURES) -> list[str]:
-    """Lines of Markdown: a table of rows, and the differences to one of them, tested where there are people enough."""
+    """Lines of Markdown: a table of rows, and the differences to one of them, tested where there are people enough.
+
+    Without a baseline nothing is tested, and a line says so.
+    """
     shown = [figure for figure in figures if any(figure in one.figures for one in results)]
     text = [quality_table([_with_all(one, shown) for one in results], shown), ""]
+    if len({frozenset(row) for row in by_row(results).values()}) > 1:
+        text += [DIFFERENT_PEOPLE, ""]
+    if baseline is None:
+        return [*text, f"Nothing is tested, since no single source has {FEWEST} people.", ""]
     tested = [figure for figure in TESTED if figure in shown]
-    tests = paired_tests([_with_all(one, tested) for one in results], baseline or "", tested)
+    tests = paired_tests([_with_all(one, tested) for one in results], baseline, tested)
     enough = {row: of for row, of in tests.items() if max(test.n for test in of.values()) >= FEWEST}
     if enough:
-        text += [f"Mean difference to {baseline} (p of the paired t-test over people):", ""]
+        text += [f"Mean difference to {baseline} (p of the paired t-test over the n people who have both):", ""]
         text += [tests_table(enough, tested), ""]
     if len(enough) < len(tests):
         few = ", ".join(row for row in tests if row not in enough)
@@ -309,7 +337,9 @@ def write_many_to_one(
         numbers = by_number(people)
         if len({one.row for one in numbers}) > 1:
             text += ["By the number of sources, over the same people:", ""]
-            text += compared(numbers, _sources(1))
+            text += compared(numbers, numbers[0].row)
+        else:
+            text += ["Nothing is compared by the number of sources: no two numbers are those of most people.", ""]
         if (published := published_table(target, task)) is not None:
             text += ["The paper's:", "", published, ""]
     _write(text, results, notes, path)

@@ -79,10 +79,15 @@ class MultiContrastUNet(BridgeUNet):
         bottleneck_residuals: whether the encoder's residual blocks are `BottleneckResidual`s (paper).
         num_contrasts: that can be the target. Then `forward` takes which it is; None leaves it to the style key.
         target_contrast: index of the target where `forward` is given none; None is no index.
+        contrasts: names of the source's contrasts in their order, and
+        structure: what the tissue conditions are; both are only kept in the weights, as keys
+            `trained_with.contrasts_T1_T2` and `trained_with.structure_fractions`, so that weights of another order or
+            structure do not fit. None is no such key.
         sizes: further arguments of `BridgeUNet`.
 
     Raises:
-        ValueError: a source that is no whole number of contrasts, or a choice that there is not.
+        ValueError: a source that is no whole number of contrasts or of another number than there are names, or a choice
+            that there is not.
     """
 
     def __init__(
@@ -103,6 +108,8 @@ class MultiContrastUNet(BridgeUNet):
         bottleneck_residuals: bool = False,
         num_contrasts: int | None = None,
         target_contrast: int | None = None,
+        contrasts: Sequence[str] | None = None,
+        structure: str | None = None,
         **sizes: Any,
     ) -> None:
         size = contrast_channels or target_channels
@@ -114,6 +121,8 @@ class MultiContrastUNet(BridgeUNet):
             raise ValueError(
                 f"target_contrast is {target_contrast}; it must be below num_contrasts, which is {num_contrasts}."
             )
+        if contrasts is not None and len(contrasts) != source_channels // size:
+            raise ValueError(f"{len(contrasts)} contrasts are named, but the source has {source_channels // size}.")
         levels = len(channels)
         super().__init__(
             slab_size=slab_size,
@@ -127,6 +136,7 @@ class MultiContrastUNet(BridgeUNet):
             **sizes,
         )
         self.groups = (size,) * (source_channels // size)
+        self._keep_names(contrasts, structure)
         self.auto_weight = None
         if auto_weight is not None:
             self.auto_weight = AutoWeight(source_channels + condition_channels, self.groups, activation=auto_weight)
@@ -137,6 +147,14 @@ class MultiContrastUNet(BridgeUNet):
             style = self.class_embedding if self.num_class_embeds is not None else None
             self.num_class_embeds = num_contrasts
             self.class_embedding = TargetEmbedding(num_contrasts, 4 * channels[0], style)
+
+    def _keep_names(self, contrasts: Sequence[str] | None, structure: str | None) -> None:
+        """Put what the channels mean into the weights, as `LatentUNet` does with its scheduler."""
+        self.trained_with = nn.Module()
+        if contrasts is not None:
+            self.trained_with.register_buffer(f"contrasts_{'_'.join(contrasts)}", torch.zeros(1))
+        if structure is not None:
+            self.trained_with.register_buffer(f"structure_{structure}", torch.zeros(1))
 
     def _use_parts(self, downsampling: str, bottleneck: bool, filtering: bool, options: Mapping[str, Any]) -> None:
         if bottleneck:
@@ -239,6 +257,7 @@ class MultiContrastUNet(BridgeUNet):
 
         Args:
             state_dict: of a network with the same slabs and feature channels; weights of this network stay as they are.
+                It need not tell its contrasts and structure; where it does, they must be this network's.
 
         Returns:
             Weights of this network, as far as the given ones fit.
@@ -249,7 +268,7 @@ class MultiContrastUNet(BridgeUNet):
             made[name] = self._read_alike(made[name], wanted.shape[1] // sum(self.slice_channels))
         if isinstance(self.class_embedding, TargetEmbedding) and "class_embedding.target.weight" not in made:
             made = {key.replace("class_embedding.", "class_embedding.style."): value for key, value in made.items()}
-        start = ("auto_weight.", "class_embedding.target.", ".attentions.")
+        start = ("auto_weight.", "class_embedding.target.", ".attentions.", "trained_with.")
         fresh = {key: value for key, value in self.state_dict().items() if any(part in key for part in start)}
         return self.widened(fresh | made)
 

@@ -61,7 +61,8 @@ class SourceFractionsd(MapTransform):
         contrasts: names of the channels in their order.
         structure: "fractions", "labels", or None, which leaves the data as they are.
         mask_key: brain mask (1, H, W, Z), positive inside.
-        lesion_key: mask of lesions (1, H, W, Z), positive inside; without it the fourth channel is 0.
+        lesion_key: mask of lesions (1, H, W, Z), positive inside; where there is none, or None is given, the fourth
+            channel is 0. Masks are mostly drawn on all contrasts, the target among them: only a training may see one.
         output_key: receives them; None appends them to the sources.
         each: whether the fractions of each contrast are wanted, (3 C + 1, H, W, Z): 3 for each contrast, then lesions.
             Training draws its target later, and takes those of a contrast that stays (`SlabDataset`).
@@ -76,7 +77,7 @@ class SourceFractionsd(MapTransform):
         contrasts: Sequence[str] = ("T1",),
         structure: str | None = "fractions",
         mask_key: str = "mask",
-        lesion_key: str = "lesion",
+        lesion_key: str | None = None,
         output_key: str | None = "fractions",
         each: bool = False,
     ) -> None:

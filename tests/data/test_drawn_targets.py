@@ -99,7 +99,7 @@ def test_fractions_are_those_of_a_contrast_that_stays():
     for number, plane in enumerate(volume.extras):
         plane[:] = 10 * number
     chosen = set()
-    for item in dataset([volume], augment=False, fractions=True, contrast_dropout=0.3):
+    for item in dataset([volume], augment=False, fractions=True, contrast_dropout=0.3, lesion_dropout=0.0):
         assert "extras" not in item
         assert item["fractions"].shape == (12, 24, 32)
         levels = (item["fractions"][::3, 0, 0] * 25.5).round().int().tolist()
@@ -111,6 +111,21 @@ def test_fractions_are_those_of_a_contrast_that_stays():
     assert chosen == {0, 2, 3}
     with pytest.raises(ValueError, match="a has no tissue fractions of its contrasts"):
         dataset([head()], fractions=True)
+
+
+def test_lesions_are_left_out_of_half_of_the_items_and_nothing_else_changes():
+    volume = head((0, 2, 3), extras=19)
+    volume.extras[:] = 200
+    left_out = []
+    for item, whole in zip(
+        *(dataset([volume], length=80, fractions=True, lesion_dropout=share) for share in (0.5, 0.0)), strict=True
+    ):
+        assert whole["fractions"][9:].any()
+        left_out.append(not item["fractions"][9:].any())
+        if left_out[-1]:
+            whole["fractions"][9:] = 0
+        assert all(torch.equal(item[name], whole[name]) for name in whole)
+    assert 0.3 < np.mean(left_out) < 0.7
 
 
 def test_slices_that_a_contrast_does_not_reach_are_no_target():

@@ -13,6 +13,7 @@ from scripts.errors import CaseError, reason
 from scripts.evaluation.contrast_tasks import PUBLISHED, TASKS, published_table, subsets, task_named, translations
 from scripts.evaluation.figures import slice_figures
 from scripts.evaluation.many_to_one import (
+    DIFFERENT_PEOPLE,
     MATCHED,
     all_contrasts,
     best_single_source,
@@ -24,6 +25,7 @@ from scripts.evaluation.many_to_one import (
     mean_histogram,
     restricted,
     rises_with,
+    write_many_to_one,
 )
 from scripts.evaluation.study import Result
 from tests.evaluation.test_workflows import run  # noqa: F401 - a fixture
@@ -169,7 +171,60 @@ def test_rows_by_the_number_of_sources_are_of_the_same_people():
         ("2 sources", "a"): 18,
         ("2 sources", "b"): 24,
     }
+
+
+def table_of(rows, people_of):
+    """A result for each row and each of its people; a person's own level, and the row's gain."""
+    return [result(row, p, 20 + 3 * ord(p) % 7 + gain) for row, gain in rows.items() for p in people_of[row]]
+
+
+def test_the_best_single_source_is_chosen_over_the_people_whom_rows_have_in_common():
+    rows = {"T2": 0, "FLAIR": 0.3, "T1ce": 0.1, "PD": 7}
+    people = {"T2": "abcdefgh", "FLAIR": "abcdefgh", "T1ce": "fghi", "PD": "x"}
+    results = table_of(rows, people)
+    means = {name: np.mean([one.figures["psnr_brain"] for one in results if one.row == name]) for name in rows}
+    assert max(means, key=means.get) == "PD"  # of one person, and no baseline
     assert best_single_source(results) == "FLAIR"
+    # of other people, all of them easier, by whom the better of two would look worse
+    easier = [result("T1ce", p, 40) for p in "xyz"]
+    assert best_single_source([*table_of({"T2": 0, "FLAIR": 0.3}, people), *easier]) == "FLAIR"
+    assert best_single_source(table_of({"T2": 0}, {"T2": "ab"})) is None
+
+
+def test_a_table_says_that_its_rows_are_of_different_people_and_why_nothing_is_tested():
+    people = {"T2": "abcd", "FLAIR": "abc", "T2 + FLAIR": "abc"}
+    text = "\n".join(compared(table_of(dict.fromkeys(people, 1), people), "T2", ["psnr_brain"]))
+    assert DIFFERENT_PEOPLE in text
+    assert "over the n people who have both" in text
+    same = dict.fromkeys(people, "abcd")
+    assert DIFFERENT_PEOPLE not in "\n".join(compared(table_of(dict.fromkeys(people, 1), same), "T2", ["psnr_brain"]))
+    text = "\n".join(compared(table_of({"T2": 1}, {"T2": "ab"}), None, ["psnr_brain"]))
+    assert "Nothing is tested, since no single source has 3 people." in text
+
+
+def test_each_person_counts_for_the_numbers_of_sources_that_he_has():
+    """Where no two people have the same contrasts there are rows by number all the same, by each one's own subsets."""
+    rows = {
+        **{"T1": {"a": 10, "b": 20}, "T2": {"a": 12, "c": 30}, "FLAIR": {"b": 26, "c": 32, "d": 99}, "CT": {"e": 7}},
+        **{"T1 + T2": {"a": 15}, "T1 + FLAIR": {"b": 27}, "T2 + FLAIR": {"c": 37}, "CT + FLAIR": {}},
+    }
+    made = by_number([result(row, person, value) for row, of in rows.items() for person, value in of.items()])
+    assert {(one.row, one.subject): one.figures["psnr_brain"] for one in made} == {
+        ("one source", "a"): 11,
+        ("one source", "b"): 23,
+        ("one source", "c"): 31,
+        ("2 sources", "a"): 15,
+        ("2 sources", "b"): 27,
+        ("2 sources", "c"): 37,
+    }
+
+
+def test_where_nothing_is_left_by_number_a_sentence_says_so(tmp_path, capsys):
+    results = {"T1": [*table_of({"T2": 0, "FLAIR": 1}, {"T2": "abc", "FLAIR": "bd"}), result("T2 + FLAIR", "b", 25)]}
+    write_many_to_one(results, tmp_path / "table.md", {}, {})
+    said = capsys.readouterr().out
+    assert "Nothing is compared by the number of sources: no two numbers are those of most people." in said
+    assert "By the number of sources, over" not in said
 
 
 def test_fewer_than_three_people_are_not_tested_and_told():
@@ -181,7 +236,7 @@ def test_fewer_than_three_people_are_not_tested_and_told():
     assert "Mean difference" not in text
     more = [*few, result("T1", "c", 20), result("T2", "c", 25)]
     text = "\n".join(compared(more, "T1", ["psnr_brain"]))
-    assert "Mean difference to T1 (p of the paired t-test over people)" in text
+    assert "Mean difference to T1 (p of the paired t-test over the n people who have both)" in text
     assert "Not tested" not in text
 
 
@@ -248,7 +303,7 @@ def test_the_command_makes_a_table_with_a_row_for_every_subset(run):  # noqa: F8
     # a network of drawn weights: other sources, other figures
     psnr = [one["figures"]["psnr_brain"] for row in targets["T1"].values() for one in row.values()]
     assert len(set(psnr)) == len(psnr)
-    for told in ("## To T1", "By the number of sources", "| 3 sources | 1 |", "PSNR (dB), by slice"):
+    for told in ("## To T1", "By the number of sources", "| 2 sources | 3 |", "PSNR (dB), by slice"):
         assert told in text
     assert "| CoLa-Diff | 28.26 / 93.65 | 30.20 / 94.49 |" in text
     assert "Mean difference to" in text

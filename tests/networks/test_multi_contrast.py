@@ -29,9 +29,9 @@ def filled(network: nn.Module, std: float = 0.2) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def network_of(contrasts: int = 3, **options: object) -> MultiContrastUNet:
+def network_of(number: int = 3, **options: object) -> MultiContrastUNet:
     torch.manual_seed(0)
-    sizes = {"target_channels": C, "source_channels": contrasts * C, "condition_channels": FRACTIONS}
+    sizes = {"target_channels": C, "source_channels": number * C, "condition_channels": FRACTIONS}
     return MultiContrastUNet(**{**sizes, **SIZES, **options})
 
 
@@ -110,6 +110,51 @@ def test_it_starts_as_a_network_of_one_source_whatever_the_contrast(options, giv
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in many.state_dict().items())
     with pytest.raises(CaseError, match="do not fit"):
         load_weights(again, tmp_path / "model.pt")
+
+
+NAMES = ("T1", "T2", "FLAIR")
+
+
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [({"contrasts": ("T2", "T1", "FLAIR")}, "contrasts_T2_T1_FLAIR"), ({"structure": "labels"}, "structure_labels")],
+)
+def test_weights_of_another_order_or_structure_are_refused(other, told, latent, codec, tmp_path):
+    names = {"contrasts": NAMES, "structure": "fractions"}
+    nets = network_of(**names), network_of(**names), network_of(**{**names, **other})
+    if latent:
+        nets = [LatentUNet(codec, net, BrownianBridgeScheduler()) for net in nets]
+    trained, same, another = nets
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    torch.save(another.state_dict(), tmp_path / "another.pt")
+    for load in (load_weights, load_start):
+        load(same, tmp_path / "model.pt")
+        with pytest.raises(CaseError, match=rf"do not fit the network \(.*1 not in the network: \S*{told}\)"):
+            load(same, tmp_path / "another.pt")
+
+
+def test_weights_without_a_structure_are_a_start_for_a_network_with_one_but_no_weights_of_it(tmp_path):
+    plain = network_of(contrasts=NAMES, condition_channels=0, num_contrasts=3, **OFF)
+    network = network_of(contrasts=NAMES, structure="fractions", num_contrasts=3, **OFF)
+    torch.save(plain.state_dict(), tmp_path / "model.pt")
+    load_start(network, tmp_path / "model.pt")
+    with pytest.raises(CaseError, match=r"\(1 missing: trained_with\.structure_fractions\)"):
+        load_weights(network, tmp_path / "model.pt")
+
+
+def test_the_names_are_empty_tensors_under_keys_that_can_be_added_to_older_weights(tmp_path):
+    older, network = network_of(), network_of(contrasts=NAMES, structure="fractions")
+    torch.save(older.state_dict(), tmp_path / "older.pt")
+    with pytest.raises(CaseError, match=r"2 missing: trained_with\.contrasts_T1_T2_FLAIR, trained_with\.structure_fra"):
+        load_weights(network, tmp_path / "older.pt")
+    keys = "trained_with.contrasts_T1_T2_FLAIR", "trained_with.structure_fractions"
+    torch.save({**older.state_dict(), **{key: torch.zeros(1) for key in keys}}, tmp_path / "mended.pt")
+    load_weights(network, tmp_path / "mended.pt")
+    load_start(network, tmp_path / "older.pt")  # a start need not tell
+    assert torch.equal(network.conv_in.conv.weight, older.conv_in.conv.weight)
+    with pytest.raises(ValueError, match=r"2 contrasts are named, but the source has 3\."):
+        network_of(contrasts=NAMES[:2])
 
 
 def test_attention_is_at_the_two_lower_levels():

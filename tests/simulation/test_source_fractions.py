@@ -61,14 +61,15 @@ def test_t1_comes_first_and_then_the_order_of_the_contrasts():
 def test_the_fractions_are_of_one_source_with_the_lesion_beside():
     data = {"source": stack(("T2", "FLAIR")), "mask": mask(), "lesion": torch.zeros(1, *SHAPE)}
     data["lesion"][0, 8:12, 8:12, 8:12] = 1
-    made = SourceFractionsd(contrasts=CONTRASTS)(data)
+    made = SourceFractionsd(contrasts=CONTRASTS, lesion_key="lesion")(data)
     assert made["fractions"].shape == (4, *SHAPE)
     np.testing.assert_array_equal(made["fractions"][:3], contrast_fractions(image("T2"), shells() > 0, "T2"))
     np.testing.assert_array_equal(made["fractions"][3], data["lesion"][0])
     np.testing.assert_allclose(made["fractions"].affine, np.diag([3.0, 3, 3, 1]))
-    appended = SourceFractionsd(contrasts=CONTRASTS, output_key=None)(data)["source"]
+    appended = SourceFractionsd(contrasts=CONTRASTS, output_key=None, lesion_key="lesion")(data)["source"]
     assert appended.shape == (10, *SHAPE)
     torch.testing.assert_close(torch.as_tensor(appended[6:]), torch.as_tensor(made["fractions"]))
+    assert not SourceFractionsd(contrasts=CONTRASTS)(data)["fractions"][3].any()  # unless it is asked for
 
 
 def test_of_each_contrast_absent_ones_are_zero():
