@@ -38,7 +38,8 @@ ARROWS = {
     "dicom": {"errors", "files"},
     "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free
     # retrieval, networks, weights: a knowledge base, and the encoder that it was built with
-    "transforms": {"errors", "files", "slabs", "volumes", "dicom", "retrieval", "networks", "weights"},
+    # contrasts: what the keys of several contrasts are called
+    "transforms": {"errors", "files", "contrasts", "slabs", "volumes", "dicom", "retrieval", "networks", "weights"},
     "simulation": {"errors", "volumes"},
     "registration": {"errors", "contrasts", "volumes"},
     "data": {

@@ -263,6 +263,23 @@ def test_what_a_contrast_does_not_show_is_background_of_it_alone(bundle_root, tm
     assert np.median(ct[..., shown][t2[..., shown] > 0]) == pytest.approx(31 / 80, abs=0.05)
 
 
+def test_a_contrast_that_shows_little_of_the_brain_is_as_if_it_had_never_been(results, translate):
+    """Elsewhere it would halve the mean of the contrasts. Told in the record; and the case is done."""
+    folder = results / "slab"
+    write(folder / "in" / "slab" / "t2.nii.gz", "T2")
+    write(folder / "in" / "slab" / "flair.nii.gz", "FLAIR", shape=(24, 28, 6))
+    assert translate(folder / "in", folder / "out", target_contrast="T1", registration=False) is None
+    np.testing.assert_array_equal(image(folder, "slab").get_fdata(), image(results, "alone").get_fdata())
+    made = record(folder, "slab")
+    assert made["contrasts_used"] == ["T2"]
+    assert made["seen"]["T2"] == 1
+    assert 0.2 < made["seen"]["FLAIR"] < 0.5
+    assert made["sources"].keys() == {"T2", "FLAIR"}
+    before = (folder / "out" / "slab_t1.json").stat().st_mtime_ns
+    assert translate(folder / "in", folder / "out", target_contrast="T1", registration=False) is None
+    assert (folder / "out" / "slab_t1.json").stat().st_mtime_ns == before
+
+
 def test_a_study_of_dicom_and_no_name_of_its_patient(results):
     case = dicom_case(results)
     made = record(results, case)

@@ -85,7 +85,7 @@ class SaveSyntheticd(SaveImaged):
     `CASE_t1_dense.nii.gz`; it is shown in the picture and becomes the DICOM series, and the JSON has it as `sparse`.
 
     Of a case made from several contrasts (`RegisterContrastsd`) the source is their reference, and the JSON names all
-    of them (`contrasts_used`, `sources`, `registered`); made from others or other files, it is made anew.
+    of them (`contrasts_used`, `sources`, `registered`, `seen`); made from others or other files, it is made anew.
 
     With `dicom`, a folder `CASE_t1_dicom` is written beside them, whole or not at all, with whatever patient's names
     the source's headers hold; the JSON counts its files.
@@ -216,9 +216,11 @@ class SaveSyntheticd(SaveImaged):
         """What the JSON says of several contrasts, from the meta of the reference (`RegisterContrastsd`)."""
         if "contrasts" not in meta:
             return None
-        moved = {name: round(float(told["moved_mm"]), 2) for name, told in meta["contrasts"].items()}
+        contrasts = meta["contrasts"]
+        moved = {name: round(float(told["moved_mm"]), 2) for name, told in contrasts.items()}
         return {
-            "contrasts_used": list(moved),
+            "contrasts_used": [name for name, told in contrasts.items() if told.get("used", True)],
+            "seen": {name: round(float(told["seen"]), 4) for name, told in contrasts.items() if "seen" in told},
             "sources": {name: self.source_recorder.record(files) for name, files in meta["contrast_files"].items()},
             "registered": {name: {"to": meta["contrast"], "moved_mm": way} for name, way in moved.items() if way >= 0},
         }

@@ -220,7 +220,8 @@ def prepare_contrasts(subject: ContrastSet, recipe: Recipe, output: Path) -> dic
         that was, brain, grid and time.
 
     Raises:
-        CaseError: fewer than two contrasts are left, or no brain was found.
+        CaseError: fewer than two contrasts are left, the one in whose space the masks are cannot be read, or no brain
+            was found.
     """
     began = time.monotonic()
     left_out: dict[str, str] = {}
@@ -228,6 +229,8 @@ def prepare_contrasts(subject: ContrastSet, recipe: Recipe, output: Path) -> dic
         # load
         volumes = _done(subject.files, lambda name: load_volume(subject.files[name], name, folder), left_out)
         _refuse_too_few(volumes, left_out, subject.subject)
+        if why := subject.masks_problem(left_out):
+            raise CaseError(f"{subject.subject}: {why}.")
         reference = next(iter(volumes.values()))
         # register
         registrations = _registrations(volumes, subject.subject, recipe, left_out)

@@ -72,6 +72,7 @@ def _list_contrasts(table: Path, contrasts: tuple[str, ...]) -> Listing:
         subject = _contrast_set(row, table.parent, contrasts)
         problems = {name: why for name, file in subject.files.items() if (why := _file_problem(name, file, True))}
         mask_problems = [why for key, file in subject.masks.items() if (why := _file_problem(key, file))]
+        mask_problems += [why] if (why := subject.masks_problem(problems)) else []
         kept = subject.without(problems)
         if mask_problems:
             incomplete.append({"subject": subject.subject, "reason": f"{row['subject']}: {mask_problems[0]}."})

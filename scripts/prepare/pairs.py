@@ -71,6 +71,8 @@ class ContrastSet:
         mask: brain mask in the space of the first contrast.
         labels: segmentation on the grid of the first contrast, 0 outside the brain.
         lesion: mask of a lesion in the space of the first contrast.
+        masks_of_all: whether the masks are in the space of every contrast, as in BraTS; else they are lost with the
+            first.
     """
 
     subject: str
@@ -80,6 +82,7 @@ class ContrastSet:
     labels: Path | None = None
     lesion: Path | None = None
     split: str | None = None
+    masks_of_all: bool = False
     stripped: ClassVar[bool] = False  # it is seen in the volumes
 
     @property
@@ -91,6 +94,21 @@ class ContrastSet:
     def masks(self) -> dict[str, Path]:
         """ "mask", "labels" and "lesion" -> file, of those that there are."""
         return _those_given(mask=self.mask, labels=self.labels, lesion=self.lesion)
+
+    def masks_problem(self, left_out: Mapping[str, str]) -> str | None:
+        """Why the masks have no place, as the end of a sentence; None where they have one.
+
+        Args:
+            left_out: contrast -> why it cannot be used.
+        """
+        # they must not pass to the next contrast, in which the head may lie elsewhere
+        first = next(iter(self.files), None)
+        if self.masks_of_all or not self.masks or first not in left_out:
+            return None
+        return (
+            f"its {' and '.join(self.masks)} {'lies' if len(self.masks) == 1 else 'lie'} where the {first} does, which "
+            f"cannot be used; give another {first}, or leave out these columns ({left_out[first].rstrip('.')})"
+        )
 
     def without(self, contrasts: Iterable[str]) -> ContrastSet:
         """The same, less some contrasts."""
@@ -189,7 +207,8 @@ def _contrast_sets(scans: Iterable[Scans], contrasts: tuple[str, ...], file_name
     for one in scans:
         lacks = {name: one.problem or _lack(one, name, file_names) for name in contrasts if name in one.volumes}
         files = {name: one.volumes[name][0] for name, reason in lacks.items() if not reason}
-        listed += [ContrastSet(one.subject, one.person, files, lesion=one.lesion)] if len(files) > 1 else []
+        subject = ContrastSet(one.subject, one.person, files, lesion=one.lesion, masks_of_all=True)
+        listed += [subject] if len(files) > 1 else []
         incomplete += contrast_problems(one.subject, files, {name: why for name, why in lacks.items() if why})
     return listed, incomplete
 

@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 class RegisterContrastsd(MapTransform):
     """Makes the first contrast that is there the reference, and registers rigidly to it what is on another grid.
 
-    Only affines change, so that each volume is interpolated once, later. Volumes on the reference's own grid are
-    trusted. The meta of the reference tells its `contrast`; `contrasts`, for each that is there `moved_mm`, the longest
-    way of a point of the head, below 0 where it was not registered; and `contrast_files`, the file or files of each.
+    Only affines change, so that each volume is interpolated once, later. Volumes on the reference's own grid, in
+    whatever order they are stored, are trusted. The meta of the reference tells its `contrast`; `contrasts`, for each
+    that is there `moved_mm`, the longest way of a point of the head, below 0 where it was not registered; and
+    `contrast_files`, the file or files of each.
 
     Args:
         keys: keys of the contrasts in their order (`contrast_key`), MetaTensors (1, H, W, Z); those missing are absent.
@@ -64,12 +65,19 @@ class RegisterContrastsd(MapTransform):
 
 
 def on_one_grid(one: MetaTensor, other: MetaTensor, tolerance: float = 0.1) -> bool:
-    """Whether the voxels of two volumes (1, H, W, Z) lie at the same places, to `tolerance` mm at the corners."""
-    if one.shape != other.shape:
+    """Whether the voxels of two volumes (1, H, W, Z) lie at the same places, to `tolerance` mm at the corners.
+
+    They may be stored in another order: axes flipped or exchanged, as programs do that convert DICOM.
+    """
+    to, affine = (np.asarray(volume.affine, dtype=np.float64) for volume in (one, other))
+    order = nib.io_orientation(np.linalg.inv(to) @ affine)  # of the other's axes along those of the one
+    shape = tuple(np.array(other.shape[1:])[np.argsort(order[:, 0])])
+    if one.shape[1:] != shape:
         return False
-    corners = np.array(list(product(*([0, n - 1] for n in one.shape[1:]))))
-    places = [nib.affines.apply_affine(np.asarray(volume.affine, dtype=np.float64), corners) for volume in (one, other)]
-    return bool(np.abs(places[0] - places[1]).max() < tolerance)
+    affine = affine @ nib.orientations.inv_ornt_aff(order, other.shape[1:])
+    corners = np.array(list(product(*([0, n - 1] for n in shape))))
+    apart = nib.affines.apply_affine(to, corners) - nib.affines.apply_affine(affine, corners)
+    return bool(np.abs(apart).max() < tolerance)
 
 
 def _registered(volume: MetaTensor, fixed: MetaTensor, name: str) -> tuple[MetaTensor, float]:

@@ -56,6 +56,7 @@ class Level:
 
 
 ITERATIONS = 60  # of an ascent, at most
+LEAST_OVERLAP = 0.1  # of the points; fewer tell nothing, since a few points always agree
 AS_GOOD = 0.99  # of the mutual information: headers as good as that, half a millimetre or so, are left as they are
 SHIFT = 4.0  # mm
 
@@ -81,7 +82,7 @@ class Registration:
 
     Attributes:
         matrix: (4, 4) target RAS mm -> source RAS mm; the identity where the headers are as good to 1 %.
-        mutual_information_before: with the headers as they are.
+        mutual_information_before: with the headers as they are; 0 where by these the two hardly overlap.
         mutual_information_after: with `matrix`.
         mutual_information_mirrored: the most that the target, mirrored left to right, reaches.
         gain_over_mirrored: after / mirrored; the geometric mean of this ratio at those points, where the outline of the
@@ -101,6 +102,10 @@ class Registration:
     sharpness: float
     symmetry: float
     displacement_mm: float
+
+
+NOT_FOUND = Registration(np.eye(4), 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+"""Of two volumes that overlap at no place that was tried; `check_registration` refuses it."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,7 @@ class _MutualInformation:
     """
 
     def __init__(self, source: _Volume, target: _Volume, points: np.ndarray, ascends: bool = True) -> None:
+        self.source, self.points = source, points
         # In units of the head's radius about its centre an angle and a shift of the same number move the head alike,
         # so that the ascent needs no other scales.
         self.centre = target.centre
@@ -242,12 +248,21 @@ class _MutualInformation:
         self.metric.Initialize()
 
     def at(self, matrix: np.ndarray) -> float:
-        """Nats."""
+        """Nats; 0 where no point falls into the source."""
         self._place(matrix)
-        return -self.metric.GetValue()
+        try:
+            return -self.metric.GetValue()
+        except RuntimeError:  # ITK's error for that
+            return 0.0
 
-    def ascend(self, matrix: np.ndarray, level: Level) -> np.ndarray:
-        """The transform at the top of the hill on which the given one stands."""
+    def overlaps(self, matrix: np.ndarray) -> bool:
+        """Whether so many points fall into the padded source that their mutual information means something."""
+        voxels = (nib.affines.apply_affine(matrix, self.points) - self.source.origin) / self.source.spacing
+        inside = ((voxels > -0.5) & (voxels < np.array(self.source.data.shape) - 0.5)).all(axis=1)
+        return bool(inside.mean() >= LEAST_OVERLAP)
+
+    def ascend(self, matrix: np.ndarray, level: Level) -> np.ndarray | None:
+        """The transform at the top of the hill on which the given one stands; None where no point is in the source."""
         self._place(matrix)
         optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New()
         optimizer.SetMetric(self.metric)
@@ -257,7 +272,10 @@ class _MutualInformation:
         optimizer.SetMinimumStepLength(level.last_step / HEAD_RADIUS)
         optimizer.SetGradientMagnitudeTolerance(1e-9)
         optimizer.SetNumberOfIterations(ITERATIONS)
-        optimizer.StartOptimization()
+        try:
+            optimizer.StartOptimization()
+        except RuntimeError:  # ITK's error where all points are outside
+            return None
         linear = itk.array_from_matrix(self.transform.GetMatrix())
         shift = HEAD_RADIUS * np.array(list(self.transform.GetOffset()))
         return nib.affines.from_matvec(linear, shift + self.centre - linear @ self.centre)
@@ -305,13 +323,19 @@ class _Scene:
         return _MutualInformation(self.source, self.target, self.points, ascends)
 
 
-def _search(pyramid: Sequence[_Scene]) -> np.ndarray:
-    """The best rigid (4, 4) that was found, target mm -> source mm, through the scenes from coarse to fine."""
+def _search(pyramid: Sequence[_Scene]) -> np.ndarray | None:
+    """The best rigid (4, 4) that was found, target mm -> source mm, through the scenes from coarse to fine.
+
+    None where no start leads to a place at which the two overlap.
+    """
     found: list[np.ndarray] = []
     for scene in pyramid:
         information = scene.information(ascends=True)
         starts = _different(found, information.centre) if found else _starts(information, scene.source, scene.target)
-        found = [information.ascend(start, scene.level) for start in starts[: scene.level.num_starts]]
+        ascended = [information.ascend(start, scene.level) for start in starts[: scene.level.num_starts]]
+        found = [matrix for matrix in ascended if matrix is not None and information.overlaps(matrix)]
+        if not found:
+            return None
         found.sort(key=information.at, reverse=True)
     return found[0]
 
@@ -338,32 +362,36 @@ def longest_way(matrix: np.ndarray, points: np.ndarray) -> float:
 def register_rigid(source: nib.Nifti1Image, target: nib.Nifti1Image) -> Registration:
     """Register a source rigidly to its target, and its mirrored target too, for `check_registration`.
 
-    Deterministic; one thread.
+    Deterministic; one thread. The headers may place the two apart: places at which their centres meet are tried too.
 
     Args:
         source: (H, W, Z), any contrast and affine.
         target: (H, W, Z), any contrast and affine.
 
     Returns:
-        The registration.
+        The registration; where no place was found at which they overlap, `NOT_FOUND`.
 
     Raises:
         CaseError: a volume has one value everywhere.
     """
     pyramid = _pyramid(source, target)
     matrix, mirrored_matrix = _search(pyramid), _search([scene.mirrored() for scene in pyramid])
+    if matrix is None or mirrored_matrix is None:
+        return NOT_FOUND
     finest = pyramid[-1]
     deeper = finest.target.samples(finest.level.num_samples, -INNER_DEPTH)
     whole, inside = (replace(finest, points=_shown(source, points, matrix)) for points in (finest.points, deeper))
     information = whole.information()
-    if information.at(np.eye(4)) >= information.at(matrix) * AS_GOOD:
+    if information.overlaps(np.eye(4)) and information.at(np.eye(4)) >= information.at(matrix) * AS_GOOD:
         matrix = np.eye(4)
     mirrored = whole.mirrored().information().at(mirrored_matrix)
     fits = [(inside.information(), matrix), (inside.mirrored().information(), mirrored_matrix)]
     inner, inner_mirrored = (fit.at(place) for fit, place in fits)
+    if min(information.at(matrix), mirrored, inner, inner_mirrored) <= 0:
+        return NOT_FOUND
     return Registration(
         matrix=matrix,
-        mutual_information_before=information.at(np.eye(4)),
+        mutual_information_before=information.at(np.eye(4)) if information.overlaps(np.eye(4)) else 0.0,
         mutual_information_after=information.at(matrix),
         mutual_information_mirrored=mirrored,
         gain_over_mirrored=float(np.sqrt(information.at(matrix) / mirrored * inner / inner_mirrored)),
@@ -398,7 +426,8 @@ def _symmetry(scenes: Sequence[_Scene], start: np.ndarray) -> float:
     matrix = start
     for scene in scenes:
         information = replace(scene, source=scene.target.mirrored()).information(ascends=True)
-        matrix = information.ascend(matrix, scene.level)
+        ascended = information.ascend(matrix, scene.level)
+        matrix = matrix if ascended is None else ascended
     return information.at(matrix) / replace(scenes[-1], source=scenes[-1].target).information().at(np.eye(4))
 
 
@@ -410,11 +439,17 @@ def check_registration(registration: Registration, name: str) -> None:
         name: the subject, for the message.
 
     Raises:
-        CaseError: mutual information was not raised; or the source fits the target and the mirrored target alike and at
-            no sharp place, so that it is another person's; or it fits the mirrored target better.
+        CaseError: no place was found at which the two overlap; mutual information was not raised; or the source fits
+            the target and the mirrored target alike and at no sharp place, so that it is another person's; or it fits
+            the mirrored target better.
     """
     before, after = registration.mutual_information_before, registration.mutual_information_after
     mirrored = registration.mutual_information_mirrored
+    if after <= 0:
+        raise CaseError(
+            f"{name}: no place was found at which source and target overlap; check that both show the head, and that "
+            "their voxel sizes are right."
+        )
     if after < before:
         raise CaseError(
             f"{name}: registration did not raise the mutual information of source and target ({before:.3f} to "

@@ -12,6 +12,7 @@ from scripts.data import training_datalist
 from scripts.errors import CaseError
 from scripts.prepare import conform
 from scripts.prepare.command import prepare
+from scripts.prepare.pairs import ContrastSet
 from tests.prepare.test_prepare import AFFINE, FOUND, INSIDE, SHAPE, SHIFT, brain
 from tests.registration.test_rigid import T1, scan
 from tests.trees import contrasts_tree
@@ -160,6 +161,64 @@ def test_lesion_and_labels_go_along(people, tmp_path):
     assert np.unique(values(out, entry["lesion"])).tolist() == [0, 1]
     assert (values(out, entry["lesion"]) > 0).sum() == (lesion > 0).sum()
     np.testing.assert_array_equal(values(out, entry["labels"]), 4 * values(out, entry["lesion"]))
+
+
+def with_lesion(people):
+    """The table with a lesion for anna alone, and her T1."""
+    lesion = (INSIDE & (np.arange(SHAPE[0]) < 18)[:, None, None]).astype(np.uint8)
+    nib.save(nib.Nifti1Image(lesion, AFFINE), people.parent / "lesion.nii.gz")
+    first, *lines = people.read_text().splitlines()
+    people.write_text("\n".join([first + ",lesion", lines[0] + ",lesion.nii.gz", *(f"{line}," for line in lines[1:])]))
+    return people.parent / "anna_T1.nii.gz"
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn"])
+def test_masks_are_lost_with_the_contrast_in_whose_space_they_are(people, tmp_path, damage):
+    """They must not pass to the T2, whose head may lie elsewhere; found by the listing, or when it is loaded."""
+    t1 = with_lesion(people)
+    t1.write_bytes(b"" if damage == "empty" else t1.read_bytes()[:200])
+    (people.parent / "bert_T1.nii.gz").write_bytes(b"")  # no mask: he has his FLAIR alone
+    (people.parent / "dora_T1.nii.gz").unlink()
+    out = tmp_path / "set"
+    assert run(people, out, contrasts="T1,T2,FLAIR").keys() == {"cleo"}
+    reasons = {one["subject"]: one["reason"] for one in json.loads((out / "failures.json").read_text())}
+    assert reasons["anna"].startswith("anna: its lesion lies where the T1 does, which cannot be used; give another T1")
+    assert "anna_T1.nii.gz" in reasons["anna"]
+    assert not list(out.glob("anna_*"))
+
+
+def test_masks_that_lie_where_every_contrast_does_stay_without_the_first(people, tmp_path):
+    t1 = with_lesion(people)
+    names = {name: people.parent / f"anna_{name}.nii.gz" for name in ("T1", "T2", "FLAIR")}
+    t1.write_bytes(t1.read_bytes()[:200])
+    subject = ContrastSet("anna", "anna", names, lesion=people.parent / "lesion.nii.gz", masks_of_all=True)
+    (tmp_path / "set").mkdir()
+    recipe = conform.Recipe(registration=False, spacing=4.0, margin=8.0, bias_correction=False)
+    record = conform.prepare_contrasts(subject, recipe, tmp_path / "set")
+    assert list(record["contrasts"]) == ["T2", "FLAIR"]
+    lesion = nib.load(people.parent / "lesion.nii.gz").get_fdata()
+    assert values(tmp_path / "set", "anna_lesion.nii.gz").sum() == lesion.sum()
+    with pytest.raises(CaseError, match=r"^anna: its lesion lies where the T1 does"):
+        conform.prepare_contrasts(replace(subject, masks_of_all=False), recipe, tmp_path / "set")
+
+
+def test_another_first_contrast_makes_the_set_anew_on_its_grid(people, tmp_path):
+    """Typed again with another order: the same files, but the grid is that of the new first contrast."""
+    path = people.parent / "anna_T2.nii.gz"
+    turned = nib.Nifti1Image(nib.load(path).get_fdata().astype(np.float32), AFFINE @ np.diag([1.0, 1, 1.25, 1]))
+    nib.save(turned, path)
+    out, fresh = tmp_path / "set", tmp_path / "fresh"
+    options = {"leave_out": "bert,cleo,dora"}
+    run(people, out, contrasts="T1,T2", **options)
+    entry = run(people, out, contrasts="T2,T1", **options)["anna"]
+    run(people, fresh, contrasts="T2,T1", **options)
+    assert list(entry["sources"]) == ["T2", "T1"]
+    record = json.loads((out / "prepare.json").read_text())["subjects"]["anna"]
+    assert list(record["registrations"]) == ["T2", "T1"]
+    for name in ("t1", "t2", "mask"):
+        made, expected = (nib.load(folder / f"anna_{name}.nii.gz") for folder in (out, fresh))
+        np.testing.assert_array_equal(made.affine, expected.affine)
+        np.testing.assert_array_equal(made.get_fdata(), expected.get_fdata())
 
 
 @pytest.mark.parametrize(

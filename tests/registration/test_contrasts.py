@@ -2,10 +2,12 @@
 
 import logging
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scipy.spatial.transform import Rotation
 
 from scripts.errors import CaseError
 from scripts.registration import contrasts
@@ -13,6 +15,7 @@ from scripts.registration.contrasts import RegisterContrastsd, on_one_grid
 from scripts.registration.rigid import Registration
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+HALF = nib.affines.from_matvec(np.zeros((3, 3)), [1, 0, 0]) - np.diag([0, 0, 0, 1])
 KEYS = ["contrast_T1", "contrast_T2", "contrast_FLAIR"]
 
 
@@ -79,7 +82,38 @@ def test_a_registration_that_cannot_be_right_names_the_subject(monkeypatch):
 
 
 def test_one_grid_is_told_by_where_voxels_lie():
-    turned = np.array([[-2.0, 0, 0, 14], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
     assert on_one_grid(volume("a"), volume("b", AFFINE + 1e-4))
-    assert not on_one_grid(volume("a"), volume("b", turned))
+    assert not on_one_grid(volume("a"), volume("b", AFFINE + np.diag([0.03, 0, 0, 0])))  # 0.2 mm at the far side
     assert not on_one_grid(volume("a"), volume("b", shape=(8, 9, 8)))
+
+
+TURN = Rotation.from_euler("xyz", [40, 44, -30], degrees=True).as_matrix()
+OBLIQUE = nib.affines.from_matvec(TURN * [2, 2, 3], [5, 6, 7])
+
+
+@pytest.mark.parametrize("affine", [AFFINE, OBLIQUE])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, 1), (-1, 1, -1)])
+def test_the_order_in_which_voxels_are_stored_makes_no_other_grid(affine, axes, flips):
+    """The same voxels, by nibabel's reorientation, are one grid; half a voxel on, or with one more, they are not."""
+    image = nib.Nifti1Image(np.zeros((8, 9, 7), dtype=np.float32), affine)
+    stored = image.as_reoriented(np.column_stack([axes, flips]))
+    assert on_one_grid(volume("a", affine), volume("b", stored.affine, stored.shape))
+    assert on_one_grid(volume("b", stored.affine, stored.shape), volume("a", affine))
+    assert not on_one_grid(volume("a", affine), volume("b", stored.affine @ (np.eye(4) + 0.5 * HALF), stored.shape))
+    assert not on_one_grid(volume("a", affine), volume("b", stored.affine, np.add(stored.shape, (1, 0, 0))))
+
+
+def test_a_grid_of_the_same_box_with_other_voxels_is_another():
+    """9 x 8 voxels in the box of 8 x 9, corners on corners."""
+    other = np.diag([2.0 * 7 / 8, 2.0 * 8 / 7, 3.0, 1.0])
+    assert not on_one_grid(volume("a"), volume("b", other, (9, 8, 7)))
+
+
+def test_what_is_stored_in_another_order_is_trusted(found):
+    flipped = AFFINE @ nib.affines.from_matvec(np.diag([-1, 1, 1]), [7, 0, 0])
+    given = {"contrast_T1": volume("t1"), "contrast_T2": volume("t2", flipped)}
+    made = RegisterContrastsd(KEYS)(given)
+    assert found == []
+    np.testing.assert_array_equal(made["contrast_T2"].affine, flipped)
+    assert made["image"].meta["contrasts"]["T2"]["moved_mm"] == -1

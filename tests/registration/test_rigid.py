@@ -85,6 +85,24 @@ def test_aligned_pair_stays_where_it_is():
     check_registration(registration, "anna")
 
 
+def test_headers_without_overlap_are_no_obstacle():
+    """A header that is off by so much that not one point of the target falls into the source."""
+    near, shift = scan(2, CT), nib.affines.from_matvec(np.eye(3), [260, 0, -400])
+    registration = register_rigid(nib.Nifti1Image(np.asarray(near.dataobj), shift @ near.affine), scan(2, T1))
+    assert way(registration.matrix, shift) < VOXEL / 2
+    assert registration.mutual_information_before == 0
+    check_registration(registration, "anna")
+
+
+def test_volumes_that_overlap_nowhere_are_refused_by_name():
+    """A source of 20 mm in a target of 600 mm: wherever it is, next to none of the target's points are in it."""
+    random = np.random.default_rng(0)
+    target = nib.Nifti1Image(random.uniform(1, 2, (60, 60, 60)).astype(np.float32), np.diag([10.0, 10, 10, 1]))
+    source = nib.Nifti1Image(random.uniform(1, 2, (20, 20, 20)).astype(np.float32), np.diag([1.0, 1, 1, 1]))
+    with pytest.raises(CaseError, match=r"^anna: no place was found at which source and target overlap"):
+        check_registration(register_rigid(source, target), "anna")
+
+
 def test_mirrored_image_is_refused_by_name(moved_pair):
     source, target, _ = moved_pair
     with pytest.raises(CaseError, match=r"anna.*mirrored left to right"):

@@ -1,6 +1,9 @@
 """Volumes on the grid of another one: where they show nothing there is background."""
 
+import logging
+
 import numpy as np
+import pytest
 import torch
 from monai.data import MetaTensor
 
@@ -35,3 +38,33 @@ def test_on_its_own_grid_a_volume_is_itself():
     volume = MetaTensor(torch.rand((1, 10, 10, 10), generator=torch.Generator().manual_seed(0)), affine=AFFINE)
     made = OntoReferenced(["contrast_T2"])({"image": reference(), "contrast_T2": volume})
     torch.testing.assert_close(made["contrast_T2"].as_tensor(), volume.as_tensor(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("slices", "used"), [(5, True), (4, False)])
+def test_what_shows_less_than_half_of_the_brain_is_left_out_and_told(slices, used, caplog):
+    """Of a mask of 10 slices the FLAIR shows 5 or 4; that the T2 has them all is told too."""
+    source = MetaTensor(torch.zeros((1, 10, 10, 10)), affine=AFFINE, meta={})
+    source.meta["contrasts"] = {"T2": {"moved_mm": -1.0}, "FLAIR": {"moved_mm": 4.0}}
+    given = {
+        "case": "anna",
+        "image": reference(),
+        "source": source,
+        "grid_mask": torch.ones((1, 10, 10, 10)),
+        "contrast_T2": MetaTensor(torch.ones((1, 10, 10, 10)), affine=AFFINE),
+        "contrast_FLAIR": MetaTensor(torch.ones((1, 10, 10, slices)), affine=AFFINE),
+    }
+    keys = ["contrast_T1", "contrast_T2", "contrast_FLAIR"]
+    with caplog.at_level(logging.WARNING):
+        made = OntoReferenced(keys, mask_key="grid_mask")(given)
+    assert ("contrast_FLAIR" in made) == used
+    assert "contrast_T2" in made
+    assert ("anna: the FLAIR shows only 40 % of the brain and is left out." in caplog.text) != used
+    assert made["source"].meta["contrasts"] == {
+        "T2": {"moved_mm": -1.0, "seen": 1.0, "used": True},
+        "FLAIR": {"moved_mm": 4.0, "seen": pytest.approx(slices / 10), "used": used},
+    }
+    # what was given is as it was
+    assert source.meta["contrasts"]["FLAIR"] == {"moved_mm": 4.0}
+    assert "contrast_FLAIR" in given
+    # without a mask all are kept
+    assert "contrast_FLAIR" in OntoReferenced(keys)(given)
