@@ -11,12 +11,15 @@ from typing import Any
 
 from ..contrasts import (
     CONTRASTS,
+    agent_in_entity,
     contrast_ending,
     contrast_in_name,
     contrast_key,
     contrast_named,
     contrasts_in,
+    is_agent,
     name_before_contrast,
+    speaks_of_contrast,
 )
 from ..dicom.convert import only_volume
 from ..dicom.series import series_name
@@ -32,6 +35,13 @@ _TABLES = (".csv", ".tsv")
 _BIDS_SUFFIXES = {"t1w": "T1", "t2w": "T2", "flair": "FLAIR", "pdw": "PD", "ct": "CT"}
 _BIDS_OTHERS = ("derivatives", "sourcedata")  # folders beside those of the subjects
 _UNTOLD = "untold"
+_NO_WEIGHTING = "star|hemo|dwi|diff|perf|dsc|dce|stir|subtr|swi"
+# In an entity of BIDS, such as `acq-T2star`, what makes a file none of its suffix's contrast.
+_ANOTHER_SCAN = {
+    **{name: re.compile(rf"{_NO_WEIGHTING}|t2|flair") for name in ("T1", "T1ce")},
+    **{"T2": re.compile(rf"{_NO_WEIGHTING}|t1|flair|gre"), "FLAIR": re.compile("t1")},
+    **{"PD": re.compile(rf"{_NO_WEIGHTING}|t1|t2|flair|gre"), "CT": re.compile("(?!)"), _UNTOLD: re.compile("(?!)")},
+}
 
 Files = dict[tuple[str, ...], dict[str, list[Path]]]  # whose -> contrast -> its files
 
@@ -93,17 +103,27 @@ def _told_by_bids(path: Path, root: Path) -> tuple[tuple[str, ...], str] | None:
         return None
     folders = () if path == root else path.relative_to(root).parent.parts
     own = next((n for n, name in enumerate(folders) if name.lower().startswith("sub-")), len(folders))
-    session = [part for part in parts if part.lower().startswith("ses-")][:1]
+    sessions = [part for part in (*parts, *folders[own + 1 :]) if part.lower().startswith("ses-")]
     above = [name for name in folders[:own] if name.lower() not in ("anat", "ct", "derivatives", "sourcedata")]
-    whose = (*above, "_".join([parts[0], *session]))
+    whose = (*above, "_".join([parts[0], *dict.fromkeys(sessions)]))
     if other := next((name for name in folders if name.lower() in _BIDS_OTHERS), None):
         return whose, f"of {other.lower()}"
     contrast = _BIDS_SUFFIXES[suffix.lower()]
     if entities.get("part", "mag") != "mag":
         return whose, "phase"
-    if "ce" in entities and contrast not in ("T1", "CT"):
-        return whose, f"{contrast} with contrast agent"
-    return whose, "T1ce" if "ce" in entities and contrast == "T1" else contrast
+    return whose, _by_entities(contrast, entities)
+
+
+def _by_entities(contrast: str, entities: Mapping[str, str]) -> str:
+    """What the entities of BIDS make of a contrast."""
+    said = {key: value for key, value in entities.items() if key not in ("sub", "ses", "run", "space", "part")}
+    if contrast == "T1":
+        agents = [agent_in_entity(key, value) for key, value in said.items()]
+        contrast = "T1ce" if True in agents else _UNTOLD if None in agents else contrast
+    elif contrast != "CT" and agent_in_entity("ce", said.get("ce", "none")):
+        return f"{contrast} with contrast agent"
+    acquired = " ".join(value for key, value in said.items() if key != "ce")
+    return _UNTOLD if _ANOTHER_SCAN[contrast].search(acquired) else contrast
 
 
 def _told_by_name(path: Path, root: Path, alone: bool) -> tuple[tuple[str, ...], str]:
@@ -111,20 +131,30 @@ def _told_by_name(path: Path, root: Path, alone: bool) -> tuple[tuple[str, ...],
     stem, folders = stem_of(path), list(() if path == root else path.relative_to(root).parent.parts)
     contrast, name = contrast_in_name(stem), name_before_contrast(stem)
     if contrast is None:
-        told = next((n for n in reversed(range(len(folders))) if contrast_in_name(folders[n])), None)
-        if told is None:
+        told = next((n for n in reversed(range(len(folders))) if speaks_of_contrast(folders[n])), None)
+        if speaks_of_contrast(stem) or told is None or contrast_in_name(folders[told]) is None:
             return (), _UNTOLD
         contrast, before = contrast_in_name(folders[told]), name_before_contrast(folders[told])
         name = "" if alone and (folders[:told] or before) else stem
         folders = [*folders[:told], *([before] if before and not name else []), *folders[told + 1 :]]
-    elif folders and contrast_in_name(folders[-1]) == contrast:
-        # IXI-T1/IXI012-HH-1211-T1, or anna/T1/t1
+    elif folders and contrast_in_name(folders[-1]) in (contrast, "T1" if contrast == "T1ce" else contrast):
+        # IXI-T1/IXI012-HH-1211-T1, anna/T1/t1 or anna/T1/t1_gd
         before = name_before_contrast(folders.pop())
         folders += [before] if before and not name else []
-    if folders and name.lower().startswith(folders[-1].lower()):
+    elif folders and (kind := _contradicted(contrast, folders[-1])):
+        return (), kind
+    if folders and re.match(rf"{re.escape(folders[-1])}(?![a-z0-9])", name, re.IGNORECASE):
         folders.pop()
     whose = (*folders, *([name] if name else []))
     return whose or (stem_of(root) if root.is_file() else root.resolve().name,), contrast
+
+
+def _contradicted(contrast: str, folder: str) -> str | None:
+    """What the folder of a file makes of it: `T1_post/anna_t1` is unclear, `swi/anna_t2` is a swi; None for nothing."""
+    told = contrast_in_name(folder)
+    if contrast == "T1" and (told == "T1ce" or is_agent(folder)):
+        return _UNTOLD
+    return told if told not in (None, *CONTRASTS) and not name_before_contrast(folder) else None
 
 
 def _item(case: str, files: Mapping[str, list[Path]], contrasts: Sequence[str]) -> dict[str, Any]:

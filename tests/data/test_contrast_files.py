@@ -95,6 +95,44 @@ def test_any_other_names(tmp_path, caplog):
     assert listed(tmp_path / "anna") == {"anna": {"T2": "t2.nii.gz", "FLAIR": "3D_FLAIR.nii.gz"}}
 
 
+@pytest.mark.parametrize(
+    "unclear",
+    [
+        *("anna/T1/T1_KM_old.nii.gz", "anna/T1/post.nii.gz", "anna/T1/post/1.nii.gz", "anna/KM/t1.nii.gz"),
+        *("anna/T1ce/anna_t1.nii.gz", "anna/T1/gd.nii.gz", "anna/T2/T2_star.nii.gz", "anna/T2/anna_T2_hemo.nii.gz"),
+        *("sub-01/anat/T1w/sub-01_T2starw.nii.gz", "sub-01/anat/sub-01_acq-post_T1w.nii.gz", "anna/T1_FLAIR.nii.gz"),
+        *("sub-01/anat/sub-01_acq-T2star_T2w.nii.gz", "sub-01/anat/sub-01_acq-T1FLAIR_FLAIR.nii.gz"),
+        *("sub-01/anat/sub-01_inv-1_MP2RAGE.nii.gz", "anna/dwi_t2.nii.gz", "anna/T2/dsc.nii.gz"),
+    ],
+)
+def test_what_is_unclear_is_left_out_with_a_warning(tmp_path, caplog, unclear):
+    touch(tmp_path, unclear, "bert/pd.nii.gz")
+    assert listed(tmp_path) == {"bert": {"PD": "bert/pd.nii.gz"}}
+    assert "1 volumes are left out, since no name tells their contrast" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "contrast"),
+    [
+        *[("anna/anna_ce_t1.nii.gz", "anna", "T1ce"), ("anna/T1/T1_KM.nii.gz", "anna", "T1ce")],
+        *[("anna/T1/anna_T1_contrast.nii.gz", "anna", "T1ce"), ("anna/T2_dark-fluid.nii.gz", "anna", "FLAIR")],
+        *[("sub-01/anat/sub-01_acq-gd_T1w.nii.gz", "sub-01", "T1ce"), ("anna/T1/pre.nii.gz", "anna", "T1")],
+        *[("sub-01/anat/sub-01_ce-none_T1w.nii.gz", "sub-01", "T1"), ("p1/p10_flair.nii.gz", "p1_p10", "FLAIR")],
+        *[("sub-01/ses-post/anat/sub-01_ses-post_T1w.nii.gz", "sub-01_ses-post", "T1")],
+        *[("an/anna_t2.nii.gz", "an_anna", "T2"), ("an/an_t2.nii.gz", "an", "T2")],
+    ],
+)
+def test_whose_a_file_is_and_of_what(tmp_path, name, case, contrast):
+    touch(tmp_path, name, "bert/pd.nii.gz")
+    assert listed(tmp_path) == {case: {contrast: name}, "bert": {"PD": "bert/pd.nii.gz"}}
+
+
+def test_a_session_may_be_told_by_the_folder_alone(tmp_path):
+    touch(tmp_path, "sub-01/ses-1/anat/sub-01_T2w.nii.gz", "sub-01/ses-2/anat/sub-01_FLAIR.nii.gz")
+    found = listed(tmp_path)
+    assert {case: list(files) for case, files in found.items()} == {"sub-01_ses-1": ["T2"], "sub-01_ses-2": ["FLAIR"]}
+
+
 def test_a_contrast_twice_is_the_subject_s_failure_alone(tmp_path):
     touch(tmp_path, *("anna/t2.nii.gz", "anna/t2_2.nii.gz", "anna/flair.nii.gz", "bert/t2.nii.gz"))
     found = listed(tmp_path)
