@@ -22,7 +22,7 @@ from ..contrasts import (
     speaks_of_contrast,
 )
 from ..dicom.convert import only_volume
-from ..dicom.series import series_name
+from ..dicom.series import contrast_told, series_name
 from ..errors import CaseError
 from ..text import path_named, read_table
 from ..volumes.find import IMAGE_SUFFIXES, stem_of, volume_suffix
@@ -83,7 +83,17 @@ def cases_by_name(paths: Iterable[Path], root: Path, contrasts: Sequence[str]) -
         else:
             left[contrast] += 1
     _tell_left(left, contrasts)
+    for whose, files in found.items():
+        _tell_of_other_names("_".join(whose), files)
     return sorted((_item("_".join(w), files, contrasts) for w, files in found.items()), key=lambda one: one["case"])
+
+
+def _tell_of_other_names(case: str, files: Mapping[str, list[Path]]) -> None:
+    """Warn where only the folders say that scans are of one head: `t2/2019` and `flair/2021` may be of two visits."""
+    names = {stem_of(path): path for paths in files.values() for path in paths if not contrast_in_name(stem_of(path))}
+    if len(files) > 1 and len(names) > 1:
+        listed = " and ".join(path.name for path in names.values())
+        logger.warning(f"{case}: {listed} are taken for scans of one visit, since their folders say no more; check it.")
 
 
 def _tell_left(left: Counter[str], contrasts: Sequence[str]) -> None:
@@ -254,21 +264,31 @@ def _row_item(subject: str, cells: Mapping[str, str], table: Path) -> dict[str, 
     for name, cell in cells.items():
         if cell:
             path = path_named(table.parent, cell)
+            shown = str(path) if volume_suffix(path) else ""  # a folder may be called like a patient
             try:
-                images[name] = _image(path)
+                images[name] = _image(path, f"{subject}, {name}")
             except CaseError as error:
-                return {"image": str(path), "case": subject, "failure": f"{subject}, {name}: {error}"}
+                return {"image": shown, "case": subject, "failure": f"{subject}, {name}: {error}"}
+            if twin := next((one for one in images if one != name and images[one] == images[name]), None):
+                why = f"{subject} has the same file under {twin} and {name}; correct the table."
+                return {"image": shown, "case": subject, "failure": why}
     return case_of(subject, images, list(cells))
 
 
-def _image(path: Path) -> Any:
-    """A volume's path, or the paths of the series in a folder."""
+def _image(path: Path, called: str) -> Any:
+    """A volume's path, or the paths of the series in a folder; `called` is subject and contrast, for a warning."""
+    contrast = called.rpartition(", ")[2]
     if path.is_dir():
-        return [str(file) for file in only_volume(path).files]
+        series = only_volume(path)
+        if (told := contrast_told(series)) not in (None, contrast):
+            logger.warning(f"{called}: the DICOM series is described as {told}; check the table.")
+        return [str(file) for file in series.files]
     if not path.is_file():
         raise CaseError(f"{path.name} is not there; correct its path in the table.")
     if volume_suffix(path) is None:
         raise CaseError(f"{path.name} is no volume that is read; give {', '.join(IMAGE_SUFFIXES)} or a DICOM folder.")
+    if (told := contrast_in_name(stem_of(path))) in CONTRASTS and told != contrast:
+        logger.warning(f"{called}: {path.name} is named as {told}; check the table.")
     return str(path)
 
 

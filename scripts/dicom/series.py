@@ -441,6 +441,12 @@ def _is_ct(contrast: str) -> bool:
     return contrast.upper() == "CT"
 
 
+def contrast_told(series: Series) -> str | None:
+    """The contrast of MR that a series' description names; None where it names none, or for another modality."""
+    names = ("T1", "T1ce", "T2", "FLAIR", "PD") if series.modality == "MR" else ()
+    return next((name for name in names if _is_named(series, name)), None)
+
+
 def _is_named(series: Series, contrast: str) -> bool:
     """Whether an MR's description names a contrast.
 

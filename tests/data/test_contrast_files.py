@@ -133,6 +133,41 @@ def test_a_session_may_be_told_by_the_folder_alone(tmp_path):
     assert {case: list(files) for case, files in found.items()} == {"sub-01_ses-1": ["T2"], "sub-01_ses-2": ["FLAIR"]}
 
 
+def test_other_names_in_the_folders_of_contrasts_may_be_of_other_visits(tmp_path, caplog):
+    touch(tmp_path, *("anna/t2/2019.nii.gz", "anna/flair/2021.nii.gz", "bert/t2/1.nii.gz", "bert/flair/1.nii.gz"))
+    assert set(listed(tmp_path)) == {"anna", "bert"}
+    assert "anna: 2019.nii.gz and 2021.nii.gz are taken for scans of one visit" in caplog.text.replace(
+        "2021.nii.gz and 2019.nii.gz", "2019.nii.gz and 2021.nii.gz"
+    )
+    assert "bert:" not in caplog.text
+
+
+def test_a_table_names_no_folder_and_no_file_twice_and_is_checked(tmp_path, caplog):
+    touch(tmp_path, "a_t2.nii.gz", "flair.nii.gz")
+    folder = tmp_path / "Petronella_Smith_1950"
+    for number, kind in ((1, "T2 TSE"), (2, "FLAIR")):
+        write_dicom_series(
+            *(folder / kind, [0, 5, 10, 15]),
+            number=number,
+            modality="MR",
+            voxels=8,
+            spacing=30,
+            change=lambda data, index, kind=kind: setattr(data, "SeriesDescription", kind),
+        )
+    rows = [
+        "a,Petronella_Smith_1950,",
+        "b,a_t2.nii.gz,a_t2.nii.gz",
+        "c,Petronella_Smith_1950/FLAIR,",
+        "d,flair.nii.gz,",
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["subject,T2,FLAIR", *rows]))
+    a, b, c, d = inference_datalist(tmp_path / "t.csv", contrasts=CONTRASTS)
+    assert a["image"] == "" and "Petronella" not in str(a)
+    assert b["failure"] == "b has the same file under T2 and FLAIR; correct the table."
+    assert "failure" not in c and "c, T2: the DICOM series is described as FLAIR; check the table." in caplog.text
+    assert "failure" not in d and "d, T2: flair.nii.gz is named as FLAIR; check the table." in caplog.text
+
+
 def test_a_contrast_twice_is_the_subject_s_failure_alone(tmp_path):
     touch(tmp_path, *("anna/t2.nii.gz", "anna/t2_2.nii.gz", "anna/flair.nii.gz", "bert/t2.nii.gz"))
     found = listed(tmp_path)

@@ -578,7 +578,7 @@ NAMED = {
             "T1 post-OP nativ",
             "T1 postop",
         ),
-        *("AX T1 FLAIR", "POSTERIOR FOSSA T1", "T1 MPRAGE ohne KM", "T1W_FFE", "t1_fl2d_tra"),
+        *("AX T1 FLAIR", "POSTERIOR FOSSA T1", "T1 MPRAGE ohne KM", "T1W_FFE", "t1_fl2d_tra", "T1 postop"),
     ],
     "T1ce": [
         *("SAG T1 pre-op +C", "T1 MPRAGE PREOP GD", "MPRAGE preop post gado", "T1 post presurgical", "T1 Gadovist"),
@@ -600,7 +600,7 @@ NAMED = {
             "T1 PERF",
         ),
         *("t2_fl2d_tra_hemo", "AX T2 GRE", "T2W_FFE", "T2*W_FFE", "DSC T2", "T2 PERF", "ep2d_diff T2", "dDWI T2"),
-        *("T2 STIR", "STIR", "t2_tirm_tra", "PD T2 dual", "PD_perf", "SWI T2", "T1 map", "T2 map", "survey"),
+        *("T2 STIR", "STIR", "t2_tirm_tra", "PD T2 dual", "PD_perf", "SWI T2", "T1 map", "T2 map", "T1 PERF"),
     ],
 }
 
