@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..contrasts import CONTRASTS, contrast_in_name, contrast_named, contrasts_in, contrasts_of
+from ..contrasts import CONTRASTS, contrast_in_name, contrast_named, contrasts_in, contrasts_of, speaks_of_contrast
 from ..errors import CaseError
 from ..files import files_below
 from ..text import readable
@@ -171,7 +172,10 @@ def _not_named_otherwise(
 
 def _named_contrast(path: Path, root: Path) -> str | None:
     below = () if path == root else path.relative_to(root).parent.parts
-    told = (contrast_in_name(name) for name in (stem_of(path), *reversed(below)))
+    stem = stem_of(path)
+    if contrast_in_name(stem) is None and speaks_of_contrast(stem) and not re.search("flair|tirm", stem.lower()):
+        return "unclear"
+    told = (contrast_in_name(name) for name in (stem, *reversed(below)))
     return next((name for name in told if name is not None), None)
 
 
