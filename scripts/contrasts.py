@@ -9,7 +9,8 @@ from typing import Any
 from .errors import CaseError
 
 __all__ = ["CONTRASTS", "CONTRAST_PREFIX", "contrast_ending", "contrast_in_name", "contrast_key", "contrast_named"]
-__all__ += ["contrasts_in", "contrasts_of", "name_before_contrast", "target_among", "without_contrast_ending"]
+__all__ += ["agent_in_entity", "contrasts_in", "contrasts_of", "is_agent", "name_before_contrast", "speaks_of_contrast"]
+__all__ += ["target_among", "without_contrast_ending"]
 
 CONTRASTS = ("CT", "T1", "T1ce", "T2", "FLAIR", "PD")
 CONTRAST_PREFIX = "contrast_"
@@ -23,7 +24,7 @@ _SPELLINGS = {
 # Sequences that files are named after instead.
 _SEQUENCES = {
     **dict.fromkeys(("mprage", "mp2rage", "bravo", "spgr"), "T1"),
-    **dict.fromkeys(("tirm", "darkfluid", "fluid"), "FLAIR"),
+    **dict.fromkeys(("darkfluid", "fluid"), "FLAIR"),
 }
 # What else files are called, which is none of these.
 _OTHERS = {
@@ -32,16 +33,28 @@ _OTHERS = {
     },
     **dict.fromkeys(("seg", "dseg", "segmentation", "mask", "brainmask", "label", "labels", "aseg", "roi"), "labels"),
 }
+# Words that make a T1 one with contrast agent: behind it or before it, and those that do so only behind it.
+_AGENTS = (
+    *("gd", "gad", "gado", "gadolinium", "gadovist", "dotarem", "ce", "km", "kontrast", "contrast", "contrasted"),
+    *("enhanced", "postcontrast", "postgd", "postgad"),
+)
+_AGENTS_BEHIND = (*_AGENTS, "post", "c")
+_WITHOUT = ("pre", "vor", "no", "non", "without", "wo", "ohne", "sans")
+_AGENT_ENTITY = re.compile(r"(?:^|_)ce-(?!none|no|without)", re.IGNORECASE)
 # Words beside the contrast that say what was done to a volume, or how it lies.
 _HOW = (
     r"\d+mm|brain|bet|stripped|ss|n4|reg|registered|defaced|orig|resampled|mni|iso|[23]d|"
-    "ax|axial|tra|sag|sagittal|cor|coronal|gd|gad|ce|fs"
+    "ax|axial|tra|sag|sagittal|cor|coronal|fs|" + "|".join(_AGENTS)
 )
-_NO_CONTRAST = re.compile(rf"{_HOW}|\d+|run|pre|post")
+_NO_CONTRAST = re.compile(rf"{_HOW}|\d+|run|c|post|{'|'.join(_WITHOUT)}")
 _ABOUT_CONTRAST = re.compile(_HOW)
-# Words that make a T1 one with contrast agent: behind it, or before it (BIDS has `ce-gadolinium`).
-_AGENT_BEHIND, _AGENT_BEFORE = ("post", "gd", "gad", "ce"), ("gd", "gad")
-_AGENT_ENTITY = re.compile(r"(^|_)ce-", re.IGNORECASE)
+_OF_FLAIR = ("dark", "spc", "space", "tirm")
+# Words beside a contrast that make another kind of scan of it.
+_OTHER_SCANS = (
+    *("star", "hemo", "haemo", "gre", "ffe", "swi", "dwi", "diff", "dti", "adc", "perf", "perfusion", "dsc", "dce"),
+    *("stir", "tirm", "inv", "inv1", "inv2", "sub", "subtraction", "minus", "map"),
+)
+_LIKE_CONTRAST = re.compile(r"(ce)?(t[12](?!\d)|mprage|mp2rage).*|.*flair.*")
 # Words before the contrast of another volume, onto which this one was registered.
 _ONTO = ("to", "in", "on", "onto", "into", "space", "reg", "coreg", "registered", "aligned")
 
@@ -54,10 +67,39 @@ def contrast_in_name(stem: str) -> str | None:
 
     Returns:
         One of `CONTRASTS`, "labels", another kind of scan as the name has it ("adc"), or None where the name tells
-        nothing; a name that ends in `_mri` tells no contrast. A T1 is a T1ce where a word beside it says that there
-        was a contrast agent (`t1_gd`, `t1_post`, `ce-gadolinium_T1w`).
+        nothing, or nothing clear (see `speaks_of_contrast`); a name that ends in `_mri` tells no contrast. A T1 is a
+        T1ce where a word beside it says that there was a contrast agent (`t1_gd`, `t1_post`, `ce-gadolinium_T1w`). Not
+        clear are a T1 after `post`, which may be the surgery, two contrasts (`T1_FLAIR`) and words of other scans
+        (`dwi_t2`, `t2_star`).
     """
     return _split(stem)[0]
+
+
+def speaks_of_contrast(stem: str) -> bool:
+    """Whether a word of a name is of a contrast, of a contrast agent or of another kind of scan.
+
+    Where it is, and `contrast_in_name` is None, the folder must not tell the contrast: `T1/t1_post_op` may be a T1ce.
+    """
+    words = re.findall(r"[a-z0-9]+", stem.lower())
+    known = {*_SPELLINGS, *_SEQUENCES, *_OTHERS, *_OTHER_SCANS, *_AGENTS_BEHIND} - {"mr", "mri", "sub", "c"}
+    return any(word in known or _LIKE_CONTRAST.fullmatch(word) for word in words)
+
+
+def is_agent(name: str) -> bool:
+    """Whether a name is nothing but the word of a contrast agent; `post` is none, it may be a visit."""
+    return name.lower() in _AGENTS
+
+
+def agent_in_entity(key: str, value: str) -> bool | None:
+    """Whether an entity of BIDS says that there was a contrast agent; None where it leaves that open (`acq-post`)."""
+    value = value.lower()
+    if key == "ce":
+        return value not in ("none", "no", "without")
+    if any(f"{word}{agent}" in value for word in _WITHOUT for agent in ("contrast", "gd", "gad", "km")):
+        return False
+    if re.search(r"post(?!erior)", value) and not any(agent in value for agent in ("contrast", "gd", "gad", "km")):
+        return None
+    return any(value.startswith(agent) or value.endswith(agent) for agent in _AGENTS)
 
 
 def name_before_contrast(stem: str) -> str:
@@ -79,25 +121,69 @@ def _goes_with(word: str, contrast: str) -> bool:
     """Whether a word before a contrast's own says no more than that: T2 of `T2_FLAIR`, T1 of `T1_mprage`."""
     known = {**_SPELLINGS, **_SEQUENCES}.get(word)
     broader = {"FLAIR": ("T2",), "T1ce": ("T1",)}.get(contrast, ())
-    return known == contrast or known in broader or _ABOUT_CONTRAST.fullmatch(word) is not None
+    of_flair = contrast == "FLAIR" and word in _OF_FLAIR
+    return known == contrast or known in broader or of_flair or _ABOUT_CONTRAST.fullmatch(word) is not None
 
 
 def _split(stem: str) -> tuple[str | None, int]:
     """The contrast that a name tells (see `contrast_in_name`), and how many words stand before it."""
-    words = re.findall(r"[a-z0-9]+", stem.lower())
+    words = re.findall(r"[a-z0-9]+", stem.lower().replace("t2*", "t2_star"))
     known = {**_SPELLINGS, **_SEQUENCES, **_OTHERS}
     with_agent = _AGENT_ENTITY.search(stem) is not None
     while words:
         word = words.pop()
         onto = words[-1:] and words[-1] in _ONTO and word in _SPELLINGS
         if onto and any(other in _SPELLINGS and other not in ("mr", "mri") for other in words):
+            if words[-1] == "space" and words[-2:-1] in (["t2"], ["t2w"]) and "space-" not in stem.lower():
+                return None, len(words)  # SPACE is a sequence, too: T2_SPACE_FLAIR
             words = words[: -next(n for n, one in enumerate([*reversed(words), ""]) if one not in _ONTO)]
         elif not _NO_CONTRAST.fullmatch(word):
             name = None if word in ("mr", "mri") else known.get(word)
-            with_agent = with_agent or bool(words[-1:] and words[-1] in _AGENT_BEFORE)
-            return ("T1ce" if name == "T1" and with_agent else name), len(words)
-        with_agent = with_agent or word in _AGENT_BEHIND
+            return (_made_clear(name, words, with_agent, stem) if name in CONTRASTS else name), len(words)
+        negated = words[-1:] and words[-1] in _WITHOUT
+        with_agent = with_agent or (word in _AGENTS_BEHIND and not negated)
     return None, 0
+
+
+def _made_clear(name: str, before: list[str], with_agent: bool, stem: str) -> str | None:
+    """What the words before a contrast's own make of it: a T1ce of a T1, or None where they speak of another scan.
+
+    Args:
+        name: the contrast's own word says this.
+        before: words before it.
+        with_agent: whether something else says that there was a contrast agent.
+        stem: the whole name.
+    """
+    beside = _beside(before)
+    others = {{**_SPELLINGS, **_SEQUENCES}.get(word, name) for word in beside} - {name}
+    scans = set(beside) & set(_OTHER_SCANS) - ({"tirm"} if name == "FLAIR" else set())
+    if others - {"FLAIR": {"T2"}, "T1ce": {"T1"}}.get(name, set()) or scans:
+        return None
+    if name != "T1":
+        return name
+    if beside[:1] == ["post"] and not with_agent and not re.search(r"(sub|ses)-post_", stem, re.IGNORECASE):
+        return None
+    agent = any(word in _AGENTS for word in beside)
+    if agent and any(word in _WITHOUT for word in beside):
+        return None
+    return "T1ce" if agent or with_agent else name
+
+
+def _beside(before: list[str]) -> list[str]:
+    """Words before a contrast that belong to it, the nearest first; a number ends them, but that of an inversion."""
+    found: list[str] = []
+    for place in range(len(before) - 1, -1, -1):
+        word = before[place]
+        if word.isdigit() and before[place - 1 : place] == ["inv"]:
+            continue
+        named = word in {**_SPELLINGS, **_SEQUENCES} and word not in ("mr", "mri")
+        if named and before[place - 1 : place] and before[place - 1] in _ONTO:
+            break
+        about = _ABOUT_CONTRAST.fullmatch(word) or word in (*_OF_FLAIR, *_OTHER_SCANS, *_WITHOUT, "post")
+        if not (named or about) or (word == "sub" and found):
+            break
+        found.append(word)
+    return found
 
 
 def contrast_key(contrast: str) -> str:

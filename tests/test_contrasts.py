@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.contrasts import contrast_in_name, contrasts_of, name_before_contrast, target_among
+from scripts.contrasts import contrast_in_name, contrasts_of, name_before_contrast, speaks_of_contrast, target_among
 from scripts.errors import CaseError
 
 
@@ -15,7 +15,7 @@ from scripts.errors import CaseError
         *[("sub-01_ses-1_run-2_T1w", "T1"), ("sub-01_FLAIR", "FLAIR"), ("sub-01_space-T1w_desc-brain_mask", "labels")],
         *[("IXI002-Guys-0828-T1", "T1"), ("IXI002-Guys-0828-PD", "PD"), ("IXI002-Guys-0828-MRA", "mra")],
         *[("sub-01_acq-3d_ct", "CT"), ("t1", "T1"), ("anna_t2-flair", "FLAIR"), ("anna_T1_brain_1mm", "T1")],
-        *[("anna_flair_2", "FLAIR"), ("T1_FLAIR", "FLAIR"), ("sub-01_dwi", "dwi"), ("sub-01_dseg", "labels")],
+        *[("anna_flair_2", "FLAIR"), ("T1_FLAIR", None), ("sub-01_dwi", "dwi"), ("sub-01_dseg", "labels")],
         *[("T1_to_FLAIR", "T1"), ("FLAIR_to_T1", "FLAIR"), ("anna_T1_in_FLAIR_space", None), ("t2_reg_flair", "T2")],
         *[("sub-01_T1w_space-FLAIR", "T1"), ("sub-01_space-FLAIR_T1w", "T1"), ("sub-01_space-T1w_FLAIR", "FLAIR")],
         *[("T1_in_FLAIR", "T1"), ("FLAIR_reg_to_T1_brain", "FLAIR"), ("anna_reg_flair", "FLAIR"), ("to_t1", "T1")],
@@ -34,11 +34,47 @@ def test_contrast_in_name(stem, contrast):
     [
         *[("anna_t2", "anna"), ("BraTS-GLI-00000-000-t1n", "BraTS-GLI-00000-000"), ("Brats18_1_t1ce", "Brats18_1")],
         *[("IXI012-HH-1211-PD", "IXI012-HH-1211"), ("t1", ""), ("3D_FLAIR", ""), ("anna_T2_FLAIR", "anna")],
-        *[("anna_t1_mprage_sag", "anna"), ("anna_flair_reg_t1", "anna"), ("anna_post_t1", "anna_post"), ("x_7", "x_7")],
+        *[("anna_t1_mprage_sag", "anna"), ("anna_flair_reg_t1", "anna"), ("x_7", "x_7")],
+        *[("anna_ce_t1", "anna"), ("anna_T2_dark-fluid", "anna")],
     ],
 )
 def test_what_stands_before_the_contrast_says_whose_it_is(stem, whose):
     assert name_before_contrast(stem) == whose
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        *("anna_ce_t1", "anna_dotarem_t1", "t1_km", "anna_T1_contrast", "anna_T1_post_contrast", "T1+C", "t1_c"),
+        *("anna_gd_t1_sag", "anna_mprage_gd", "anna_t1_gadovist", "sub-01_rec-gd_T1w", "anna_kontrast_t1", "t1_ce"),
+    ],
+)
+def test_a_word_of_an_agent_makes_a_t1_a_t1ce(stem):
+    assert contrast_in_name(stem) == "T1ce"
+
+
+@pytest.mark.parametrize("stem", ["sub-01_ce-none_T1w", "t1_pre", "t1_pre_contrast", "anna_t1_without_contrast"])
+def test_a_t1_without_agent_stays_a_t1(stem):
+    assert contrast_in_name(stem) == "T1"
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        *("anna_post_t1", "sub-01_acq-post_T1w", "t1_post_op", "t1_postop", "anna_pre_gd_t1", "t1_dce", "dce_t1"),
+        *("sub_t1", "t1_sub", "t1ce_minus_t1", "flair_t1", "t1_tirm", "T1-FLAIR", "mprage_flair", "pd_t2", "T1_T2"),
+        *("t2_tirm_tra", "tirm_t2", "t2_star", "T2star", "T2*", "t2_hemo", "gre_t2", "t2_gre", "dwi_t2", "perf_t2"),
+        *("dsc_t2", "swi_t2", "t2_stir", "ep2d_diff_t2", "sub-01_inv-1_MP2RAGE", "t2_space_flair", "t1_with_contrast"),
+    ],
+)
+def test_what_is_not_clear_is_no_contrast_and_its_folder_must_not_tell_one(stem):
+    assert contrast_in_name(stem) is None
+    assert speaks_of_contrast(stem)
+
+
+@pytest.mark.parametrize("stem", ["anna", "2019", "scan", "sub-01", "mri", "T1000", "anna_3d_ax"])
+def test_what_speaks_of_no_contrast_leaves_it_to_the_folder(stem):
+    assert not speaks_of_contrast(stem)
 
 
 def test_contrasts_that_are_typed_come_in_the_order_of_those_that_are_known():

@@ -11,15 +11,18 @@ from typing import Any
 
 from ..contrasts import (
     CONTRASTS,
+    agent_in_entity,
     contrast_ending,
     contrast_in_name,
     contrast_key,
     contrast_named,
     contrasts_in,
+    is_agent,
     name_before_contrast,
+    speaks_of_contrast,
 )
 from ..dicom.convert import only_volume
-from ..dicom.series import series_name
+from ..dicom.series import contrast_told, series_name
 from ..errors import CaseError
 from ..text import path_named, read_table
 from ..volumes.find import IMAGE_SUFFIXES, stem_of, volume_suffix
@@ -32,6 +35,13 @@ _TABLES = (".csv", ".tsv")
 _BIDS_SUFFIXES = {"t1w": "T1", "t2w": "T2", "flair": "FLAIR", "pdw": "PD", "ct": "CT"}
 _BIDS_OTHERS = ("derivatives", "sourcedata")  # folders beside those of the subjects
 _UNTOLD = "untold"
+_NO_WEIGHTING = "star|hemo|dwi|diff|perf|dsc|dce|stir|subtr|swi"
+# In an entity of BIDS, such as `acq-T2star`, what makes a file none of its suffix's contrast.
+_ANOTHER_SCAN = {
+    **{name: re.compile(rf"{_NO_WEIGHTING}|t2|flair") for name in ("T1", "T1ce")},
+    **{"T2": re.compile(rf"{_NO_WEIGHTING}|t1|flair|gre"), "FLAIR": re.compile("t1")},
+    **{"PD": re.compile(rf"{_NO_WEIGHTING}|t1|t2|flair|gre"), "CT": re.compile("(?!)"), _UNTOLD: re.compile("(?!)")},
+}
 
 Files = dict[tuple[str, ...], dict[str, list[Path]]]  # whose -> contrast -> its files
 
@@ -73,7 +83,17 @@ def cases_by_name(paths: Iterable[Path], root: Path, contrasts: Sequence[str]) -
         else:
             left[contrast] += 1
     _tell_left(left, contrasts)
+    for whose, files in found.items():
+        _tell_of_other_names("_".join(whose), files)
     return sorted((_item("_".join(w), files, contrasts) for w, files in found.items()), key=lambda one: one["case"])
+
+
+def _tell_of_other_names(case: str, files: Mapping[str, list[Path]]) -> None:
+    """Warn where only the folders say that scans are of one head: `t2/2019` and `flair/2021` may be of two visits."""
+    names = {stem_of(path): path for paths in files.values() for path in paths if not contrast_in_name(stem_of(path))}
+    if len(files) > 1 and len(names) > 1:
+        listed = " and ".join(path.name for path in names.values())
+        logger.warning(f"{case}: {listed} are taken for scans of one visit, since their folders say no more; check it.")
 
 
 def _tell_left(left: Counter[str], contrasts: Sequence[str]) -> None:
@@ -93,17 +113,27 @@ def _told_by_bids(path: Path, root: Path) -> tuple[tuple[str, ...], str] | None:
         return None
     folders = () if path == root else path.relative_to(root).parent.parts
     own = next((n for n, name in enumerate(folders) if name.lower().startswith("sub-")), len(folders))
-    session = [part for part in parts if part.lower().startswith("ses-")][:1]
+    sessions = [part for part in (*parts, *folders[own + 1 :]) if part.lower().startswith("ses-")]
     above = [name for name in folders[:own] if name.lower() not in ("anat", "ct", "derivatives", "sourcedata")]
-    whose = (*above, "_".join([parts[0], *session]))
+    whose = (*above, "_".join([parts[0], *dict.fromkeys(sessions)]))
     if other := next((name for name in folders if name.lower() in _BIDS_OTHERS), None):
         return whose, f"of {other.lower()}"
     contrast = _BIDS_SUFFIXES[suffix.lower()]
     if entities.get("part", "mag") != "mag":
         return whose, "phase"
-    if "ce" in entities and contrast not in ("T1", "CT"):
-        return whose, f"{contrast} with contrast agent"
-    return whose, "T1ce" if "ce" in entities and contrast == "T1" else contrast
+    return whose, _by_entities(contrast, entities)
+
+
+def _by_entities(contrast: str, entities: Mapping[str, str]) -> str:
+    """What the entities of BIDS make of a contrast."""
+    said = {key: value for key, value in entities.items() if key not in ("sub", "ses", "run", "space", "part")}
+    if contrast == "T1":
+        agents = [agent_in_entity(key, value) for key, value in said.items()]
+        contrast = "T1ce" if True in agents else _UNTOLD if None in agents else contrast
+    elif contrast != "CT" and agent_in_entity("ce", said.get("ce", "none")):
+        return f"{contrast} with contrast agent"
+    acquired = " ".join(value for key, value in said.items() if key != "ce")
+    return _UNTOLD if _ANOTHER_SCAN[contrast].search(acquired) else contrast
 
 
 def _told_by_name(path: Path, root: Path, alone: bool) -> tuple[tuple[str, ...], str]:
@@ -111,20 +141,30 @@ def _told_by_name(path: Path, root: Path, alone: bool) -> tuple[tuple[str, ...],
     stem, folders = stem_of(path), list(() if path == root else path.relative_to(root).parent.parts)
     contrast, name = contrast_in_name(stem), name_before_contrast(stem)
     if contrast is None:
-        told = next((n for n in reversed(range(len(folders))) if contrast_in_name(folders[n])), None)
-        if told is None:
+        told = next((n for n in reversed(range(len(folders))) if speaks_of_contrast(folders[n])), None)
+        if speaks_of_contrast(stem) or told is None or contrast_in_name(folders[told]) is None:
             return (), _UNTOLD
         contrast, before = contrast_in_name(folders[told]), name_before_contrast(folders[told])
         name = "" if alone and (folders[:told] or before) else stem
         folders = [*folders[:told], *([before] if before and not name else []), *folders[told + 1 :]]
-    elif folders and contrast_in_name(folders[-1]) == contrast:
-        # IXI-T1/IXI012-HH-1211-T1, or anna/T1/t1
+    elif folders and contrast_in_name(folders[-1]) in (contrast, "T1" if contrast == "T1ce" else contrast):
+        # IXI-T1/IXI012-HH-1211-T1, anna/T1/t1 or anna/T1/t1_gd
         before = name_before_contrast(folders.pop())
         folders += [before] if before and not name else []
-    if folders and name.lower().startswith(folders[-1].lower()):
+    elif folders and (kind := _contradicted(contrast, folders[-1])):
+        return (), kind
+    if folders and re.match(rf"{re.escape(folders[-1])}(?![a-z0-9])", name, re.IGNORECASE):
         folders.pop()
     whose = (*folders, *([name] if name else []))
     return whose or (stem_of(root) if root.is_file() else root.resolve().name,), contrast
+
+
+def _contradicted(contrast: str, folder: str) -> str | None:
+    """What the folder of a file makes of it: `T1_post/anna_t1` is unclear, `swi/anna_t2` is a swi; None for nothing."""
+    told = contrast_in_name(folder)
+    if contrast == "T1" and (told == "T1ce" or is_agent(folder)):
+        return _UNTOLD
+    return told if told not in (None, *CONTRASTS) and not name_before_contrast(folder) else None
 
 
 def _item(case: str, files: Mapping[str, list[Path]], contrasts: Sequence[str]) -> dict[str, Any]:
@@ -224,21 +264,31 @@ def _row_item(subject: str, cells: Mapping[str, str], table: Path) -> dict[str, 
     for name, cell in cells.items():
         if cell:
             path = path_named(table.parent, cell)
+            shown = str(path) if volume_suffix(path) else ""  # a folder may be called like a patient
             try:
-                images[name] = _image(path)
+                images[name] = _image(path, f"{subject}, {name}")
             except CaseError as error:
-                return {"image": str(path), "case": subject, "failure": f"{subject}, {name}: {error}"}
+                return {"image": shown, "case": subject, "failure": f"{subject}, {name}: {error}"}
+            if twin := next((one for one in images if one != name and images[one] == images[name]), None):
+                why = f"{subject} has the same file under {twin} and {name}; correct the table."
+                return {"image": shown, "case": subject, "failure": why}
     return case_of(subject, images, list(cells))
 
 
-def _image(path: Path) -> Any:
-    """A volume's path, or the paths of the series in a folder."""
+def _image(path: Path, called: str) -> Any:
+    """A volume's path, or the paths of the series in a folder; `called` is subject and contrast, for a warning."""
+    contrast = called.rpartition(", ")[2]
     if path.is_dir():
-        return [str(file) for file in only_volume(path).files]
+        series = only_volume(path)
+        if (told := contrast_told(series)) not in (None, contrast):
+            logger.warning(f"{called}: the DICOM series is described as {told}; check the table.")
+        return [str(file) for file in series.files]
     if not path.is_file():
         raise CaseError(f"{path.name} is not there; correct its path in the table.")
     if volume_suffix(path) is None:
         raise CaseError(f"{path.name} is no volume that is read; give {', '.join(IMAGE_SUFFIXES)} or a DICOM folder.")
+    if (told := contrast_in_name(stem_of(path))) in CONTRASTS and told != contrast:
+        logger.warning(f"{called}: {path.name} is named as {told}; check the table.")
     return str(path)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..contrasts import CONTRASTS, contrast_in_name, contrast_named, contrasts_in, contrasts_of
+from ..contrasts import CONTRASTS, contrast_in_name, contrast_named, contrasts_in, contrasts_of, speaks_of_contrast
 from ..errors import CaseError
 from ..files import files_below
 from ..text import readable
@@ -107,12 +108,22 @@ def _cases_below(
     if not several and contrasts[0] != "CT":  # a CT is known by its values
         files = _not_named_otherwise(files, contrasts[0], root, may_be_none=root.is_file() or bool(items or unread))
     if several:
+        _tell_empty(root, output_dir)
         files = cases_by_name([Path(item["image"]) for item in files], root, contrasts)
         if not files and not items and not unread:
             raise CaseError(f"dataset_dir holds no volume whose name tells its contrast; {how_to_name(contrasts)}.")
     dicom = named_by_folder(items, root, [item["case"] for item in files]) if keep_names else items
     refuse_clashes([*files, *dicom, *unread])
     return [*files, *dicom, *unread]
+
+
+def _tell_empty(root: Path, output_dir: Any) -> None:
+    """Warn of the folders of subjects that hold no file; they are not named, since DICOM may lie beside them."""
+    own = None if output_dir is None else Path(str(output_dir)).expanduser().resolve()
+    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    shown = [path for path in folders if not path.name.startswith(".") and path.resolve() != own]
+    if empty := sum(not files_below(path, output_dir) for path in shown):
+        logger.warning(f"{empty} folders hold no file, so they are no cases; fill or remove them.")
 
 
 def _unread(
@@ -161,7 +172,10 @@ def _not_named_otherwise(
 
 def _named_contrast(path: Path, root: Path) -> str | None:
     below = () if path == root else path.relative_to(root).parent.parts
-    told = (contrast_in_name(name) for name in (stem_of(path), *reversed(below)))
+    stem = stem_of(path)
+    if contrast_in_name(stem) is None and speaks_of_contrast(stem) and not re.search("flair|tirm", stem.lower()):
+        return "unclear"
+    told = (contrast_in_name(name) for name in (stem, *reversed(below)))
     return next((name for name in told if name is not None), None)
 
 

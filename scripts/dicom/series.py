@@ -33,8 +33,25 @@ _LOCALIZER = re.compile(r"LOCALI[SZ]ER|SCOUT|TOPOGRAM|SURVIEW|SCANOGRAM|SCANOSCO
 _PROJECTION = re.compile(r"\b(MIP|M(IN|AX) ?IP|VRT?|SSD|VOLREN|PROJECTION|VOLUME RENDER\w*|M(AX|IN)IMUM)\b")
 _SCREEN = re.compile(r"SCREEN SAVE|\bDOSE\b|PROTOCOL|PATIENT ?DOSE")
 _T1 = re.compile(r"(?<![a-z0-9])(t1(?![ _-]?map)|mprage|mp2rage|bravo)")
-_WITH_AGENT = re.compile(r"(?<![a-z0-9])(t1(ce|c|gd)|post|gd|gad)(?![a-z])|\+ ?c(?![a-z])")
-_FLAIR = re.compile(r"flair|dark.?fluid|tirm")
+_FLAIR = re.compile(r"flair|dark.?fluid")
+_T1_FLAIR = re.compile(r"(?<![a-z0-9])t1w?[ _-]*(flair|tirm)")
+_FLAIR_T1 = re.compile(r"(flair|tirm)[ _-]*t1(?![a-z0-9])")
+_AGENT_WORD = re.compile(
+    r"(?<![a-z0-9])(t1(ce|c|gd)|post(con\w*|gd|gad\w*)?|gd|gad(o\w*)?|ce|dotarem|km|[ck]ontrast\w*|enhanced)(?![a-z])"
+    r"|\+ ?c(?![a-z])|(?<![a-z])c ?\+|(?<![a-z])gd(?![a-z])"
+)
+_WITHOUT_AGENT = re.compile(
+    r"(?<![a-z])(without|w/?o|non?|unenhanced|ohne|vor|sans|sin|senza|pre)[ _-]*"
+    r"(iv[ _-]*)?([ck]ontrast\w*|con(?![a-z])|km(?![a-z])|enhanced)|(?<![a-z])(nativ\w*|unenhanced|pre)(?![a-z])"
+)
+# Before and after surgery or treatment tells nothing of an agent.
+_SURGERY = re.compile(r"(?<![a-z])(pre|post)[ _-]*(op(?![a-z])|oper\w*|surg\w*|rt(?![a-z])|radi\w*|treat\w*|therap\w*)")
+# What is made of an excitation of one weighting and is not an image of it, and what makes a T2* of a T2.
+_OTHER_SCAN = re.compile(
+    r"(?<![a-z0-9])(sub|subtr\w*|dce|perf\w*|dsc|pwi|diff\w*|d?dwi|dti|adc|swi|swan|stir|tirm|dyn\w*|hemo|haemo)"
+    r"(?![a-z])"
+)
+_T2_STAR = re.compile(r"(?<![a-z0-9])(gre|ffe|hemo|haemo|star|medic|merge|\*?fl[23]d\w*)(?![a-z])|t2w?(star|\*)")
 
 
 _NO_AGENT = ("", "0", "NO", "NONE", "N/A", "NOT APPLICABLE", "WITHOUT")
@@ -424,20 +441,54 @@ def _is_ct(contrast: str) -> bool:
     return contrast.upper() == "CT"
 
 
+def contrast_told(series: Series) -> str | None:
+    """The contrast of MR that a series' description names; None where it names none, or for another modality."""
+    names = ("T1", "T1ce", "T2", "FLAIR", "PD") if series.modality == "MR" else ()
+    return next((name for name in names if _is_named(series, name)), None)
+
+
 def _is_named(series: Series, contrast: str) -> bool:
     """Whether an MR's description names a contrast.
 
-    A T2-weighted FLAIR is no T2, T2* and maps are none, and a T1 with contrast agent, by its header or description, is
-    a T1ce.
+    A T2-weighted FLAIR is no T2, T2*, maps, diffusion, perfusion and subtractions are none, a T1 FLAIR is a T1, and a
+    T1 with contrast agent, by its header or description, is a T1ce. Where the description contradicts itself, it names
+    none.
     """
     text, wanted = f"{series.description} {series.protocol}".lower(), contrast.lower()
-    if _FLAIR.search(text):
-        return wanted == "flair"
-    if wanted not in ("t1", "t1ce"):
-        return re.search(rf"(?<![a-z0-9]){re.escape(wanted)}(?! ?[*]|[ _-]?(star|map))", text) is not None
-    told = _WITH_AGENT.search(text) is not None and re.search(r"(?<![a-z])pre", text) is None
-    agent = series.contrast_agent not in _NO_AGENT or with_contrast_agent(text) or told
-    return _T1.search(text) is not None and agent == (wanted == "t1ce")
+    called = series.description.lower() if _FLAIR.search(series.description.lower()) else text
+    if _FLAIR.search(text) and not _T1_FLAIR.search(called):
+        return wanted == "flair" and not _FLAIR_T1.search(called)
+    if wanted == "flair" or _OTHER_SCAN.search(_T1_FLAIR.sub("t1", text)):
+        return False
+    named = _weightings(series.description.lower()) or _weightings(text)
+    if len(named) != 1 or (named <= {"t2", "pd"} and _T2_STAR.search(text)):
+        return False
+    if named != {"t1"}:
+        return wanted in named
+    return wanted in ("t1", "t1ce") and _agent_told(text, series.contrast_agent) == (wanted == "t1ce")
+
+
+def _weightings(text: str) -> set[str]:
+    """Which of T1, T2 and PD a text in small letters names; a T1 FLAIR is a T1."""
+    named = {one for one in ("t2", "pd") if re.search(rf"(?<![a-z0-9]){one}(?! ?[*]|[ _-]?(star|map))", text)}
+    return named | ({"t1"} if _T1.search(text) else set())
+
+
+def _agent_told(text: str, header: str) -> bool | None:
+    """Whether a T1 is one with contrast agent; None where its description says both that it is and that it is not.
+
+    Args:
+        text: description and protocol, in small letters.
+        header: ContrastBolusAgent, in capitals.
+    """
+    text = _SURGERY.sub(" ", text)
+    rest = _WITHOUT_AGENT.sub(" ", text)
+    told = _AGENT_WORD.search(rest) is not None or with_contrast_agent(rest)
+    if header not in _NO_AGENT:
+        return True
+    if told and rest != text:
+        return True if re.search(r"\+ ?c(?![a-z])", rest) else None
+    return told
 
 
 def _rank(series: Series, contrast: str) -> tuple:

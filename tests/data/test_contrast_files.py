@@ -1,6 +1,7 @@
 """Whose a file is and what it is of, in the layouts that people have, and tables of files."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,88 @@ def test_any_other_names(tmp_path, caplog):
     assert "1 volumes are left out, since no name tells their contrast" in caplog.text
     assert "since by their names they are no scans to use: 1 labels" in caplog.text
     assert listed(tmp_path / "anna") == {"anna": {"T2": "t2.nii.gz", "FLAIR": "3D_FLAIR.nii.gz"}}
+
+
+@pytest.mark.parametrize(
+    "unclear",
+    [
+        *("anna/T1/T1_KM_old.nii.gz", "anna/T1/post.nii.gz", "anna/T1/post/1.nii.gz", "anna/KM/t1.nii.gz"),
+        *("anna/T1ce/anna_t1.nii.gz", "anna/T1/gd.nii.gz", "anna/T2/T2_star.nii.gz", "anna/T2/anna_T2_hemo.nii.gz"),
+        *("sub-01/anat/T1w/sub-01_T2starw.nii.gz", "sub-01/anat/sub-01_acq-post_T1w.nii.gz", "anna/T1_FLAIR.nii.gz"),
+        *("sub-01/anat/sub-01_acq-T2star_T2w.nii.gz", "sub-01/anat/sub-01_acq-T1FLAIR_FLAIR.nii.gz"),
+        *("sub-01/anat/sub-01_inv-1_MP2RAGE.nii.gz", "anna/dwi_t2.nii.gz", "anna/T2/dsc.nii.gz"),
+    ],
+)
+def test_what_is_unclear_is_left_out_with_a_warning(tmp_path, caplog, unclear):
+    touch(tmp_path, unclear, "bert/pd.nii.gz")
+    assert listed(tmp_path) == {"bert": {"PD": "bert/pd.nii.gz"}}
+    assert "1 volumes are left out, since no name tells their contrast" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "contrast"),
+    [
+        *[("anna/anna_ce_t1.nii.gz", "anna", "T1ce"), ("anna/T1/T1_KM.nii.gz", "anna", "T1ce")],
+        *[("anna/T1/anna_T1_contrast.nii.gz", "anna", "T1ce"), ("anna/T2_dark-fluid.nii.gz", "anna", "FLAIR")],
+        *[("sub-01/anat/sub-01_acq-gd_T1w.nii.gz", "sub-01", "T1ce"), ("anna/T1/pre.nii.gz", "anna", "T1")],
+        *[("sub-01/anat/sub-01_ce-none_T1w.nii.gz", "sub-01", "T1"), ("p1/p10_flair.nii.gz", "p1_p10", "FLAIR")],
+        *[("sub-01/ses-post/anat/sub-01_ses-post_T1w.nii.gz", "sub-01_ses-post", "T1")],
+        *[("an/anna_t2.nii.gz", "an_anna", "T2"), ("an/an_t2.nii.gz", "an", "T2")],
+    ],
+)
+def test_whose_a_file_is_and_of_what(tmp_path, name, case, contrast):
+    touch(tmp_path, name, "bert/pd.nii.gz")
+    assert listed(tmp_path) == {case: {contrast: name}, "bert": {"PD": "bert/pd.nii.gz"}}
+
+
+def test_a_session_may_be_told_by_the_folder_alone(tmp_path):
+    touch(tmp_path, "sub-01/ses-1/anat/sub-01_T2w.nii.gz", "sub-01/ses-2/anat/sub-01_FLAIR.nii.gz")
+    found = listed(tmp_path)
+    assert {case: list(files) for case, files in found.items()} == {"sub-01_ses-1": ["T2"], "sub-01_ses-2": ["FLAIR"]}
+
+
+def test_other_names_in_the_folders_of_contrasts_may_be_of_other_visits(tmp_path, caplog):
+    touch(tmp_path, *("anna/t2/2019.nii.gz", "anna/flair/2021.nii.gz", "bert/t2/1.nii.gz", "bert/flair/1.nii.gz"))
+    assert set(listed(tmp_path)) == {"anna", "bert"}
+    told = "are taken for scans of one visit, since their folders say no more"
+    assert re.search(rf"anna: 20..\.nii\.gz and 20..\.nii\.gz {told}", caplog.text)
+    assert "bert:" not in caplog.text
+
+
+def test_a_table_names_no_folder_and_no_file_twice_and_is_checked(tmp_path, caplog):
+    touch(tmp_path, "a_t2.nii.gz", "flair.nii.gz")
+    folder = tmp_path / "Petronella_Smith_1950"
+    for number, kind in ((1, "T2 TSE"), (2, "FLAIR")):
+        write_dicom_series(
+            *(folder / kind, [0, 5, 10, 15]),
+            number=number,
+            modality="MR",
+            voxels=8,
+            spacing=30,
+            change=lambda data, index, kind=kind: setattr(data, "SeriesDescription", kind),
+        )
+    rows = [
+        "a,Petronella_Smith_1950,",
+        "b,a_t2.nii.gz,a_t2.nii.gz",
+        "c,Petronella_Smith_1950/FLAIR,",
+        "d,flair.nii.gz,",
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["subject,T2,FLAIR", *rows]))
+    a, b, c, d = inference_datalist(tmp_path / "t.csv", contrasts=CONTRASTS)
+    assert a["image"] == ""
+    assert "Petronella" not in str(a)
+    assert b["failure"] == "b has the same file under T2 and FLAIR; correct the table."
+    assert "failure" not in {**c, **d}
+    assert "c, T2: the DICOM series is described as FLAIR; check the table." in caplog.text
+    assert "d, T2: flair.nii.gz is named as FLAIR; check the table." in caplog.text
+
+
+def test_empty_folders_are_counted(tmp_path, caplog):
+    touch(tmp_path, "anna/t2.nii.gz")
+    for name in ("bert", "out", ".hidden"):
+        (tmp_path / name).mkdir()
+    assert set(listed(tmp_path, output_dir=tmp_path / "out")) == {"anna"}
+    assert "1 folders hold no file" in caplog.text
 
 
 def test_a_contrast_twice_is_the_subject_s_failure_alone(tmp_path):

@@ -49,7 +49,7 @@ ALL = ["T1", "T1ce", "T2", "FLAIR", "PD"]
 @pytest.mark.parametrize(
     ("description", "contrast"),
     [
-        *[("ax T1 SE", "T1"), ("T1 MPRAGE sag", "T1"), ("mprage", "T1"), ("t1_tse_tra pre GD", "T1")],
+        *[("ax T1 SE", "T1"), ("T1 MPRAGE sag", "T1"), ("mprage", "T1"), ("t1_tse_tra pre GD", None)],
         *[("T1 post GD", "T1ce"), ("AX T1 +C", "T1ce"), ("t1_mprage_KM", "T1ce"), ("T1ce", "T1ce")],
         *[("T2 TSE", "T2"), ("T2 FLAIR", "FLAIR"), ("t2_tirm_dark-fluid", "FLAIR"), ("PD TSE", "PD")],
         *[("T2* GRE", None), ("t2 star", None), ("T1 map", None), ("T2map", None), ("DWI", None)],

@@ -1,5 +1,6 @@
 """Which series are found, and which one of a study is chosen: told rules, whatever the files are called."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -564,3 +565,62 @@ def test_slices_each_with_a_series_of_its_own_are_told_in_one_breath(tmp_path):
         slice_.save_as(path)
     (item,) = inference_datalist(tmp_path)
     assert "(12 times CT of 1 slices: too few slices); give another study" in item["failure"]
+
+
+NAMED = {
+    "T1": [
+        *(
+            "T1 pre",
+            "T1 pre contrast",
+            "T1 w/o contrast",
+            "T1 nativ",
+            "MPRAGE post op",
+            "T1 post-OP nativ",
+            "T1 postop",
+        ),
+        *("AX T1 FLAIR", "POSTERIOR FOSSA T1", "T1 MPRAGE ohne KM", "T1W_FFE", "t1_fl2d_tra", "T1 postop"),
+    ],
+    "T1ce": [
+        *("SAG T1 pre-op +C", "T1 MPRAGE PREOP GD", "MPRAGE preop post gado", "T1 post presurgical", "T1 Gadovist"),
+        *("T1 KM", "T1 nach KM", "3D T1 CONTRAST", "Ax T1 C+", "T1+C", "BRAVO +C", "T1W_TFE_GD", "T1 VIBE post"),
+        *("Ax T1 FLAIR +C", "T1GD", "COR T1 POSTGAD"),
+    ],
+    "T2": ["T2 TSE", "t2_tse_tra_p2", "AX T2 PROPELLER"],
+    "FLAIR": ["Ax T2 FLAIR", "t2_space_dark-fluid_sag", "t2_tirm_tra_dark-fluid", "FLAIR post GD", "sag 3d flair"],
+    "PD": ["PD TSE", "pd_tse_fs"],
+    "none": [
+        *(
+            "T1 DCE",
+            "T1 VIBE DCE",
+            "T1 SUBTRACTION",
+            "AX T1 SUB",
+            "T1 PRE GD",
+            "T1 pre and post",
+            "FLAIR T1",
+            "T1 PERF",
+        ),
+        *("t2_fl2d_tra_hemo", "AX T2 GRE", "T2W_FFE", "T2*W_FFE", "DSC T2", "T2 PERF", "ep2d_diff T2", "dDWI T2"),
+        *("T2 STIR", "STIR", "t2_tirm_tra", "PD T2 dual", "PD_perf", "SWI T2", "T1 map", "T2 map", "T1 PERF"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("contrast", "description"), [(name, one) for name, them in NAMED.items() for one in them])
+def test_what_a_description_names(mr, contrast, description):
+    told = dataclasses.replace(mr, description=description)
+    named = [name for name in ("T1", "T1ce", "T2", "FLAIR", "PD") if why_unusable(told, name) is None]
+    assert named == ([] if contrast == "none" else [contrast])
+
+
+def test_a_description_goes_before_a_protocol_of_several_contrasts(mr):
+    told = dataclasses.replace(mr, description="T2 TSE", protocol="BRAIN T1 T2 PD")
+    assert [name for name in ("T1", "T2", "PD") if why_unusable(told, name) is None] == ["T2"]
+    assert why_unusable(dataclasses.replace(mr, description="ax", protocol="T1 T2"), "T1") == "not named T1"
+
+
+@pytest.fixture(scope="module")
+def mr(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mr")
+    add(folder, 1, modality="MR", count=5)
+    (series,) = find_series(folder)
+    return series
