@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from .errors import CaseError
 __all__ = ["CONTRASTS", "CONTRAST_PREFIX", "contrast_ending", "contrast_in_name", "contrast_key", "contrast_named"]
 __all__ += ["agent_in_entity", "contrasts_in", "contrasts_of", "is_agent", "name_before_contrast", "speaks_of_contrast"]
 __all__ += ["target_among", "without_contrast_ending"]
+
+logger = logging.getLogger(__name__)
 
 CONTRASTS = ("CT", "T1", "T1ce", "T2", "FLAIR", "PD")
 CONTRAST_PREFIX = "contrast_"
@@ -46,7 +49,7 @@ _HOW = (
     r"\d+mm|brain|bet|stripped|ss|n4|reg|registered|defaced|orig|resampled|mni|iso|[23]d|"
     "ax|axial|tra|sag|sagittal|cor|coronal|fs|" + "|".join(_AGENTS)
 )
-_NO_CONTRAST = re.compile(rf"{_HOW}|\d+|run|c|post|{'|'.join(_WITHOUT)}")
+_NO_CONTRAST = re.compile(rf"{_HOW}|\d+|run|c|post|tse|fse|{'|'.join(_WITHOUT)}")
 _ABOUT_CONTRAST = re.compile(_HOW)
 _OF_FLAIR = ("dark", "spc", "space", "tirm")
 # Words beside a contrast that make another kind of scan of it.
@@ -234,6 +237,8 @@ def target_among(target: str, known: Iterable[str]) -> str:
     known = list(known)
     if (name := contrast_named(target)) not in known:
         raise CaseError(f"The weights have not learned to make a {name}; give as target_contrast {_any_of(known)}.")
+    if name == "T1ce":
+        logger.warning("A synthetic T1ce has no enhancement that its sources do not show: a tumour may be missing.")
     return name
 
 

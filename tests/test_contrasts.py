@@ -14,7 +14,13 @@ from scripts.errors import CaseError
         *[(f"BraTS-GLI-00000-000-{ending}", name) for ending, name in (("t2f", "FLAIR"), ("t1n", "T1"), ("t2w", "T2"))],
         *[("sub-01_ses-1_run-2_T1w", "T1"), ("sub-01_FLAIR", "FLAIR"), ("sub-01_space-T1w_desc-brain_mask", "labels")],
         *[("IXI002-Guys-0828-T1", "T1"), ("IXI002-Guys-0828-PD", "PD"), ("IXI002-Guys-0828-MRA", "mra")],
-        *[("sub-01_acq-3d_ct", "CT"), ("t1", "T1"), ("anna_t2-flair", "FLAIR"), ("anna_T1_brain_1mm", "T1")],
+        *[
+            ("sub-01_acq-3d_ct", "CT"),
+            ("t1", "T1"),
+            ("anna_t2-flair", "FLAIR"),
+            ("anna_T1_brain_1mm", "T1"),
+            ("t2_tse", "T2"),
+        ],
         *[("anna_flair_2", "FLAIR"), ("T1_FLAIR", None), ("sub-01_dwi", "dwi"), ("sub-01_dseg", "labels")],
         *[("T1_to_FLAIR", "T1"), ("FLAIR_to_T1", "FLAIR"), ("anna_T1_in_FLAIR_space", None), ("t2_reg_flair", "T2")],
         *[("sub-01_T1w_space-FLAIR", "T1"), ("sub-01_space-FLAIR_T1w", "T1"), ("sub-01_space-T1w_FLAIR", "FLAIR")],
@@ -87,7 +93,10 @@ def test_contrasts_that_are_typed_come_in_the_order_of_those_that_are_known():
             contrasts_of("use_contrasts", wrong, known)
 
 
-def test_a_target_that_was_not_learned_is_refused_with_those_that_were():
+def test_a_target_that_was_not_learned_is_refused_with_those_that_were(caplog):
     assert target_among("t1w", ["T1", "T2"]) == "T1"
+    assert not caplog.records
+    assert target_among("t1gd", ["T1", "T1ce"]) == "T1ce"
+    assert "A synthetic T1ce has no enhancement that its sources do not show" in caplog.text
     with pytest.raises(CaseError, match="have not learned to make a PD; give as target_contrast T1, T1ce or T2"):
         target_among("PD", ["T1", "T1ce", "T2"])
