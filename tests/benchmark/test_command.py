@@ -56,6 +56,7 @@ def test_the_command_is_written_without_paths():
     )
 
 
+@pytest.mark.slow
 def test_a_volume_is_measured_as_a_user_runs_it(config_files, tmp_path):
     """Wall time is the sum of what it is spent on."""
     (volume,) = measure_volumes(Bundle(config_files, "cpu"), spacing=12.0)
