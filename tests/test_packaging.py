@@ -235,6 +235,7 @@ def test_every_tracked_file_is_packed_but_those_for_development(bundle_root):
     assert left_out <= development | {"pyproject.toml", "requirements-dev.txt"}
 
 
+@pytest.mark.slow
 def test_the_downloaded_bundle_runs_the_main_job_from_another_folder(bundles, python, tmp_path):
     downloaded = bundles / NAME
     python("-m", "monai.bundle", "run", "--config_file", f"{downloaded}/configs/inference.json", "--output_dir", "out")

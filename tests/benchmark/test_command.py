@@ -21,6 +21,7 @@ MEASURED = {
 }
 
 
+@pytest.mark.slow
 def test_files_of_a_run(overlay, tmp_path):
     text = benchmark(
         parts="limit,network",

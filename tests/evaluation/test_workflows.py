@@ -104,6 +104,7 @@ def test_saved_volumes_give_the_same_figures_to_the_command(run, tmp_path):
         assert second[subject] == pytest.approx(figures, abs=2e-4, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_the_best_key_is_that_of_another_person(run):
     best = read_subjects(run("evaluate.json", style_key="best", subjects="head0"))
     dora = read_subjects(run("evaluate.json", style_key="dora"))
