@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["AutoencoderLoss", "BridgeL1Loss", "BridgeL2Loss", "GradientL1Loss", "SliceContrastiveLoss", "elbo_weights"]
-__all__ += ["kl_timestep_weights"]
+__all__ = [
+    "AutoencoderLoss",
+    "BridgeL1Loss",
+    "BridgeL2Loss",
+    "GradientL1Loss",
+    "LatentL2Loss",
+    "SliceContrastiveLoss",
+    "elbo_weights",
+    "kl_timestep_weights",
+]
 
 
 def elbo_weights(source_weights: Tensor) -> Tensor:
@@ -117,6 +125,29 @@ class BridgeL2Loss(_BridgeLoss):
     def error(self, difference: Tensor) -> Tensor:
         """d^2."""
         return difference.square()
+
+
+class LatentL2Loss(_BridgeLoss):
+    """Mean squared error of states, each channel weighted by how much the codec's decoder makes of it.
+
+    An autoencoder with a KL term leaves some channels of its latent unused. Scaled to a standard deviation of 1 they
+    are amplified noise, and would have the same part in the loss as those that carry the image.
+
+    Args:
+        channel_weights: of the c channels of one slice's state, (c,), such as `decoder_sensitivity` gives.
+        timestep_weights: weight of each training timestep, (T,); None weights all alike.
+    """
+
+    channel_weights: Tensor
+
+    def __init__(self, channel_weights: Tensor, timestep_weights: Tensor | None = None) -> None:
+        super().__init__(timestep_weights)
+        self.register_buffer("channel_weights", channel_weights, persistent=False)
+
+    def error(self, difference: Tensor) -> Tensor:
+        """w d^2, slice after slice."""
+        slices = difference.shape[1] // len(self.channel_weights)
+        return difference.square() * self.channel_weights.to(difference).repeat(slices)[:, None, None]
 
 
 class GradientL1Loss(nn.Module):

@@ -7,6 +7,7 @@ from monai.losses import JukeboxLoss
 from monai.networks.nets import AutoencoderKL
 
 from scripts.codec import LatentCodec, OrthonormalCodec, PixelCodec
+from scripts.engines import decoder_sensitivity
 from scripts.inferers import BridgeInferer, ISTAInferer
 from scripts.losses import AutoencoderLoss
 from scripts.schedulers import SAMPLERS, BrownianBridgeScheduler, GaussianDiffusionScheduler, Sampler
@@ -52,6 +53,20 @@ def test_an_echo_in_a_latent_is_the_source_voxel_by_voxel(codec):
     windows = {"slab_size": 9, "slab_stride": 9, "final_stride": 5, "num_inference_steps": 3}
     inferer = ISTAInferer(BrownianBridgeScheduler(prediction_type="sample"), codec=codec, **windows)
     torch.testing.assert_close(inferer(volume, echo), volume, rtol=0, atol=1e-14)
+
+
+class DeafCodec(OrthonormalCodec):
+    """Its decoder makes nothing of the last channel and twice as much of the first."""
+
+    def decode(self, states):
+        return super().decode(states * torch.tensor([2.0, 1.0, 1.0, 0.0])[:, None, None])
+
+
+def test_channels_are_worth_what_the_decoder_makes_of_them():
+    slabs = [{"target": torch.rand(3, 8, 6)} for _ in range(5)]
+    torch.testing.assert_close(decoder_sensitivity(OrthonormalCodec(2), slabs), torch.ones(4))
+    expected = torch.tensor([4.0, 1.0, 1.0, 0.0]) * 4 / 6
+    torch.testing.assert_close(decoder_sensitivity(DeafCodec(2), slabs), expected)
 
 
 def test_a_gaussian_comes_out_of_diffusion_whatever_the_steps():

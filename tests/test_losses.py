@@ -10,6 +10,7 @@ from scripts.losses import (
     BridgeL1Loss,
     BridgeL2Loss,
     GradientL1Loss,
+    LatentL2Loss,
     SliceContrastiveLoss,
     elbo_weights,
     kl_timestep_weights,
@@ -43,6 +44,17 @@ def test_without_weights_they_are_pytorchs_own() -> None:
     prediction, target = batch()
     torch.testing.assert_close(BridgeL1Loss()(prediction, target), torch.nn.L1Loss()(prediction, target))
     torch.testing.assert_close(BridgeL2Loss()(prediction, target), torch.nn.MSELoss()(prediction, target))
+
+
+def test_the_loss_of_states_is_that_of_the_images_where_the_decoder_scales_channels() -> None:
+    """A decoder that multiplies two channels by 3 and 0.5, over slabs of three slices."""
+    scales = torch.tensor([3.0, 0.5], dtype=torch.float64)
+    prediction, target = (states.repeat(1, 2, 1, 1) for states in batch())
+    images = [states.unflatten(1, (3, 2)) * scales[:, None, None] for states in (prediction, target)]
+    torch.testing.assert_close(LatentL2Loss(scales.square())(prediction, target), torch.nn.MSELoss()(*images))
+    timesteps = torch.tensor([0, 3, 5, 9])
+    weighted = LatentL2Loss(scales.square(), 2 * torch.ones(10))(prediction, (target, timesteps))
+    torch.testing.assert_close(weighted, 2 * torch.nn.MSELoss()(*images))
 
 
 @pytest.mark.parametrize(("loss", "power"), [(BridgeL1Loss, 1), (BridgeL2Loss, 2)])

@@ -10,7 +10,7 @@ from .batches import (
     prepare_slices,
     prepare_volumes,
 )
-from .latents import MeasureLatents
+from .latents import MeasureLatents, decoder_sensitivity
 from .logs import TrainingLogs, ValidationLogs, average_loss
 from .monitoring import Throughput, ValidationPicture
 from .optimization import GradientClipper, check_training_dtype, cosine_decay, warmup
@@ -52,6 +52,7 @@ __all__ = [
     "check_training_dtype",
     "checkpoints",
     "cosine_decay",
+    "decoder_sensitivity",
     "digest",
     "discriminator_channels",
     "latest_checkpoint",

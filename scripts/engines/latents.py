@@ -1,4 +1,4 @@
-"""What the training of a codec needs beside that of a network: the scale of its latent."""
+"""What trainings need to know of a latent: its scale, and what each of its channels is worth."""
 
 from __future__ import annotations
 
@@ -9,6 +9,38 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
 from .batches import AutoencoderPrepareBatch
+
+
+@torch.no_grad()
+def decoder_sensitivity(codec: nn.Module, dataset: Dataset, items: int = 32) -> Tensor:
+    """How much the decoded image changes with each channel of the state: weights for a loss of states.
+
+    A quarter of the way to the next item's state is taken in one channel. The mean squared change of the image over
+    that of the state is what an error of that channel costs in the image, in the directions in which images differ.
+
+    Args:
+        codec: with c channels, trained.
+        dataset: of two or more slabs; the middle slice of each target is looked at.
+        items: how many slabs.
+
+    Returns:
+        (c,), mean 1.
+    """
+    slabs = [dataset[index]["target"] for index in range(min(items, len(dataset)))]
+    middle = slabs[0].shape[0] // 2
+    images = torch.stack([slab[middle] for slab in slabs])[:, None]
+    device = next((tensor.device for tensor in codec.state_dict().values()), images.device)
+    states = codec.encode(images.to(device))
+    steps = (states.roll(1, dims=0) - states) / 4
+    weights = torch.stack([_cost(codec, states, steps, channel) for channel in range(codec.channels)])
+    return weights / weights.mean()
+
+
+def _cost(codec: nn.Module, states: Tensor, steps: Tensor, channel: int) -> Tensor:
+    """Mean squared change of the decoded images over that of one channel of their states."""
+    moved = states.clone()
+    moved[:, channel] += steps[:, channel]
+    return (codec.decode(moved) - codec.decode(states)).square().mean() / steps[:, channel].square().mean()
 
 
 class MeasureLatents:
