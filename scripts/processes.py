@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import itk
 import torch
+from itk.support.lazy import ITKLazyLoadLock, LazyITKModule
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,8 +74,19 @@ def _received(receiver: Connection) -> object | None:
             return None
 
 
+def with_own_locks() -> None:
+    """Give this process locks of its own where libraries share one among all that are forked from one server.
+
+    A process that is killed while it holds such a lock would leave the others waiting for ever.
+    """
+    tqdm.set_lock(threading.RLock())
+    ITKLazyLoadLock.mp_lock = None
+    LazyITKModule.set_lock(ITKLazyLoadLock())
+
+
 def _work(sender: Connection, function: Callable, item: object) -> None:
     """What a process does."""
+    with_own_locks()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is answered by the parent alone
     torch.set_num_threads(1)

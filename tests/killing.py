@@ -5,7 +5,6 @@ import copy
 import importlib
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,8 @@ import itk
 import numpy as np
 import torch
 from monai.bundle import run
-from tqdm import tqdm
+
+from scripts.processes import with_own_locks
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PARTS = ("scripts.cohort.cases", "scripts.data.datalists", "scripts.transforms.steps")  # the config imports them
@@ -65,7 +65,7 @@ def started(work: Callable[..., None], *arguments: object) -> multiprocessing.pr
 
 def _work(work: Callable[..., None], arguments: tuple, begun: multiprocessing.Event) -> None:
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is shared by all that are forked, and stays locked by one that is killed
+    with_own_locks()
     itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(1)  # its threads do not survive the fork
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         begun.set()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from itk.support.lazy import LazyITKModule
+from tqdm import tqdm
 
 from scripts.processes import run_isolated
 
@@ -28,6 +30,23 @@ def test_a_killed_process_takes_no_other_with_it():
     assert len(pids) == 4
     assert os.getpid() not in pids
     assert {result[2] for result in results.values()} == {1}
+
+
+def locks_of_libraries():
+    """Locks that every process forked from one server finds in these libraries."""
+    return [*LazyITKModule.get_lock().locks, tqdm.get_lock()]
+
+
+def take_locks(item):
+    """Whether the locks could be had; the process of item 0 is killed while it holds them."""
+    had = all(lock.acquire(timeout=5) for lock in locks_of_libraries())
+    if item == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return had
+
+
+def test_a_killed_process_leaves_no_lock_behind():
+    assert dict(run_isolated(take_locks, [0, 1], num_workers=1)) == {0: None, 1: True}
 
 
 def start_and_linger(folder):
