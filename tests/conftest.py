@@ -22,6 +22,21 @@ def pytest_configure() -> None:
         torch.set_num_threads(threads)
 
 
+LONGEST_FILES = (  # of a minute or so each: begun first, so that no worker is left with one at the end
+    "dicom_node/test_node.py",
+    "test_zoo.py",
+    "test_train.py",
+    "test_inference.py",
+    "test_main.py",
+    "test_extending.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST_FILES))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory):
     """The user's cache folder, for the commands that tests start as well, is one of the tests' own."""

@@ -27,11 +27,17 @@ def scripts(bundle_root):
 
 def test_help_lists_every_command_with_a_sentence(scripts):
     ended = scripts("--help")
-    shown = (ended.stdout + ended.stderr).splitlines()
     assert ended.returncode == 0
+    shown = ended.stdout.splitlines()
     for name, function in COMMANDS.items():
         line = next(number for number, text in enumerate(shown) if text.strip() == name)
         assert shown[line + 1].strip() == resolve_name(function).__doc__.splitlines()[0]
+
+
+def test_a_command_that_is_not_there_is_refused(scripts):
+    ended = scripts("evalute")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("There is no command evalute. The commands are prepare, evaluate, ")
 
 
 def test_an_option_that_is_not_there_is_refused_before_any_work(scripts, tmp_path):
