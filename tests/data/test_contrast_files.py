@@ -104,6 +104,7 @@ def test_any_other_names(tmp_path, caplog):
         *("sub-01/anat/T1w/sub-01_T2starw.nii.gz", "sub-01/anat/sub-01_acq-post_T1w.nii.gz", "anna/T1_FLAIR.nii.gz"),
         *("sub-01/anat/sub-01_acq-T2star_T2w.nii.gz", "sub-01/anat/sub-01_acq-T1FLAIR_FLAIR.nii.gz"),
         *("sub-01/anat/sub-01_inv-1_MP2RAGE.nii.gz", "anna/dwi_t2.nii.gz", "anna/T2/dsc.nii.gz"),
+        *("anna/post_gad/t1.nii.gz", "anna/T1/with_contrast.nii.gz", "anna/T2/flash.nii.gz"),
     ],
 )
 def test_what_is_unclear_is_left_out_with_a_warning(tmp_path, caplog, unclear):
