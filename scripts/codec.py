@@ -100,6 +100,11 @@ class LatentCodec(PixelCodec):
         self.register_buffer("latent_std", torch.zeros(1, self.channels, 1, 1))  # 0: not measured yet
 
     @property
+    def is_measured(self) -> bool:
+        """Whether mean and deviation of the latent are known, as they are at the end of a training."""
+        return bool((self.latent_std > 0).all())
+
+    @property
     def source_channels(self) -> int:
         """Channels that one image of a source becomes; the first `channels` of them are its state."""
         return self.channels + self.source_pixels * self.factor**2
@@ -132,7 +137,7 @@ class LatentCodec(PixelCodec):
         Raises:
             ValueError: the mean and deviation of the latent were never measured.
         """
-        if not bool((self.latent_std > 0).all()):
+        if not self.is_measured:
             raise ValueError("This codec has not been trained: the scale of its latent is not known.")
         latents = self._latents(images.flatten(0, 1)[:, None])
         states = (latents - self.latent_mean) / self.latent_std

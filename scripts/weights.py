@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ def load_codec(network: nn.Module, path: str | os.PathLike | None, trained: str 
         trained: weights that the network has loaded, its codec among them; None for none.
 
     Raises:
-        CaseError: neither is given, the file does not fit, or the network was trained with another codec.
+        CaseError: neither is given, the file does not fit or was never trained, or the network had another
+            codec in its training.
     """
     if not network.codec.state_dict():  # it has nothing to learn
         return
@@ -95,6 +96,11 @@ def load_codec(network: nn.Module, path: str | os.PathLike | None, trained: str 
         return
     before = {key: value.clone() for key, value in network.codec.state_dict().items()}
     load_weights(network.codec, path)
+    if not getattr(network.codec, "is_measured", True):
+        raise CaseError(
+            f"{Path(path).name} is a codec that was never trained, the scale of its latent is not known: give the "
+            "model.pt that configs/autoencoder.json trained."
+        )
     after = network.codec.state_dict()
     if trained is not None and not all(torch.equal(before[key], after[key]) for key in before):
         raise CaseError(
@@ -108,11 +114,17 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CaseError(f"There is no weights file {path}: check the path, or train or download the weights first.")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of damaged bytes torch and pickle make anything, of a cut file "Invalid argument"
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise CaseError(
             f"The weights file {path.name} is damaged or holds more than tensors: download or export it again."
         ) from error
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         held = f"a dictionary of {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
         raise CaseError(f"{path.name} holds {held}, not a plain state dict: export the network's own state_dict().")
     return dict(content)

@@ -13,7 +13,8 @@ ARROWS = {
     "text": {"errors"},
     "files": {"errors", "text"},
     "options": {"errors", "text"},
-    "contrasts": {"errors"},
+    "contrast_agents": set(),
+    "contrasts": {"errors", "contrast_agents"},
     "devices": {"errors"},
     "floating_type": {"errors", "files", "inferers"},  # it calls the network as the inferers do
     "processes": set(),
@@ -35,7 +36,7 @@ ARROWS = {
     # networks: which of them can be exported
     "exports": {"errors", "files", "options", "weights", "workflow", "networks"},
     # volumes
-    "dicom": {"errors", "files"},
+    "dicom": {"errors", "files", "contrast_agents"},
     "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free
     # retrieval, networks, weights: a knowledge base, and the encoder that it was built with
     # contrasts: what the keys of several contrasts are called

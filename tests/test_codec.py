@@ -5,12 +5,15 @@ import torch
 from monai.bundle import ConfigParser
 from monai.losses import JukeboxLoss
 from monai.networks.nets import AutoencoderKL
+from torch import nn
 
 from scripts.codec import LatentCodec, OrthonormalCodec, PixelCodec
 from scripts.engines import decoder_sensitivity
+from scripts.errors import CaseError
 from scripts.inferers import BridgeInferer, ISTAInferer
 from scripts.losses import AutoencoderLoss
 from scripts.schedulers import SAMPLERS, BrownianBridgeScheduler, GaussianDiffusionScheduler, Sampler
+from scripts.weights import load_codec
 
 
 @pytest.mark.parametrize("codec", [PixelCodec(), OrthonormalCodec(2)])
@@ -206,6 +209,17 @@ def test_each_channel_of_a_measured_latent_is_standardised():
 def test_a_codec_without_a_scale_is_refused():
     with pytest.raises(ValueError, match="has not been trained"):
         tiny_codec(measured=False).encode(torch.rand(1, 1, 16, 16))
+
+
+def test_a_codec_that_was_never_trained_is_named(tmp_path):
+    untrained, network = tiny_codec(measured=False), nn.Module()
+    network.codec = tiny_codec(measured=False)
+    torch.save(untrained.state_dict(), tmp_path / "mine.pt")
+    with pytest.raises(CaseError, match=r"^mine\.pt is a codec that was never trained"):
+        load_codec(network, tmp_path / "mine.pt")
+    torch.save(tiny_codec().state_dict(), tmp_path / "mine.pt")
+    load_codec(network, tmp_path / "mine.pt")
+    assert network.codec.is_measured
 
 
 @torch.no_grad()

@@ -2,7 +2,15 @@
 
 import pytest
 
-from scripts.contrasts import contrast_in_name, contrasts_of, name_before_contrast, speaks_of_contrast, target_among
+from scripts.contrasts import (
+    agent_in_entity,
+    contrast_in_name,
+    contrasts_of,
+    is_agent,
+    name_before_contrast,
+    speaks_of_contrast,
+    target_among,
+)
 from scripts.errors import CaseError
 
 
@@ -22,7 +30,7 @@ from scripts.errors import CaseError
             ("t2_tse", "T2"),
         ],
         *[("anna_flair_2", "FLAIR"), ("T1_FLAIR", None), ("sub-01_dwi", "dwi"), ("sub-01_dseg", "labels")],
-        *[("T1_to_FLAIR", "T1"), ("FLAIR_to_T1", "FLAIR"), ("anna_T1_in_FLAIR_space", None), ("t2_reg_flair", "T2")],
+        *[("T1_to_FLAIR", "T1"), ("FLAIR_to_T1", "FLAIR"), ("anna_T1_in_FLAIR_space", "T1"), ("t2_reg_flair", "T2")],
         *[("sub-01_T1w_space-FLAIR", "T1"), ("sub-01_space-FLAIR_T1w", "T1"), ("sub-01_space-T1w_FLAIR", "FLAIR")],
         *[("T1_in_FLAIR", "T1"), ("FLAIR_reg_to_T1_brain", "FLAIR"), ("anna_reg_flair", "FLAIR"), ("to_t1", "T1")],
         *[("t1_mprage_sag", "T1"), ("t1_post", "T1ce"), ("t2_tirm_tra_dark-fluid", "FLAIR"), ("flair_fs", "FLAIR")],
@@ -53,13 +61,22 @@ def test_what_stands_before_the_contrast_says_whose_it_is(stem, whose):
     [
         *("anna_ce_t1", "anna_dotarem_t1", "t1_km", "anna_T1_contrast", "anna_T1_post_contrast", "T1+C", "t1_c"),
         *("anna_gd_t1_sag", "anna_mprage_gd", "anna_t1_gadovist", "sub-01_rec-gd_T1w", "anna_kontrast_t1", "t1_ce"),
+        *("t1_with_contrast", "t1km", "t1gado", "t1c", "t1post", "t1_with_gd", "t1_mit_km", "t1_nach_km", "T1 +C"),
+        *("t1 post gad", "post_gad_t1", "t1postcontrast", "t1_magnevist", "t1_gadobutrol", "t1_vibe_km", "t1_plus_c"),
+        *("t1_avec_gado", "t1_con_mdc", "mpragegd", "t1_mprage_p2_gd", "t1_space_gd", "t1_gd_native", "t1_c+"),
     ],
 )
 def test_a_word_of_an_agent_makes_a_t1_a_t1ce(stem):
     assert contrast_in_name(stem) == "T1ce"
 
 
-@pytest.mark.parametrize("stem", ["sub-01_ce-none_T1w", "t1_pre", "t1_pre_contrast", "anna_t1_without_contrast"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        *("sub-01_ce-none_T1w", "t1_pre", "t1_pre_contrast", "anna_t1_without_contrast", "t1_nogd", "t1_precontrast"),
+        *("t1_w/o_contrast", "T1 -C", "t1_c-", "t1_sans_injection", "t1_senza_mdc", "t1_unenhanced", "noncontrast_t1"),
+    ],
+)
 def test_a_t1_without_agent_stays_a_t1(stem):
     assert contrast_in_name(stem) == "T1"
 
@@ -70,12 +87,48 @@ def test_a_t1_without_agent_stays_a_t1(stem):
         *("anna_post_t1", "sub-01_acq-post_T1w", "t1_post_op", "t1_postop", "anna_pre_gd_t1", "t1_dce", "dce_t1"),
         *("sub_t1", "t1_sub", "t1ce_minus_t1", "flair_t1", "t1_tirm", "T1-FLAIR", "mprage_flair", "pd_t2", "T1_T2"),
         *("t2_tirm_tra", "tirm_t2", "t2_star", "T2star", "T2*", "t2_hemo", "gre_t2", "t2_gre", "dwi_t2", "perf_t2"),
-        *("dsc_t2", "swi_t2", "t2_stir", "ep2d_diff_t2", "sub-01_inv-1_MP2RAGE", "t2_space_flair", "t1_with_contrast"),
+        *("dsc_t2", "swi_t2", "t2_stir", "ep2d_diff_t2", "sub-01_inv-1_MP2RAGE", "t2_space_flair"),
+        *("t2_flair_space", "t2_flash", "flash_t2", "t1_tof", "tof_t1", "t1_map_flash", "adc_t1_space", "t1_dyn_vibe"),
+        *("t1_pre_post", "t1_with_and_without_contrast", "t1_w_wo_gd", "post_gd_anna_t1", "with_contrast_anna_t1"),
+        *("t1_low_contrast", "t1_tse_dark-fluid", "t1ce_without_contrast", "t1rho", "mask_t1", "t1_contrast_free"),
     ],
 )
 def test_what_is_not_clear_is_no_contrast_and_its_folder_must_not_tell_one(stem):
     assert contrast_in_name(stem) is None
     assert speaks_of_contrast(stem)
+
+
+@pytest.mark.parametrize(
+    ("contrast", "stems"),
+    [
+        ("T1", "vibe mprage space spc flash bravo tfe ffe gre se tse fspgr fl3d cube mpr mprage_sag_p2_iso"),
+        *[("T2", "tse fse space spc se cube blade haste"), ("FLAIR", "space spc cube tirm tse"), ("PD", "tse fse se")],
+    ],
+)
+def test_words_of_sequences_leave_a_contrast_what_it_is(contrast, stems):
+    for word in stems.split():
+        stem = f"anna_{contrast}_{word}"
+        assert (contrast_in_name(stem), name_before_contrast(stem)) == (contrast, "anna"), stem
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        *[(value, True) for value in ("gd", "mprageGd", "axgd", "postContrast", "T1ce", "t1c", "3DCE", "spaceCE")],
+        *[(value, False) for value in ("space", "noGd", "preContrast", "withoutContrast", "hires", "posterior", "iso")],
+        ("post", None),
+    ],
+)
+def test_an_entity_of_bids_tells_of_an_agent(value, told):
+    """`acq-space` ends in the letters of `ce` and tells of none."""
+    assert agent_in_entity("acq", value) is told
+
+
+@pytest.mark.parametrize("name", ["gd", "KM", "with_contrast", "anna_post_gad"])
+def test_a_folder_may_be_named_by_an_agent(name):
+    assert is_agent(name)
+    assert not is_agent(f"{name}1 scans")
+    assert not is_agent("post")
 
 
 @pytest.mark.parametrize("stem", ["anna", "2019", "scan", "sub-01", "mri", "T1000", "anna_3d_ax"])

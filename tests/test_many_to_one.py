@@ -13,7 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, run
 
-from scripts.errors import CaseError
+from scripts.errors import CaseError, reason
 from tests.phantoms import centred_affine, write_head_ct
 from tests.trees import write_dicom_series
 
@@ -224,6 +224,17 @@ def preprocessing_of(bundle_root: Path, folder: Path, **settings):
     parser.read_config([bundle_root / "configs" / name for name in ("inference.json", "many_to_one.json")])
     parser.update({"registration": False, "spacing": [6.0, 6.0, 6.0], "dataset_dir": str(folder), **settings})
     return parser.get_parsed_content("preprocessing")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"endpoint": "last"}, "use one of first, mean_present"), ({"use_contrasts": "T7"}, "There is no contrast 'T7'")],
+)
+def test_a_wrong_option_is_told_before_weights_that_are_missing(translate, tmp_path, wrong, told):
+    (tmp_path / "t2.nii.gz").touch()
+    with pytest.raises(RuntimeError) as raised:
+        translate(tmp_path, tmp_path / "out", **{"weights": str(tmp_path / "none.pt"), **wrong})
+    assert told in reason(raised.value)
 
 
 def test_fractions_of_the_sources_follow_them(bundle_root, tmp_path):

@@ -91,6 +91,17 @@ def test_missing_truncated_and_foreign_files_are_refused(path: Path) -> None:
         assert "damaged" in refused(network(2), path)
 
 
+def test_a_file_that_was_cut_off_and_any_other_file_are_refused(path: Path) -> None:
+    """Whatever torch makes of them: a cut archive gives it an OSError, a table an IndexError."""
+    torch.save(network(1).state_dict(), path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-100], b"subject,T2\nanna,x\n", b"a"):
+        path.write_bytes(content)
+        assert "is damaged or holds more than tensors" in refused(network(2), path)
+    torch.save({1: torch.zeros(2)}, path)
+    assert "not a plain state dict" in refused(network(2), path)
+
+
 def test_code_in_a_weights_file_is_not_run(path: Path) -> None:
     torch.save(network(1), path)  # the pickled network itself, which needs its classes to be imported
     assert "more than tensors" in refused(network(2), path)

@@ -284,12 +284,18 @@ def _image(path: Path, called: str) -> Any:
             logger.warning(f"{called}: the DICOM series is described as {told}; check the table.")
         return [str(file) for file in series.files]
     if not path.is_file():
-        raise CaseError(f"{path.name} is not there; correct its path in the table.")
+        raise CaseError(f"{_shown(path)} is not there; correct its path in the table.")
     if volume_suffix(path) is None:
-        raise CaseError(f"{path.name} is no volume that is read; give {', '.join(IMAGE_SUFFIXES)} or a DICOM folder.")
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise CaseError(f"{_shown(path)} is no volume that is read; give {kinds} or a DICOM folder.")
     if (told := contrast_in_name(stem_of(path))) in CONTRASTS and told != contrast:
         logger.warning(f"{called}: {path.name} is named as {told}; check the table.")
     return str(path)
+
+
+def _shown(path: Path) -> str:
+    """How a sentence calls a cell's file: a folder, or what may be DICOM, may be called like a patient."""
+    return path.name if volume_suffix(path) else "what the table names"
 
 
 def refuse_present_target(items: Iterable[dict[str, Any]], target: str) -> list[dict[str, Any]]:

@@ -101,7 +101,7 @@ def _cases_below(
     known = root.is_file() and volume_suffix(root)
     below = DicomBelow([], [], [], []) if known else dicom_below(root, output_dir)
     items = dicom_cases(below.series, contrasts, uids, several)
-    files = [] if uids or (items and root.is_file()) else volumes_below(root, output_dir, may_be_none=True)
+    files = [] if uids or (items and root.is_file()) else volumes_below(root, output_dir, True, may_clash=several)
     unread = [] if uids or root.is_file() else _unread(root, below, files, output_dir, keep_names)
     if not files and not items and not unread:  # no path: a folder of what is hardly DICOM any more may be a patient's
         raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..contrast_agents import says_agent, says_none
 from ..errors import CaseError
 from ..files import files_below, sha256_of_file
 from .acquisitions import FEWEST_SLICES, Slice, acquisitions, heights_of, is_whole, taken_once, thickness_of
@@ -32,26 +33,28 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _LOCALIZER = re.compile(r"LOCALI[SZ]ER|SCOUT|TOPOGRAM|SURVIEW|SCANOGRAM|SCANOSCOPE")
 _PROJECTION = re.compile(r"\b(MIP|M(IN|AX) ?IP|VRT?|SSD|VOLREN|PROJECTION|VOLUME RENDER\w*|M(AX|IN)IMUM)\b")
 _SCREEN = re.compile(r"SCREEN SAVE|\bDOSE\b|PROTOCOL|PATIENT ?DOSE")
-_T1 = re.compile(r"(?<![a-z0-9])(t1(?![ _-]?map)|mprage|mp2rage|bravo)")
+_T1 = re.compile(r"(?<![a-z0-9])(t1(?![ _-]?(map|rho))|mprage|mp2rage|bravo)")
 _FLAIR = re.compile(r"flair|dark.?fluid")
 _T1_FLAIR = re.compile(r"(?<![a-z0-9])t1w?[ _-]*(flair|tirm)")
 _FLAIR_T1 = re.compile(r"(flair|tirm)[ _-]*t1(?![a-z0-9])")
-_AGENT_WORD = re.compile(
-    r"(?<![a-z0-9])(t1(ce|c|gd)|post(con\w*|gd|gad\w*)?|gd|gad(o\w*)?|ce|dotarem|km|[ck]ontrast\w*|enhanced)(?![a-z])"
-    r"|\+ ?c(?![a-z])|(?<![a-z])c ?\+|(?<![a-z])gd(?![a-z])"
+# Before and after surgery or treatment, or at a place, tells nothing of an agent.
+_SURGERY = re.compile(
+    r"(?<![a-z])(pre|post)[ _-]*(op(?![a-z])|oper\w*|surg\w*|rt(?![a-z])|radi\w*|treat\w*|therap\w*|chemo\w*|resect\w*"
+    r"|biops\w*|trauma\w*|ictal|stroke|fossa)"
 )
-_WITHOUT_AGENT = re.compile(
-    r"(?<![a-z])(without|w/?o|non?|unenhanced|ohne|vor|sans|sin|senza|pre)[ _-]*"
-    r"(iv[ _-]*)?([ck]ontrast\w*|con(?![a-z])|km(?![a-z])|enhanced)|(?<![a-z])(nativ\w*|unenhanced|pre)(?![a-z])"
+_BOTH = re.compile(
+    r"(?<![a-z])(with|w/?|mit|pre|vor)[ _]*(and|&|/|\+|u|und)?[ _]*(w/?o|without|ohne|post|nach)(?![a-z])"
 )
-# Before and after surgery or treatment tells nothing of an agent.
-_SURGERY = re.compile(r"(?<![a-z])(pre|post)[ _-]*(op(?![a-z])|oper\w*|surg\w*|rt(?![a-z])|radi\w*|treat\w*|therap\w*)")
+_POST = re.compile(r"(?<![a-z])(t1w?)?post(?![a-z])")
+_LONE_C = re.compile(r"(?<![a-z])c(?![a-z]|[ _-]*(spine|sp(?![a-z])|wk|ws))")
 # What is made of an excitation of one weighting and is not an image of it, and what makes a T2* of a T2.
 _OTHER_SCAN = re.compile(
-    r"(?<![a-z0-9])(sub|subtr\w*|dce|perf\w*|dsc|pwi|diff\w*|d?dwi|dti|adc|swi|swan|stir|tirm|dyn\w*|hemo|haemo)"
-    r"(?![a-z])"
+    r"(?<![a-z0-9])(sub|subtr\w*|dce|perf\w*|dsc|pwi|diff\w*|d?dwi|dti|adc|swip?|swan|stir|tirm|dyn\w*|hemo|haemo"
+    r"|tof|mr[av]|angio\w*|twist|tricks|bold|molli)(?![a-z])"
 )
-_T2_STAR = re.compile(r"(?<![a-z0-9])(gre|ffe|hemo|haemo|star|medic|merge|\*?fl[23]d\w*)(?![a-z])|t2w?(star|\*)")
+_T2_STAR = re.compile(
+    r"(?<![a-z0-9])(gre|ffe|hemo|haemo|star|medic|merge|flash|ep2d\w*|epi|\*?fl[23]d\w*)(?![a-z])|t2w?(star|\*)"
+)
 
 
 _NO_AGENT = ("", "0", "NO", "NONE", "N/A", "NOT APPLICABLE", "WITHOUT")
@@ -470,7 +473,7 @@ def _is_named(series: Series, contrast: str) -> bool:
 
 def _weightings(text: str) -> set[str]:
     """Which of T1, T2 and PD a text in small letters names; a T1 FLAIR is a T1."""
-    named = {one for one in ("t2", "pd") if re.search(rf"(?<![a-z0-9]){one}(?! ?[*]|[ _-]?(star|map))", text)}
+    named = {one for one in ("t2", "pd") if re.search(rf"(?<![a-z0-9]){one}(?! ?[*]|[ _-]?(star|map|rho))", text)}
     return named | ({"t1"} if _T1.search(text) else set())
 
 
@@ -481,14 +484,15 @@ def _agent_told(text: str, header: str) -> bool | None:
         text: description and protocol, in small letters.
         header: ContrastBolusAgent, in capitals.
     """
-    text = _SURGERY.sub(" ", text)
-    rest = _WITHOUT_AGENT.sub(" ", text)
-    told = _AGENT_WORD.search(rest) is not None or with_contrast_agent(rest)
     if header not in _NO_AGENT:
         return True
-    if told and rest != text:
-        return True if re.search(r"\+ ?c(?![a-z])", rest) else None
-    return told
+    text = _SURGERY.sub(" ", text)
+    none = says_none(text)
+    if _BOTH.search(text):
+        return None
+    if says_agent(text) or _POST.search(text):
+        return True if not none or re.search(r"\+ ?c(?![a-z])", text) else None
+    return None if _LONE_C.search(text) and not none else False
 
 
 def _rank(series: Series, contrast: str) -> tuple:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from ..contrast_agents import says_agent, says_none
+
 _HEAD = re.compile(
     r"HEAD|BRAIN|SKULL|CRANI|CRANE|NEURO|KOPF|SCHAEDEL|SCHÄDEL|TETE|TÊTE|CABEZA|CEREBR|ENCEF|ENCEPH|HIRN|\bCCT"
 )
@@ -16,14 +18,8 @@ _OTHER_PART = re.compile(
     r"|CUELLO|COLUMNA|SINUS|\bNNH|\bFACE|FACIAL|MAXILL|GESICHT|MANDIB|\bDENTAL|ORBIT|TEMPORAL|FELSENBEIN|ROCHER|\bIAC\b"
 )
 _VESSELS = re.compile(r"\bCT[AVP]\b|\bVPCT|ANGIO|VENOGRA|PERF")
-_AGENT = re.compile(
-    r"CONTRAST|KONTRAST|\bKM\b|\bC\+|\+C\b|\bCE\b|ENHANCED|ARTERI|VENOUS PHASE|INJECT|INJEKT|\bMDC\b"
-    r"|POST ?(CON|KM|IV|INJ)"
-)
-_NO_AGENT = re.compile(
-    r"WITHOUT|\bW/?O\b|OHNE|VOR KM|SANS|\bSIN\b|SENZA|\bSEM\b|\bNON?[ -]?(C\b|CON|CE\b|ENH)|NATIV|UNENHANCED|\bNCCT"
-    r"|\bPRE"
-)
+_PHASE = re.compile(r"ARTERI|VENOUS PHASE")
+_WITHOUT = re.compile(r"WITHOUT|\bW/?O\b|OHNE|SANS|\bSIN\b|SENZA|\bSEM\b|\bNON?[ -]?(C\b|CON|CE\b|ENH)|\bPRE")
 _MAPS = re.compile(
     r"\bR?CB[FV]\b|\bMTT\b|\bTTP\b|\bTMAX|PERMEAB|IODINE|\bJOD|Z ?EFF|EFFECTIVE Z|ELECTRON DENS|\bDSA\b|SUBTRA"
     r"|BONE ?(LESS|REMOV|FREE|SUB)"
@@ -50,7 +46,8 @@ def of_another_part(body_part: str, description: str) -> bool:
 def with_contrast_agent(description: str) -> bool:
     """Whether the description speaks of a contrast agent, or of vessels or perfusion, which need one."""
     words = _words(description)
-    return bool(_VESSELS.search(words) or (_AGENT.search(words) and not _NO_AGENT.search(words)))
+    told = says_agent(words) or _PHASE.search(words) is not None
+    return _VESSELS.search(words) is not None or (told and not (says_none(words) or _WITHOUT.search(words)))
 
 
 def not_in_hu(image_type: str, description: str, rescale_type: str) -> bool:

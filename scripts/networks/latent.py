@@ -70,6 +70,23 @@ class LatentUNet(nn.Module):
         widen = getattr(self.network, "widened", None)
         return dict(state_dict) if widen is None else widen(state_dict, f"{prefix}network.")
 
+    def started_from(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights that a training starts from, where the network says how: of a simpler one, or of another prediction.
+
+        Args:
+            state_dict: of a `LatentUNet`; its codec is taken along.
+
+        Returns:
+            Weights of this one, as far as the given ones fit.
+        """
+        start = getattr(self.network, "started_from", None)
+        if start is None:
+            return self.widened(state_dict)
+        own = {key.removeprefix("network."): value for key, value in state_dict.items() if key.startswith("network.")}
+        trained_with = {f"trained_with.{key}": value for key, value in self.trained_with.state_dict().items()}
+        codec = {key: value for key, value in state_dict.items() if not key.startswith(("network.", "trained_with."))}
+        return {**{f"network.{key}": value for key, value in start(own).items()}, **codec, **trained_with}
+
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` would compile."""
         raise ValueError(NOT_EXPORTED)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..errors import CaseError
 from ..files import is_temporary, longest_name, move, remove, temporary_name, writing_into
-from ..registration.rigid import Registration, check_registration, register_rigid
+from ..registration.rigid import Registration, register_checked
 from ..transforms.bias_field import correct_bias
 from ..volumes.grids import IDENTITY, Grid, field_of_view, grid_about, on_grid
 from ..volumes.load import read_volume
@@ -296,7 +296,7 @@ def _registrations(
     def found(name: str) -> Registration | None:
         if volumes[name] is reference or not recipe.registration:
             return None
-        return _registration(volumes[name], reference, f"{subject}, {name}")
+        return _registration(volumes[name], reference, subject)
 
     registrations = _done(volumes, found, left_out)
     _refuse_too_few(registrations, left_out, subject)
@@ -334,9 +334,8 @@ def _pictures(shown: Mapping[str, np.ndarray], mask: np.ndarray) -> Image.Image:
 
 
 def _registration(source: Volume, target: Volume, subject: str) -> Registration:
-    registration = register_rigid(source.image, target.image)
-    check_registration(registration, subject)
-    return registration
+    name = f"{subject}, {source.contrast} to {target.contrast}"
+    return register_checked(source.image, target.image, name, (source.path.name, target.path.name))
 
 
 def _seen_brain(

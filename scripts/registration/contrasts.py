@@ -6,6 +6,7 @@ import logging
 from collections.abc import Hashable, Mapping
 from copy import deepcopy
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -15,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ..contrasts import CONTRAST_PREFIX
-from .rigid import check_registration, register_rigid
+from .rigid import register_checked
 
 __all__ = ["RegisterContrastsd", "on_one_grid"]
 
@@ -36,7 +37,7 @@ class RegisterContrastsd(MapTransform):
         enabled: whether volumes are registered; without it their headers are trusted.
 
     Raises:
-        CaseError: a registration that cannot be right (`check_registration`); the sentence begins with the case.
+        CaseError: a registration that cannot be right (`register_checked`); the sentence begins with the case.
     """
 
     def __init__(self, keys: KeysCollection, reference: str = "image", enabled: bool = True) -> None:
@@ -82,8 +83,8 @@ def on_one_grid(one: MetaTensor, other: MetaTensor, tolerance: float = 0.1) -> b
 
 def _registered(volume: MetaTensor, fixed: MetaTensor, name: str) -> tuple[MetaTensor, float]:
     """The volume where the fixed one shows the same head, and by how many mm it was moved."""
-    registration = register_rigid(_image(volume), _image(fixed))
-    check_registration(registration, name)
+    files = (_file_name(volume), _file_name(fixed))
+    registration = register_checked(_image(volume), _image(fixed), name, files)
     moved = MetaTensor(volume.as_tensor(), meta=deepcopy(volume.meta))
     moved.affine = np.linalg.inv(registration.matrix) @ np.asarray(volume.affine, dtype=np.float64)
     return moved, round(registration.displacement_mm, 2)
@@ -95,6 +96,12 @@ def _image(volume: MetaTensor) -> nib.Nifti1Image:
 
 def _files(volume: MetaTensor) -> Any:
     return volume.meta.get("dicom_files") or str(volume.meta.get("filename_or_obj", ""))
+
+
+def _file_name(volume: MetaTensor) -> str:
+    """The name of the file for a sentence; a series has none."""
+    files = _files(volume)
+    return Path(files).name or "the volume" if isinstance(files, str) else "the DICOM series"
 
 
 def _told(case: str, reference: str, moved: Mapping[str, float]) -> str:

@@ -128,9 +128,11 @@ class _Volume:
     def of(cls, image: nib.Nifti1Image, spacing: float, padding: float) -> _Volume:
         """The image at a spacing, padded by so many mm."""
         data, view, origin = _on_ras_grid(image, spacing, padding)
+        if not view.any():
+            raise CaseError("A volume is too small to be registered; give the whole volume.")
         foreground = data > foreground_threshold(data[view])
         if not (foreground & view).any():
-            raise CaseError("The volume has one value everywhere; check the file.")
+            raise CaseError("A volume has one value everywhere; check the files.")
         ranks = np.linspace(0.1, 1, 129)
         values = np.interp(data, np.quantile(data[foreground & view], np.linspace(0, 1, ranks.size)), ranks)
         values[~foreground] = 0
@@ -372,7 +374,7 @@ def register_rigid(source: nib.Nifti1Image, target: nib.Nifti1Image) -> Registra
         The registration; where no place was found at which they overlap, `NOT_FOUND`.
 
     Raises:
-        CaseError: a volume has one value everywhere.
+        CaseError: a volume has one value everywhere, or is smaller than the voxels of the coarsest level.
     """
     pyramid = _pyramid(source, target)
     matrix, mirrored_matrix = _search(pyramid), _search([scene.mirrored() for scene in pyramid])
@@ -429,6 +431,36 @@ def _symmetry(scenes: Sequence[_Scene], start: np.ndarray) -> float:
         ascended = information.ascend(matrix, scene.level)
         matrix = matrix if ascended is None else ascended
     return information.at(matrix) / replace(scenes[-1], source=scenes[-1].target).information().at(np.eye(4))
+
+
+def register_checked(
+    source: nib.Nifti1Image, target: nib.Nifti1Image, name: str, files: tuple[str, str]
+) -> Registration:
+    """`register_rigid` of two scans of a head, with all that is refused about it.
+
+    Args:
+        source: (H, W, Z), any contrast and affine.
+        target: (H, W, Z), any contrast and affine.
+        name: the subject and what is registered to what, for the sentence.
+        files: the names of the source's and the target's file.
+
+    Raises:
+        CaseError: a volume too thin to be registered or of one value, or a registration that cannot be right
+            (`check_registration`); the sentence begins with the name.
+    """
+    for image, file in zip((source, target), files, strict=True):
+        thickness = float((nib.affines.voxel_sizes(image.affine) * image.shape[:3]).min())
+        if thickness < LEVELS[0].spacing:
+            raise CaseError(
+                f"{name}: {file} is only {thickness:.1f} mm thick, and {LEVELS[0].spacing:.0f} mm are needed "
+                "to register it; give the whole volume, or trust the headers with registration False."
+            )
+    try:
+        registration = register_rigid(source, target)
+    except CaseError as error:
+        raise CaseError(f"{name}: {error}") from None
+    check_registration(registration, name)
+    return registration
 
 
 def check_registration(registration: Registration, name: str) -> None:

@@ -26,13 +26,16 @@ _VOLUMES = (".img", ".mgh", ".mnc", ".par", ".rec", ".head", ".brik", ".gipl", "
 _TEXTS = (".csv", ".tsv", ".json", ".txt", ".xml", ".log", ".md", ".html", ".py", ".raw", ".svg")
 
 
-def volumes_below(root: Path, left_out: Any = None, may_be_none: bool = False) -> list[dict[str, str]]:
+def volumes_below(
+    root: Path, left_out: Any = None, may_be_none: bool = False, may_clash: bool = False
+) -> list[dict[str, str]]:
     """A file, or every volume of a folder and the folders below it, whatever it is of, but DICOM; see the above.
 
     Args:
         root: an image file or a folder.
         left_out: folder that is left out of the search.
         may_be_none: no error where the folder holds no volume.
+        may_clash: no error where two get the same CASE, as for those who tell cases apart otherwise.
     """
     if root.is_file():
         if volume_suffix(root) is None:
@@ -48,7 +51,8 @@ def volumes_below(root: Path, left_out: Any = None, may_be_none: bool = False) -
     if not files and not may_be_none:
         raise CaseError(f"The folder {root} holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     items = [{"image": str(path), "case": case_name(path.relative_to(root))} for path in files]
-    refuse_clashes(items)
+    if not may_clash:
+        refuse_clashes(items)
     return items
 
 

@@ -104,6 +104,7 @@ def test_any_other_names(tmp_path, caplog):
         *("sub-01/anat/T1w/sub-01_T2starw.nii.gz", "sub-01/anat/sub-01_acq-post_T1w.nii.gz", "anna/T1_FLAIR.nii.gz"),
         *("sub-01/anat/sub-01_acq-T2star_T2w.nii.gz", "sub-01/anat/sub-01_acq-T1FLAIR_FLAIR.nii.gz"),
         *("sub-01/anat/sub-01_inv-1_MP2RAGE.nii.gz", "anna/dwi_t2.nii.gz", "anna/T2/dsc.nii.gz"),
+        *("anna/post_gad/t1.nii.gz", "anna/T1/with_contrast.nii.gz", "anna/T2/flash.nii.gz"),
     ],
 )
 def test_what_is_unclear_is_left_out_with_a_warning(tmp_path, caplog, unclear):
@@ -159,11 +160,14 @@ def test_a_table_names_no_folder_and_no_file_twice_and_is_checked(tmp_path, capl
         "b,a_t2.nii.gz,a_t2.nii.gz",
         "c,Petronella_Smith_1950/FLAIR,",
         "d,flair.nii.gz,",
+        "e,Petronella_Smith_1951,",
     ]
     (tmp_path / "t.csv").write_text("\n".join(["subject,T2,FLAIR", *rows]))
-    a, b, c, d = inference_datalist(tmp_path / "t.csv", contrasts=CONTRASTS)
+    a, b, c, d, e = inference_datalist(tmp_path / "t.csv", contrasts=CONTRASTS)
     assert a["image"] == ""
     assert "Petronella" not in str(a)
+    assert e["failure"] == "e, T2: what the table names is not there; correct its path in the table."
+    assert e["image"] == ""
     assert b["failure"] == "b has the same file under T2 and FLAIR; correct the table."
     assert "failure" not in {**c, **d}
     assert "c, T2: the DICOM series is described as FLAIR; check the table." in caplog.text
@@ -183,6 +187,12 @@ def test_a_contrast_twice_is_the_subject_s_failure_alone(tmp_path):
     found = listed(tmp_path)
     assert "anna has several T2, t2.nii.gz and t2_2.nii.gz; keep one" in found["anna"]
     assert found["bert"] == {"T2": "bert/t2.nii.gz"}
+    # nor do others suffer where one file is there packed and unpacked
+    touch(tmp_path, "cleo/t2.nii.gz", "cleo/t2.nii")
+    assert listed(tmp_path)["cleo"].startswith("cleo has several T2, t2.nii and t2.nii.gz; keep one")
+    assert listed(tmp_path)["bert"] == found["bert"]
+    (tmp_path / "cleo/t2.nii").unlink()
+    (tmp_path / "cleo/t2.nii.gz").unlink()
     # what is not looked at cannot be ambiguous
     assert listed(tmp_path, use_contrasts="FLAIR") == {
         "anna": {"FLAIR": "anna/flair.nii.gz"},
@@ -218,7 +228,7 @@ def test_a_table_of_files(tmp_path):
     assert bert["image"] == bert["contrast_FLAIR"]
     assert cleo["failure"] == "cleo, T2: lost.nii.gz is not there; correct its path in the table."
     assert "dora has none of T2, FLAIR: it has no volume at all" in dora["failure"]
-    assert "emil, T2: notes.txt is no volume that is read" in emil["failure"]
+    assert "emil, T2: what the table names is no volume that is read" in emil["failure"]
 
 
 @pytest.mark.parametrize(

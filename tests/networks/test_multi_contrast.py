@@ -88,6 +88,19 @@ def test_filters_come_to_a_network_that_was_trained_without_them(latent, codec, 
         assert torch.equal(network(**batch), weights(**batch))
 
 
+def test_a_network_in_a_latent_starts_as_any_other_does(codec, tmp_path):
+    """Of a simpler network and another scheduler, with the codec of those weights; only as a start."""
+    plain, network = filled(network_of(**OFF)), network_of(**{**OFF, "auto_weight": "tanh"})
+    saved = LatentUNet(codec, plain, BrownianBridgeScheduler(prediction_type="sample"))
+    loaded = LatentUNet(codec, network, BrownianBridgeScheduler(prediction_type="gradient"))
+    torch.save(saved.state_dict(), tmp_path / "model.pt")
+    load_start(loaded, tmp_path / "model.pt")
+    batch = slabs()
+    torch.testing.assert_close(network(**batch), plain(**batch))
+    with pytest.raises(CaseError, match="do not fit the network"):
+        load_weights(loaded, tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize("given", [0, 1])
 @pytest.mark.parametrize("options", [OFF, {**OFF, "auto_weight": "tanh", "num_contrasts": 5}])
 def test_it_starts_as_a_network_of_one_source_whatever_the_contrast(options, given, tmp_path):

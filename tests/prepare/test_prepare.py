@@ -19,6 +19,7 @@ from scripts.errors import CaseError, MachineError
 from scripts.files import temporary_name
 from scripts.prepare import conform, prepared_set
 from scripts.prepare.command import prepare
+from scripts.registration import rigid
 from scripts.registration.rigid import Registration
 
 SHAPE = (44, 52, 46)
@@ -147,8 +148,8 @@ def test_a_target_of_the_spacing_asked_for_is_scaled_alone(people, out):
 
 @pytest.fixture
 def registered_by_shift(monkeypatch):
-    monkeypatch.setattr(conform, "register_rigid", lambda source, target: FOUND)
-    monkeypatch.setattr(conform, "check_registration", lambda registration, name: None)
+    monkeypatch.setattr(rigid, "register_rigid", lambda source, target: FOUND)
+    monkeypatch.setattr(rigid, "check_registration", lambda registration, name: None)
 
 
 @pytest.mark.usefixtures("registered_by_shift")

@@ -13,6 +13,7 @@ from scripts.errors import CaseError
 from scripts.prepare import conform
 from scripts.prepare.command import prepare
 from scripts.prepare.pairs import ContrastSet
+from scripts.registration import rigid
 from tests.prepare.test_prepare import AFFINE, FOUND, INSIDE, SHAPE, SHIFT, brain
 from tests.registration.test_rigid import T1, scan
 from tests.trees import contrasts_tree
@@ -96,8 +97,8 @@ def test_each_contrast_is_moved_by_its_own_registration_to_the_first(people, tmp
         asked.append(source.affine[0, 3] - target.affine[0, 3])
         return FOUND if asked[-1] else STILL
 
-    monkeypatch.setattr(conform, "register_rigid", registered)
-    monkeypatch.setattr(conform, "check_registration", lambda registration, name: None)
+    monkeypatch.setattr(rigid, "register_rigid", registered)
+    monkeypatch.setattr(rigid, "check_registration", lambda registration, name: None)
     out = tmp_path / "set"
     run(people, out, registration=True, leave_out="bert,cleo,dora")
     assert asked == [SHIFT[0, 3], 0]
@@ -110,11 +111,11 @@ def test_each_contrast_is_moved_by_its_own_registration_to_the_first(people, tmp
 
 def test_a_contrast_that_fails_is_left_out_and_the_subject_stays_with_two(people, tmp_path, monkeypatch, capsys):
     def refused(registration, name):
-        if name in ("anna, T2", "bert, FLAIR"):
+        if name in ("anna, T2 to T1", "bert, FLAIR to T1"):
             raise CaseError(f"{name}: the two seem to show different people.")
 
-    monkeypatch.setattr(conform, "register_rigid", lambda source, target: STILL)
-    monkeypatch.setattr(conform, "check_registration", refused)
+    monkeypatch.setattr(rigid, "register_rigid", lambda source, target: STILL)
+    monkeypatch.setattr(rigid, "check_registration", refused)
     out = tmp_path / "set"
     entries = run(people, out, registration=True)
     assert entries.keys() == {"anna", "cleo", "dora"}
@@ -124,10 +125,10 @@ def test_a_contrast_that_fails_is_left_out_and_the_subject_stays_with_two(people
     assert failures[0] == {
         "subject": "anna",
         "contrast": "T2",
-        "reason": "T2: anna, T2: the two seem to show different people.",
+        "reason": "T2: anna, T2 to T1: the two seem to show different people.",
     }
     assert failures[1]["reason"].startswith(
-        "bert has T1 left, and two contrasts are needed. FLAIR: bert, FLAIR: the two"
+        "bert has T1 left, and two contrasts are needed. FLAIR: bert, FLAIR to T1: the two"
     )
     printed = capsys.readouterr().out
     assert "Contrasts that were left out: 1;" in printed

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
 from scripts.errors import CaseError
-from scripts.registration import contrasts
+from scripts.registration import rigid
 from scripts.registration.contrasts import RegisterContrastsd, on_one_grid
 from scripts.registration.rigid import Registration
 
@@ -36,7 +36,7 @@ def found(monkeypatch):
         calls.append((source, target))
         return Registration(matrix, 0.2, 0.8, 0.5, 1.5, 0.4, 0.2, 4.0)
 
-    monkeypatch.setattr(contrasts, "register_rigid", register)
+    monkeypatch.setattr(rigid, "register_rigid", register)
     return calls
 
 
@@ -75,9 +75,28 @@ def test_without_registration_headers_are_trusted(found):
 
 def test_a_registration_that_cannot_be_right_names_the_subject(monkeypatch):
     worse = Registration(np.eye(4), 0.8, 0.2, 0.5, 1.5, 0.4, 0.2, 4.0)
-    monkeypatch.setattr(contrasts, "register_rigid", lambda source, target: worse)
+    monkeypatch.setattr(rigid, "register_rigid", lambda source, target: worse)
     given = {"case": "anna", "contrast_T1": volume("t1"), "contrast_T2": volume("t2", shape=(8, 9, 8))}
     with pytest.raises(CaseError, match=r"^anna, T2 to T1: registration did not raise the mutual information"):
+        RegisterContrastsd(KEYS)(given)
+
+
+@pytest.mark.parametrize("order", [("contrast_T1", "contrast_T2"), ("contrast_T2", "contrast_T1")])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_what_is_too_thin_to_be_registered_is_named(order, layers):
+    """2.5 to 7.5 mm: at the coarsest level, 8 mm, there may be no voxel of it."""
+    whole, thin = order
+    slab = volume("slab", np.diag([2.0, 2.0, 2.5, 1.0]), (60, 60, layers))
+    given = {"case": "anna", whole: volume("whole", shape=(60, 60, 40)), thin: slab}
+    told = rf"^anna, T2 to T1: slab.nii.gz is only {2.5 * layers} mm thick, and 8 mm are needed to register it"
+    with pytest.raises(CaseError, match=told):
+        RegisterContrastsd(KEYS)(given)
+
+
+def test_a_volume_of_one_value_is_refused_with_the_subject():
+    blank = MetaTensor(torch.zeros(1, 20, 20, 20), affine=AFFINE)
+    given = {"case": "anna", "contrast_T1": volume("t1", shape=(20, 20, 21)), "contrast_T2": blank}
+    with pytest.raises(CaseError, match=r"^anna, T2 to T1: A volume has one value everywhere"):
         RegisterContrastsd(KEYS)(given)
 
 
