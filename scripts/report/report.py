@@ -213,15 +213,25 @@ def _image_fields(volume: ShownVolume) -> dict[str, Any]:
     }
 
 
-def _measure_rows(measured: Mapping[str, float]) -> list[tuple[str, str, str]]:
+def _measure_rows(measured: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Label, value and limit of what the main job measured."""
     rows = []
     for name, text in MEASURES.items():
         if name in measured:
-            limit = measured.get(f"{name}_limit")
-            side = "at least" if name == "source_contrast" else "at most"
-            rows.append((text, _number(name, measured[name]), "" if limit is None else f"{side} {limit:.3f}"))
+            rows.append((text, *_value_and_limit(name, measured)))
+        of_contrasts = measured.get("by_contrast", {}).items() if name.startswith("source_") else ()
+        rows += [
+            (text.replace("source", contrast, 1), *_value_and_limit(name, told))
+            for contrast, told in of_contrasts
+            if name in told
+        ]
     return rows
+
+
+def _value_and_limit(name: str, measured: Mapping[str, float]) -> tuple[str, str]:
+    limit = measured.get(f"{name}_limit")
+    side = "at least" if name == "source_contrast" else "at most"
+    return _number(name, measured[name]), "" if limit is None else f"{side} {limit:.3f}"
 
 
 def _flat(record: Mapping[str, Any], before: str = "") -> Any:
