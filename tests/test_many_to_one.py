@@ -249,7 +249,8 @@ def test_what_a_contrast_does_not_show_is_background_of_it_alone(bundle_root, tm
         preprocessing({"case": "anna", **{f"contrast_{c}": str(tmp_path / f"{f}.nii.gz") for c, f in names.items()}})
         for names in (files, {**files, "FLAIR": "upper"})
     )
-    t1, t1ce, t2, flair, pd, ct = cut["image"].numpy()
+    t1, t1ce, t2, flair, pd, ct, *shown = cut["image"].numpy()
+    assert len(shown) == 6
     assert cut["image"].shape == whole["image"].shape
     assert all(not one.any() for one in (t1, t1ce, pd))
     np.testing.assert_array_equal(t2, whole["image"][2])
