@@ -12,7 +12,7 @@ from .errors import CaseError
 
 __all__ = ["CONTRASTS", "CONTRAST_PREFIX", "contrast_ending", "contrast_in_name", "contrast_key", "contrast_named"]
 __all__ += ["agent_in_entity", "contrasts_in", "contrasts_of", "is_agent", "name_before_contrast", "speaks_of_contrast"]
-__all__ += ["target_among", "without_contrast_ending"]
+__all__ += ["shown_key", "target_among", "without_contrast_ending"]
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +241,11 @@ def _beside(before: list[str]) -> list[str]:
 def contrast_key(contrast: str) -> str:
     """Key of an item for the file or volume of one of several contrasts: `contrast_T2`."""
     return f"{CONTRAST_PREFIX}{contrast}"
+
+
+def shown_key(key: Any) -> str:
+    """Key for where a volume shows the head, if not everywhere; `key` is the volume's."""
+    return f"shown_{key}"
 
 
 def contrasts_in(item: Mapping) -> dict[str, Any]:

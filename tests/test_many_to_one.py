@@ -245,6 +245,14 @@ def test_fractions_of_the_sources_follow_them(bundle_root, tmp_path):
     brain = made[2].numpy() > 0
     np.testing.assert_allclose(made[6:9].numpy().sum(0)[brain], 1, atol=1e-5)
     assert not made[6:, ~brain].numpy().any()
+    assert not made[9].numpy().any()
+    affine = nib.load(tmp_path / "t2.nii.gz").affine
+    lesion = tissue(nib.affines.apply_affine(affine, np.moveaxis(np.indices(SHAPE), 0, -1))) == 3
+    nib.save(nib.Nifti1Image(lesion.astype(np.uint8), affine), tmp_path / "anna_seg.nii.gz")
+    preprocessing = preprocessing_of(bundle_root, tmp_path, structure="fractions", lesion_masks_dir=str(tmp_path))
+    with_mask = preprocessing({"case": "anna", "contrast_T2": str(tmp_path / "t2.nii.gz")})
+    assert with_mask["image"][9].sum() == lesion.sum()
+    assert with_mask["source"].meta["lesion_mask"]["file"] == "anna_seg.nii.gz"
 
 
 def test_what_a_contrast_does_not_show_is_background_of_it_alone(bundle_root, tmp_path):
@@ -260,7 +268,8 @@ def test_what_a_contrast_does_not_show_is_background_of_it_alone(bundle_root, tm
         preprocessing({"case": "anna", **{f"contrast_{c}": str(tmp_path / f"{f}.nii.gz") for c, f in names.items()}})
         for names in (files, {**files, "FLAIR": "upper"})
     )
-    t1, t1ce, t2, flair, pd, ct = cut["image"].numpy()
+    t1, t1ce, t2, flair, pd, ct, *shown = cut["image"].numpy()
+    assert len(shown) == 6
     assert cut["image"].shape == whole["image"].shape
     assert all(not one.any() for one in (t1, t1ce, pd))
     np.testing.assert_array_equal(t2, whole["image"][2])

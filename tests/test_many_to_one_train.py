@@ -87,6 +87,7 @@ def test_real_contrasts_are_trained_on_and_validated(train, contrasts):
     assert (folder / "model_best.pt").is_file()
     keys = json.loads((folder / "style_keys.json").read_text())["keys"]
     assert set(keys) == {"a#T1", "a#T2", "a#CT", "b#T1", "b#FLAIR", "c#T1ce", "c#T2", "c#PD"}
+    assert json.loads((folder / "source_keys.json").read_text())["keys"] == keys  # each is source and target in turn
     # v has no T1 and no T1ce: T2 is the first of the targets that it has
     (held_out,) = parser.get_parsed_content("validate#dataset")
     assert CONTRASTS[int(held_out["target_contrast"])] == "T2"

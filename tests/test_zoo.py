@@ -160,6 +160,7 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "pix2pix"),
         ("train", "simulated_ct", "evaluate_make_a_volume"),
         ("train", "many_to_one_train", "evaluate_many_to_one"),
+        ("train", "many_to_one_train", "uncertainty", "many_to_one_uncertainty"),
         ("train", "many_to_one_train", "simulated_contrasts"),
         ("train", "many_to_one_train", "cola_diff_train"),
         ("train", "palette"),

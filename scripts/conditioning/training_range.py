@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["TrainingRange", "histogram_distance", "key_contrast", "person_of"]
+__all__ = ["TrainingRange", "histogram_distance", "key_contrast", "keys_of_contrast", "person_of"]
 
 # names in a file of style keys that stand for no person of their own: a mean, and a second name
 NO_PEOPLE = ("average", "colin27")
@@ -21,6 +21,12 @@ NO_PEOPLE = ("average", "colin27")
 def person_of(name: str) -> str:
     """Whose key it is: a person with several sources has keys `anna#0`, `anna#1`, ..."""
     return name.split("#")[0]
+
+
+def keys_of_contrast(keys: Mapping[str, np.ndarray], contrast: str) -> dict[str, np.ndarray]:
+    """Of keys named `anna#T1`, `anna#scan_2#T2` those of one contrast, without it in their names."""
+    ending = f"#{contrast}"
+    return {name.removesuffix(ending): key for name, key in keys.items() if name.endswith(ending)}
 
 
 def histogram_distance(key: np.ndarray, other: np.ndarray) -> float:

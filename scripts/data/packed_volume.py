@@ -119,6 +119,28 @@ def contrast_style_keys(
     return keys
 
 
+def contrast_source_keys(
+    volumes: Sequence[PackedVolume], contrasts: Sequence[str], num_bins: int = 128
+) -> dict[str, np.ndarray]:
+    """The key of each contrast of each source, under `SUBJECT#CONTRAST`: (3, num_bins) float32.
+
+    Several renderings of a subject have a key each, `SUBJECT#0#CONTRAST`; else these are the contrasts' style keys,
+    since each of them is source and target in turn.
+
+    Args:
+        volumes, contrasts, num_bins: as in `contrast_style_keys`.
+    """
+    keys = {}
+    for volume in volumes:
+        several = len(volume.sources) > 1
+        for k, (histograms, there) in enumerate(zip(volume.histograms, volume.presence(), strict=True)):
+            subject = f"{volume.subject}#{k}" if several else volume.subject
+            for name, histogram, is_there in zip(contrasts, histograms, there, strict=True):
+                if is_there:
+                    keys[f"{subject}#{name}"] = ContrastCurve.identity().style_key(histogram, num_bins)
+    return keys
+
+
 def build_volumes(
     items: Sequence[Mapping],
     load: Callable,

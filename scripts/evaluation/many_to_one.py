@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 
 from ..errors import CaseError
 from .ablation import by_row, paired_tests, quality_table, tests_table, write_pair
-from .contrast_tasks import Task, Translation, published_table
+from .contrast_tasks import Task, Translation, published_table, subsets
 from .figures import finite, mean_and_deviation, slice_figures
 from .results import subject_figures
 from .study import Result, run_study
@@ -78,6 +78,38 @@ def restricted(
     source = torch.zeros_like(stack)
     source[wanted] = stack[wanted]
     return {"subject": case["subject"], "source": source, "target": image[None], "mask": case["mask"]}
+
+
+def drawn_translations(
+    case: Mapping[str, Any],
+    contrasts: Sequence[str],
+    targets: Sequence[str],
+    with_fractions: Callable[[dict[str, Any]], dict[str, Any]],
+    seed: Sequence[int] = (0,),
+) -> list[dict[str, Any]]:
+    """Each target that a case has from a subset of its other contrasts, every one of which is equally likely.
+
+    Args:
+        case: as of `restricted`; "section" and "person" are handed on.
+        contrasts: names of the channels.
+        targets: that may be made.
+        with_fractions: as of `run_translations`.
+        seed: of the draw.
+
+    Returns:
+        what `restricted` does, with "target_contrast", its index, and "translation", `T1 from T2 + FLAIR`.
+    """
+    stack, made = all_contrasts(case), []
+    there = [name for name, image in zip(contrasts, stack, strict=True) if image.any()]
+    for target in (name for name in targets if name in there):
+        others = subsets([name for name in there if name != target])
+        index = list(contrasts).index(target)
+        if others:
+            sources = others[np.random.default_rng([*seed, index]).integers(len(others))]
+            pair = with_fractions(restricted(case, contrasts, target, sources))
+            told = {"target_contrast": index, "translation": f"{target} from {row_name(sources)}"}
+            made.append({**{name: case[name] for name in ("section", "person")}, **pair, **told})
+    return made
 
 
 def row_name(sources: Sequence[str]) -> str:

@@ -71,7 +71,8 @@ class SlabInputs(NamedTuple):
         endpoint: where the bridge starts, (B, Z + 2N, c, h, w).
         context: style key, (1, 3, number of bins), or None.
         conditions: name -> (B, Z + 2N, channels, h, w), cut into slabs as the source is.
-        presence: (B, C), 1 where a volume has the contrast, or None for a source of one.
+        presence: (B, C), 1 where a volume has the contrast, or (B, Z + 2N, C), where its slices have it, which a slab
+            has as the slice in its middle; or None for a source of one.
     """
 
     source: Tensor
@@ -85,7 +86,9 @@ class SlabInputs(NamedTuple):
         cut = partial(extract_slabs, centres=centres, slab_size=slab_size)
         conditions = {name: cut(slices[volume]) for name, slices in self.conditions.items()}
         if self.presence is not None:
-            conditions["presence"] = self.presence[volume].expand(len(centres), -1)
+            there = self.presence[volume]
+            middle = centres + slab_size // 2
+            conditions["presence"] = there.expand(len(centres), -1) if there.ndim == 1 else there[middle]
         source = cut(self.source[volume])
         return source, source if self.endpoint is self.source else cut(self.endpoint[volume]), conditions
 

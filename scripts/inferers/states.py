@@ -21,6 +21,11 @@ class Endpoint(NamedChoice):
     MEAN_PRESENT = "mean_present"
 
 
+LEAST_SHOWN = 0.95
+"""Share of a slice's brain that a contrast has to show to be there: a second contrast brings less where it shows the
+brain than it harms where it does not, unless that is a twentieth of the slice (docs/many_to_one.md)."""
+
+
 def check_channels(channels: Mapping[str, int], encoded: Sequence[str]) -> None:
     """Raises ValueError: no source among the channels, or an encoded name that is not."""
     missing = {"source", *encoded} - set(channels)
@@ -53,17 +58,38 @@ def presence_of(volumes: Tensor) -> Tensor:
     return (volumes.amax(dim=(-3, -2, -1)) > 0).to(volumes.dtype)
 
 
+def presence_in_slices(source: Tensor, shown: Tensor, presence: Tensor) -> Tensor:
+    """Which contrasts are there slice by slice, (B, Z, C): those that show the slice's brain, `LEAST_SHOWN` of it.
+
+    A network has learned to do without a contrast, but not with a part of one: it takes the rest for background.
+    Where none shows so much, and where there is no brain, all that the volume has are there.
+
+    Args:
+        source: slices of images (B, Z, C, H, W), 0 outside the brain and where a contrast does not show it.
+        shown: (B, Z, C, H, W), 1 where a contrast is there and shows the head, else 0.
+        presence: of the volumes, (B, C).
+    """
+    brain = source.amax(dim=2, keepdim=True) > 0
+    seen = (shown * brain).sum(dim=(-2, -1))
+    there = presence[:, None] * (seen >= LEAST_SHOWN * brain.sum(dim=(-2, -1)))
+    return torch.where(there.any(dim=2, keepdim=True), there, presence[:, None])
+
+
 def endpoint_of(source: Tensor, contrasts: int, codec: PixelCodec, endpoint: str, presence: Tensor | None) -> Tensor:
-    """Where a bridge starts: one state, (B, ..., c K, h, w), of a source's C contrasts, (B, ..., C s K, h, w)."""
+    """Where a bridge starts: one state, (B, ..., c K, h, w), of a source's C contrasts, (B, ..., C s K, h, w).
+
+    Presence is of the volumes, (B, C), or of their slices, (B, Z, C), which are then (B, Z, C s, h, w).
+    """
     size = source.shape[-3] // contrasts * codec.channels // codec.source_channels
     if source.shape[-3] == size:
         return source
     contrasts = source.unflatten(-3, (contrasts, -1))[..., :size, :, :]
     if endpoint == Endpoint.FIRST or presence is None:
         return contrasts[..., 0, :, :, :] if endpoint == Endpoint.FIRST else contrasts.mean(dim=-4)
-    weights = presence / presence.sum(dim=1, keepdim=True).clamp(min=1)
-    shape = (len(weights), *(1,) * (contrasts.ndim - 5), -1, 1, 1, 1)
-    return (contrasts * weights.reshape(shape)).sum(dim=-4)
+    weights = presence / presence.sum(dim=-1, keepdim=True).clamp(min=1)
+    if weights.ndim < contrasts.ndim - 3:
+        weights = weights.unsqueeze(1)
+    return (contrasts * weights[..., None, None, None]).sum(dim=-4)
 
 
 def slab_inputs(
@@ -75,10 +101,18 @@ def slab_inputs(
     endpoint: str,
     context: Tensor | None,
 ) -> SlabInputs:
-    """Volumes (B, sum of channels, H, W, Z), [0, 1], as padded slices by name; names not encoded are mean-pooled."""
+    """Volumes (B, sum of channels, H, W, Z), [0, 1], as padded slices by name; names not encoded are mean-pooled.
+
+    Channels called `shown`, one for each contrast, are no condition: they say where it is there and shows the head.
+    """
     encoded = [name for name in encoded if name in channels]
     parts = dict(zip(channels, volumes.split(list(channels.values()), dim=1), strict=True))
     source_images = volume_to_slices(parts["source"])
+    presence = presence_of(parts["source"]) if channels["source"] > 1 else None
+    if "shown" in parts:
+        presence = presence_in_slices(source_images, volume_to_slices(parts.pop("shown")), presence)
+        places = torch.arange(presence.shape[1] + slab_size - 1) - slab_size // 2
+        presence = presence[:, places.clamp(0, presence.shape[1] - 1)]
     padded = {}
     for name, part in parts.items():
         images = volume_to_slices(part)
@@ -88,7 +122,6 @@ def slab_inputs(
         background = _coded(zeros, encode) if encode else torch.zeros_like(states[:1, :1])
         padded[name] = pad_slices(states, slab_size, end_fills(source_images, states, background))
     source = padded.pop("source")
-    presence = presence_of(parts["source"]) if channels["source"] > 1 else None
     start = endpoint_of(source, channels["source"], codec, endpoint, presence)
     return SlabInputs(source, start, context, padded, presence)
 

@@ -12,7 +12,7 @@ import torch
 from monai.utils import convert_to_numpy
 
 from ..conditioning.style_key import compute_style_key, load_style_keys
-from ..conditioning.training_range import TrainingRange, key_contrast
+from ..conditioning.training_range import TrainingRange, key_contrast, keys_of_contrast
 from ..watch.brain_shape import orientation_by_shape
 from .ct_oddities import ct_measures, ct_warnings, metal_measures
 
@@ -33,6 +33,7 @@ HIGH_UNCERTAINTY = 0.15
 LEAST_BRAIN_ML = 500.0
 LEAST_SHAPE_MARGIN, LEAST_SHAPE_LIKELIHOOD = 8.0, -25.0
 LARGEST_UNCERTAIN_SHARE = 0.3
+_NOT_MEASURED = "How far cases are from the training is not measured"
 
 
 class CaseMeasures:
@@ -47,6 +48,9 @@ class CaseMeasures:
         mask_key: key of the brain mask on the source's grid.
         window: HU that 0 and 1 of the network's input stand for; with it what only a CT has (`ct_measures`) is
             measured, too.
+        contrasts: names of the first channels of the input, of which those that are there are compared, each with the
+            training's keys of the same contrast (`keys_of_contrast`); None for a source of one contrast.
+        target_contrast: of whose keys the synthetic image is compared with, where `contrasts` are given.
 
     A file that is missing, or has keys of fewer than three people, leaves its measures out; the log says so.
     """
@@ -60,23 +64,31 @@ class CaseMeasures:
         mask_key: str = "mask",
         window: Sequence[float] | None = None,
         num_contrasts: int = 1,
+        contrasts: Sequence[str] | None = None,
+        target_contrast: str | None = None,
     ) -> None:
         self.window = window
         self.num_contrasts = num_contrasts
+        self.contrasts = contrasts
+        self.target_contrast = target_contrast if contrasts else None
         self.input_key = input_key
         self.source_key = source_key
         self.mask_key = mask_key
-        self.ranges = {"source": _range(source_keys_file), "synthetic": _range(style_keys_file)}
+        self.ranges = {"source": _Ranges(source_keys_file), "synthetic": _Ranges(style_keys_file)}
+        if not contrasts:
+            for ranges in self.ranges.values():
+                ranges.of(None)  # so that the log says first what will not be measured
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[str, float]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
         """Numbers by name.
 
-        `source_distance`, `source_contrast`, `synthetic_distance` and their `_limit` (`TrainingRange`);
-        `source_median` in the source's unit; `brain_ml`; `brain_at_border_cm2` (`border_area`); where there is an item
-        `uncertainty`, its mean in the brain `uncertainty_mean` and the share of the brain that is above
-        `HIGH_UNCERTAINTY`, `uncertainty_high_share`; `shape_margin`, `shape_likelihood`, `shape_front` and `shape_top`
-        of the orientation that suits the brain's shape best (`ShapeOrientation`); of a CT those of `ct_measures`,
-        `metal_measures` and, where the lesion watch looked, `asymmetric_ml`.
+        `source_distance`, `source_contrast`, `synthetic_distance` and their `_limit` (`TrainingRange`), those of the
+        source by contrast in `by_contrast` where there are several; `source_median` in the source's unit; `brain_ml`;
+        `brain_at_border_cm2` (`border_area`); where there is an item `uncertainty`, its mean in the brain
+        `uncertainty_mean` and the share of the brain that is above `HIGH_UNCERTAINTY`, `uncertainty_high_share`;
+        `shape_margin`, `shape_likelihood`, `shape_front` and `shape_top` of the orientation that suits the brain's
+        shape best (`ShapeOrientation`); of a CT those of `ct_measures`, `metal_measures` and, where the lesion watch
+        looked, `asymmetric_ml`.
         """
         mask = np.asarray(torch.as_tensor(data[self.mask_key])[0].cpu()) > 0.5
         source = np.asarray(torch.as_tensor(data[self.source_key])[0].cpu())
@@ -91,18 +103,30 @@ class CaseMeasures:
             spread = np.asarray(torch.as_tensor(data["uncertainty"])[0].cpu())[mask]
             measured["uncertainty_mean"] = float(spread.mean())
             measured["uncertainty_high_share"] = float((spread > HIGH_UNCERTAINTY).mean())
-        compared = {"source": data[self.input_key][: self.num_contrasts], "synthetic": data["synthetic"]}
-        for name, image in compared.items():
-            training = self.ranges[name]
-            if training is not None:
-                measured |= _compared(name, image, training)
+        measured |= self._against_training(data)
         if self.window is not None:
             image = data[self.input_key]
             measured |= ct_measures(convert_to_numpy(image[0]), convert_to_numpy(image.pixdim), source, self.window)
             measured |= metal_measures(source, mask, affine)
         if "asymmetric_ml" in data:
             measured["asymmetric_ml"] = data["asymmetric_ml"]
-        return {name: round(value, 4) for name, value in measured.items()}
+        return _rounded(measured)
+
+    def _against_training(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
+        """How far source and synthetic image are from the training's."""
+        measured = self.ranges["synthetic"].compared("synthetic", data["synthetic"], self.target_contrast)
+        source, ranges = data[self.input_key][: self.num_contrasts], self.ranges["source"]
+        if not self.contrasts:
+            return measured | ranges.compared("source", source)
+        there = {name: image for name, image in zip(self.contrasts, source, strict=True) if image.any()}
+        told = {name: ranges.compared("source", image, name) for name, image in there.items()}
+        return {**measured, "by_contrast": {name: one for name, one in told.items() if one}}
+
+
+def _rounded(measured: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _rounded(value) if isinstance(value, Mapping) else round(value, 4) for name, value in measured.items()
+    }
 
 
 def _shape_measures(mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
@@ -118,12 +142,37 @@ def _shape_measures(mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
     }
 
 
-def _range(keys_file: str | Path) -> TrainingRange | None:
-    try:
-        return TrainingRange(load_style_keys(keys_file))
-    except ValueError as error:
-        logger.warning(f"How far cases are from the training is not measured: {error}")
-        return None
+class _Ranges:
+    """The ranges of a file of style keys: of all of them, or of those of each contrast.
+
+    Args:
+        keys_file: of `save_style_keys`. What cannot be compared with it, the log says once.
+    """
+
+    def __init__(self, keys_file: str | Path) -> None:
+        self._of: dict[str | None, TrainingRange | None] = {}
+        self._keys: Mapping[str, np.ndarray] | None = None
+        try:
+            self._keys = load_style_keys(keys_file)
+        except ValueError as error:
+            logger.warning(f"{_NOT_MEASURED}: {error}")
+
+    def of(self, contrast: str | None) -> TrainingRange | None:
+        """That of the keys of a contrast, or of all keys for None; None where there are too few people."""
+        if self._keys is not None and contrast not in self._of:
+            keys = self._keys if contrast is None else keys_of_contrast(self._keys, contrast)
+            try:
+                self._of[contrast] = TrainingRange(keys)
+            except ValueError as error:
+                what = f"How far a {contrast} is from the training is not measured" if contrast else _NOT_MEASURED
+                logger.warning(f"{what}: {error}")
+                self._of[contrast] = None
+        return self._of.get(contrast)
+
+    def compared(self, name: str, image: torch.Tensor, contrast: str | None = None) -> dict[str, float]:
+        """An image in [0, 1] against the training, its measures beginning with `name`; none without a range."""
+        training = self.of(contrast)
+        return {} if training is None else _compared(name, image, training)
 
 
 def _compared(name: str, image: torch.Tensor, training: TrainingRange) -> dict[str, float]:
@@ -225,20 +274,23 @@ def _watch_warnings(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _range_warnings(measured: Mapping[str, float]) -> list[str]:
-    """What the training keys call odd."""
+def _range_warnings(measured: Mapping[str, Any]) -> list[str]:
+    """What the training keys call odd; of several contrasts, which."""
     warnings = []
-    for name, what in (("source", "source"), ("synthetic", "synthetic image")):
-        distance, limit = measured.get(f"{name}_distance"), measured.get(f"{name}_distance_limit")
+    compared = [("source", "source", measured), ("synthetic", "synthetic image", measured)]
+    compared += [("source", contrast, told) for contrast, told in measured.get("by_contrast", {}).items()]
+    for name, what, told in compared:
+        distance, limit = told.get(f"{name}_distance"), told.get(f"{name}_distance_limit")
         if distance is not None and limit is not None and distance > limit:
             warnings.append(
                 f"Out of distribution: the intensities of the {what} are far from the training's "
                 f"(distance {distance:.2f}, limit {limit:.2f})."
             )
-    contrast, limit = measured.get("source_contrast"), measured.get("source_contrast_limit")
-    if contrast is not None and limit is not None and contrast < limit:
-        warnings.append(
-            f"Low contrast: 80 % of the source's brain lie within {contrast:.2f} of the grey scale; "
-            f"the training had at least {limit:.2f}."
-        )
+    for name, what, told in compared:
+        contrast, limit = told.get(f"{name}_contrast"), told.get(f"{name}_contrast_limit")
+        if contrast is not None and limit is not None and contrast < limit:
+            warnings.append(
+                f"Low contrast: 80 % of the brain in the {what} lie within {contrast:.2f} of the grey scale; "
+                f"the training had at least {limit:.2f}."
+            )
     return warnings

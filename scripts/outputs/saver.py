@@ -218,7 +218,9 @@ class SaveSyntheticd(SaveImaged):
             return None
         contrasts = meta["contrasts"]
         moved = {name: round(float(told["moved_mm"]), 2) for name, told in contrasts.items()}
+        lesion = {"lesion_mask": dict(meta["lesion_mask"])} if "lesion_mask" in meta else {}
         return {
+            **lesion,
             "contrasts_used": [name for name, told in contrasts.items() if told.get("used", True)],
             "seen": {name: round(float(told["seen"]), 4) for name, told in contrasts.items() if "seen" in told},
             "sources": {name: self.source_recorder.record(files) for name, files in meta["contrast_files"].items()},

@@ -21,9 +21,6 @@ from scipy.spatial.transform import Rotation
 
 from ..errors import CaseError
 
-ImageType = itk.Image[itk.F, 3]
-MetricType = itk.MattesMutualInformationImageToImageMetricv4[ImageType, ImageType]
-
 HISTOGRAM_BINS = 32
 AIR = -1000.0  # HU; what lies below is padding
 PADDING = 40.0  # mm about a source, its border continued: a head that is cut off gets no edge there
@@ -179,7 +176,7 @@ class _Volume:
         jittered = chosen + random.uniform(-0.5, 0.5, chosen.shape)
         return self.points(jittered.clip(0, np.array(self.data.shape) - 1))
 
-    def itk_image(self, centre: np.ndarray, unit: float) -> ImageType:
+    def itk_image(self, centre: np.ndarray, unit: float) -> itk.Image:
         """As ITK has it, with lengths from a centre (3,) mm in units of so many mm."""
         image = itk.image_from_array(np.ascontiguousarray(self.data.transpose(2, 1, 0)))
         image.SetOrigin(((self.origin - centre) / unit).tolist())
@@ -235,7 +232,8 @@ class _MutualInformation:
         # so that the ascent needs no other scales.
         self.centre = target.centre
         self.transform = itk.Euler3DTransform[itk.D].New()
-        self.metric = MetricType.New()
+        image_type = itk.Image[itk.F, 3]  # here and not above: ITK takes seconds to load what it is asked for
+        self.metric = itk.MattesMutualInformationImageToImageMetricv4[image_type, image_type].New()
         self.metric.SetNumberOfHistogramBins(HISTOGRAM_BINS)
         self.metric.SetFixedImage(target.itk_image(self.centre, HEAD_RADIUS))
         self.metric.SetMovingImage(source.itk_image(self.centre, HEAD_RADIUS))

@@ -18,6 +18,7 @@ from ..errors import CaseError, reason
 from ..evaluation.figures import digits_of, label
 from ..files import check_folder, write_whole
 from ..outputs.measures import HIGH_UNCERTAINTY, case_warnings
+from ..transforms.onto_reference import ALL_SEEN
 from .cases import Case, list_cases, list_failures
 from .charts import distribution
 from .pictures import ERROR_COLOURS, UNCERTAINTY_COLOUR, data_url, still_picture, thumbnail
@@ -197,7 +198,9 @@ def _made_from(page: Page) -> list[str]:
     if not used:
         return []
     shown = f"; the {page.case.record.get('source_contrast')}, on whose grid it lies, is shown"
-    return [f"Made from {', '.join(used)}{shown if page.case.source is not None and len(used) > 1 else ''}."]
+    seen = {name: share for name, share in (page.case.record.get("seen") or {}).items() if name in used}
+    parts = [f"The {name} shows {share:.1%} of the brain." for name, share in seen.items() if share < ALL_SEEN]
+    return [f"Made from {', '.join(used)}{shown if page.case.source is not None and len(used) > 1 else ''}.", *parts]
 
 
 def _image_fields(volume: ShownVolume) -> dict[str, Any]:
@@ -213,15 +216,25 @@ def _image_fields(volume: ShownVolume) -> dict[str, Any]:
     }
 
 
-def _measure_rows(measured: Mapping[str, float]) -> list[tuple[str, str, str]]:
+def _measure_rows(measured: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Label, value and limit of what the main job measured."""
     rows = []
     for name, text in MEASURES.items():
         if name in measured:
-            limit = measured.get(f"{name}_limit")
-            side = "at least" if name == "source_contrast" else "at most"
-            rows.append((text, _number(name, measured[name]), "" if limit is None else f"{side} {limit:.3f}"))
+            rows.append((text, *_value_and_limit(name, measured)))
+        of_contrasts = measured.get("by_contrast", {}).items() if name.startswith("source_") else ()
+        rows += [
+            (text.replace("source", contrast, 1), *_value_and_limit(name, told))
+            for contrast, told in of_contrasts
+            if name in told
+        ]
     return rows
+
+
+def _value_and_limit(name: str, measured: Mapping[str, float]) -> tuple[str, str]:
+    limit = measured.get(f"{name}_limit")
+    side = "at least" if name == "source_contrast" else "at most"
+    return _number(name, measured[name]), "" if limit is None else f"{side} {limit:.3f}"
 
 
 def _flat(record: Mapping[str, Any], before: str = "") -> Any:

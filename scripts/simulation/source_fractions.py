@@ -57,13 +57,13 @@ class SourceFractionsd(MapTransform):
     """Add what a head is made of, by its sources alone: CSF, grey, white matter and lesions, (4, H, W, Z) in [0, 1].
 
     Args:
-        keys: key of the sources, (C, H, W, Z) in [0, 1], an absent one 0.
+        keys: key of the sources, (C, H, W, Z) in [0, 1], an absent one 0; further channels are passed over.
         contrasts: names of the channels in their order.
         structure: "fractions", "labels", or None, which leaves the data as they are.
         mask_key: brain mask (1, H, W, Z), positive inside.
         lesion_key: mask of lesions (1, H, W, Z), positive inside; where there is none, or None is given, the fourth
             channel is 0. Masks are mostly drawn on all contrasts, the target among them: only a training may see one.
-        output_key: receives them; None appends them to the sources.
+        output_key: receives them; None puts them behind the contrasts, before whatever else the sources have.
         each: whether the fractions of each contrast are wanted, (3 C + 1, H, W, Z): 3 for each contrast, then lesions.
             Training draws its target later, and takes those of a contrast that stays (`SlabDataset`).
 
@@ -102,6 +102,7 @@ class SourceFractionsd(MapTransform):
         parts = [contrast_fractions(images[i], mask, self.contrasts[i], self.structure) for i in indices]
         made = torch.from_numpy(np.concatenate([*parts, lesion[None].astype(np.float32)]))
         if self.output_key is None:
-            appended = torch.cat([torch.as_tensor(source), made.to(torch.as_tensor(source))])
-            return {**data, self.keys[0]: MetaTensor(appended).copy_meta_from(source)}
+            contrasts, rest = torch.as_tensor(source).tensor_split([len(images)])
+            joined = torch.cat([contrasts, made.to(contrasts), rest])
+            return {**data, self.keys[0]: MetaTensor(joined).copy_meta_from(source)}
         return {**data, self.output_key: MetaTensor(made).copy_meta_from(source)}

@@ -12,6 +12,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from scipy import ndimage
 
+from .onto_reference import mask_shown
+
 __all__ = ["BiasFieldCorrectd", "correct_bias"]
 
 
@@ -20,7 +22,7 @@ class BiasFieldCorrectd(MapTransform):
 
     Args:
         keys: keys of the images, MetaTensors (1, H, W, Z), any unit.
-        mask_key: key of the brain mask (1, H, W, Z) on the same grid.
+        mask_key: key of the brain mask (1, H, W, Z) on the same grid; of an image that shows a part of it, that part.
         shrink_mm: edge of the voxels that the field is estimated on.
         allow_missing_keys: no error where a key is missing.
     """
@@ -35,9 +37,8 @@ class BiasFieldCorrectd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each image by the corrected one."""
         d = dict(data)
-        mask = torch.as_tensor(d[self.mask_key])[0].cpu().numpy() > 0
         for key in self.key_iterator(d):
-            image = d[key]
+            image, mask = d[key], mask_shown(d, key, self.mask_key)[0].cpu().numpy()
             spacing = np.linalg.norm(np.asarray(image.affine.cpu())[:3, :3], axis=0)
             corrected = correct_bias(image[0].cpu().numpy(), mask, spacing.tolist(), self.shrink_mm)
             image = image.clone()

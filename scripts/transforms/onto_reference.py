@@ -12,12 +12,13 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ResampleToMatch
 
-from ..contrasts import CONTRAST_PREFIX
+from ..contrasts import CONTRAST_PREFIX, shown_key
 from ..volumes.grids import Grid, field_of_view
 
-__all__ = ["OntoReferenced"]
+__all__ = ["OntoReferenced", "mask_shown"]
 
 LEAST_SEEN = 0.5  # of the brain, as in `prepare`
+ALL_SEEN = 0.9995  # from here on nothing is said
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,9 @@ class OntoReferenced(MapTransform):
     """Interpolates volumes linearly on the grid of a reference; what a volume does not show becomes background.
 
     Smooth volumes of smaller voxels before (`SmoothForSpacingd`). With a mask, a volume that shows less than half of it
-    is taken out of the data, with a warning: where it shows nothing it would pull the mean of the contrasts to 0. What
-    each shows of the mask goes into the meta of the source (`contrasts` of `RegisterContrastsd`) as `seen`, a share,
-    and `used`.
+    is taken out of the data, with a warning. Of one that shows more, but not all, `shown_key` of its key receives where
+    it does, (1, H, W, Z) bool. What each shows of the mask goes into the meta of the source (`contrasts` of
+    `RegisterContrastsd`) as `seen`, a share, and `used`.
 
     Args:
         keys: keys of the volumes, MetaTensors (1, H, W, Z), each on a grid of its own; those missing are passed over.
@@ -72,6 +73,9 @@ class OntoReferenced(MapTransform):
         """The fields of view that show enough of the mask; the other volumes are taken out, and the source is told."""
         mask = (torch.as_tensor(data[self.mask_key])[0] > 0).numpy()
         seen = {key: float(view[mask].sum() / max(mask.sum(), 1)) for key, view in views.items()}
+        for key, share in seen.items():
+            if LEAST_SEEN <= share < 1:
+                data[shown_key(key)] = torch.from_numpy(views[key])[None]
         told = {
             str(key).removeprefix(CONTRAST_PREFIX): {"seen": share, "used": share >= LEAST_SEEN}
             for key, share in seen.items()
@@ -83,9 +87,21 @@ class OntoReferenced(MapTransform):
                     f"{data.get('case', 'The case')}: the {name} shows only {100 * one['seen']:.0f} % of the brain and "
                     "is left out."
                 )
+            elif one["seen"] < ALL_SEEN:
+                logger.warning(
+                    f"{data.get('case', 'The case')}: the {name} shows {100 * one['seen']:.1f} % of the brain; what it "
+                    "does not show is made from the others."
+                )
         if self.source_key in data:
             data[self.source_key] = _told(data[self.source_key], told)
         return {key: view for key, view in views.items() if key in data}
+
+
+def mask_shown(data: Mapping[Hashable, Any], key: Hashable, mask_key: str) -> torch.Tensor:
+    """(1, H, W, Z) bool: where a volume shows the mask; all of it where `OntoReferenced` tells nothing else."""
+    mask = torch.as_tensor(data[mask_key]) > 0
+    shown = data.get(shown_key(key))
+    return mask if shown is None else mask & shown.to(mask.device)
 
 
 def _told(source: MetaTensor, shown: Mapping[str, Mapping[str, Any]]) -> MetaTensor:

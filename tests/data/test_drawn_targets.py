@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.conditioning.style_key import compute_style_key
-from scripts.data import contrast_style_keys
+from scripts.data import contrast_source_keys, contrast_style_keys
 from scripts.data.augmentation import watery_lesion
 from scripts.data.packed_volume import PackedVolume, build_volumes, pack_volume
 from scripts.data.slab_dataset import SlabDataset
@@ -225,6 +225,9 @@ def test_renderings_of_contrasts_bring_their_own_brain():
     assert packed.targets.shape == (0, 6, 16, 24)
     assert [np.flatnonzero(slices).tolist() for slices in packed.in_brain] == [[2, 3, 4, 5], [0, 3, 4, 5]]
     assert packed.presence().tolist() == [[True, False, True]] * 2
+    # a style key is of all renderings; as sources they differ, and each has its own
+    keys = contrast_source_keys([replace(packed, subject="s")], ("T1", "T2", "PD"))
+    assert list(keys) == ["s#0#T1", "s#0#PD", "s#1#T1", "s#1#PD"]
 
 
 def test_without_targets_each_contrast_needs_a_histogram():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from scripts.calibration import read_calibration
 from scripts.conditioning.style_key import save_style_keys, style_key_from_histogram
 from scripts.errors import CaseError, reason
 from scripts.evaluation.contrast_tasks import PUBLISHED, TASKS, published_table, subsets, task_named, translations
@@ -20,6 +21,7 @@ from scripts.evaluation.many_to_one import (
     by_number,
     by_person,
     compared,
+    drawn_translations,
     matched,
     matched_results,
     mean_histogram,
@@ -240,6 +242,21 @@ def test_fewer_than_three_people_are_not_tested_and_told():
     assert "Not tested" not in text
 
 
+def test_of_a_person_every_target_is_made_from_a_drawn_subset():
+    """Never from itself; the draw is that of the seed, and reaches every subset."""
+    made = {}
+    for seed in range(40):
+        drawn = drawn_translations({**case(), "section": "test", "person": "p"}, CONTRASTS, ["T1", "T2"], dict, (seed,))
+        assert [pair["target_contrast"] for pair in drawn] == [0, 2]
+        for pair in drawn:
+            target, _, sources = pair["translation"].partition(" from ")
+            assert pair["source"].flatten(1).any(dim=1).tolist() == [n in sources.split(" + ") for n in CONTRASTS]
+            assert torch.equal(pair["target"][0], all_contrasts(case())[CONTRASTS.index(target)])
+            assert (pair["section"], pair["person"]) == ("test", "p")
+            made.setdefault(target, set()).add(sources)
+    assert made == {"T1": {"T2", "FLAIR", "T2 + FLAIR"}, "T2": {"T1", "FLAIR", "T1 + FLAIR"}}
+
+
 def test_the_seven_tasks_and_their_published_figures():
     assert list(TASKS) == ["brats_t1", "brats_t1ce", "brats_t2", "brats_flair", "ixi_t1", "ixi_t2", "ixi_pd"]
     assert all(len(psnr) == len(ssim) == len(TASKS) for psnr, ssim in PUBLISHED.values())
@@ -364,6 +381,21 @@ def test_a_mistyped_task_is_a_sentence(run):  # noqa: F811
     with pytest.raises(RuntimeError) as refused:
         run_table(run, task="brats_pd")
     assert reason(refused.value).startswith("There is no task 'brats_pd'; give one of brats_t1")
+
+
+@pytest.mark.slow
+def test_the_uncertainty_is_calibrated_over_targets_and_subsets(run):  # noqa: F811
+    overlays = ("many_to_one_train.json", "uncertainty.json", "many_to_one_uncertainty.json")
+    options = {"uncertainty": 2, "style_key": "none", "num_inference_steps": 1, "slices": 8, "subjects": "head0,head3"}
+    out = run(*overlays, **{**TINY, **options})
+    made = json.loads((out / "uncertainty.json").read_text())
+    assert made["fitted_on"] == ["head0", "head3"]
+    told = [row["translation"].partition(" from ")[0] for row in made["persons"] if row["section"] == "test"]
+    assert told == ["T1", "T1ce", "T2", "FLAIR", "T1", "FLAIR"]
+    text = (out / "uncertainty.md").read_text()
+    assert "| mean to T1ce | not fitted |" in text
+    assert made["notes"]["fitted to"].startswith("every target that a person has")
+    assert read_calibration(out / "uncertainty.json", made["weights_sha256"], made["sampling"]).measured
 
 
 @pytest.mark.slow

@@ -178,6 +178,21 @@ def test_the_uncertainty_is_calibrated_on_one_section_and_measured_on_the_other(
     assert "| mean | not fitted |" in (output / "uncertainty.md").read_text()
 
 
+def test_a_person_counts_once_however_many_images_there_are(tmp_path):
+    """Two people, one with three images whose error is twice the spread: the fit lies between both, not near three."""
+    spread = np.random.default_rng(0).uniform(0.1, 0.3, 3000)
+    once = Doubt("a", "validation", spread, spread * np.resize([1, -1], 3000))
+    thrice = [
+        Doubt("b", "validation", spread, 2 * spread * np.resize([1, -1], 3000), f"T{n} from PD", "b") for n in (1, 2, 2)
+    ]
+    write_calibration([once, *thrice], tmp_path / "made.json", "validation", {}, "", {})
+    made = json.loads((tmp_path / "made.json").read_text())
+    assert made["factor"] == pytest.approx(np.sqrt((1 + 4) / 2), rel=0.05)
+    assert made["fitted_on"] == ["a", "b"]
+    assert made["rmse"] == pytest.approx((1 + 2) / 2 * np.sqrt((spread**2).mean()), rel=0.01)
+    assert "b, T2 from PD" in (tmp_path / "made.md").read_text()
+
+
 def test_a_calibration_without_anybody_to_fit_to_is_refused():
     doubt = Doubt("a", "test", np.ones(3), np.ones(3))
     with pytest.raises(CaseError, match="None of the subjects is of the section validation"):

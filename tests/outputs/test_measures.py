@@ -124,6 +124,47 @@ def test_without_keys_the_rest_is_measured_and_the_log_says_so(keys_file, tmp_pa
     assert {"source_median", "synthetic_distance"} <= measured.keys()
 
 
+@pytest.fixture
+def contrast_keys(tmp_path):
+    """Keys of four people: dark T1, bright T2 with little contrast in one, and the PD of one of them."""
+    ranges = {"T1": (0.2, 0.5), "T2": (0.5, 0.9)}
+    keys = {
+        f"p{n}#{contrast}": compute_style_key(brain_in(low + 0.01 * n, high + 0.01 * n, n))
+        for n in range(4)
+        for contrast, (low, high) in ranges.items()
+    }
+    save_style_keys({**keys, "p0#PD": keys["p0#T2"]}, tmp_path / "contrasts.json")
+    return tmp_path / "contrasts.json"
+
+
+def test_each_contrast_is_compared_with_the_trainings_of_the_same_contrast(contrast_keys, caplog):
+    """A T2 like a T1 of the training is told, and no other; the synthetic T1 is compared with the T1."""
+    names = ["T1", "T2", "FLAIR", "PD"]
+    settings = {"num_contrasts": 4, "contrasts": names, "target_contrast": "T1"}
+    with caplog.at_level(logging.WARNING):
+        measures = CaseMeasures(contrast_keys, contrast_keys, **settings)
+    assert not caplog.text  # nobody needs FLAIR yet
+    dark, bright, absent = brain_in(0.21, 0.51, 9), brain_in(0.51, 0.91, 9), torch.zeros(1, *SHAPE)
+
+    def told(*contrasts: torch.Tensor, synthetic: torch.Tensor = dark) -> tuple[dict, str]:
+        measured = measures({**case(torch.cat([*contrasts, dark])), "synthetic": synthetic})
+        return measured, " ".join(case_warnings({"measured": measured}))
+
+    usual, said = told(dark, bright, absent, absent)
+    assert usual["by_contrast"].keys() == {"T1", "T2"}
+    assert not {"source_distance", "source_contrast"} & usual.keys()
+    assert not said
+    assert "of the T2 are far from the training's" in told(dark, dark, absent, absent)[1]
+    assert "of the T1" not in told(dark, dark, absent, absent)[1]
+    assert "of the synthetic image" in told(dark, bright, absent, absent, synthetic=bright)[1]
+    flat = told(dark, brain_in(0.7, 0.72), absent, absent)[1]
+    assert "Low contrast: 80 % of the brain in the T2 lie" in flat
+    assert not caplog.text
+    for _ in range(2):
+        assert told(absent, absent, absent, bright)[0]["by_contrast"] == {}
+    assert caplog.text.count("How far a PD is from the training is not measured: The training keys are of 1 p") == 1
+
+
 def test_the_saver_writes_what_was_measured_and_warns(keys_file, tmp_path, caplog):
     nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.float32), np.eye(4)), tmp_path / "ct.nii.gz")
     item = case(brain_in(0.8, 1.0))

@@ -241,12 +241,19 @@ def test_a_case_of_several_contrasts_tells_what_it_was_made_from(results, tmp_pa
     record = json.loads(path.read_text())
     moved = {"T2": {"to": "FLAIR", "moved_mm": 1.3}}
     several = {"contrasts_used": ["FLAIR", "T2"], "source_contrast": "FLAIR", "registered": moved}
+    far = {"T2": {"source_distance": 0.71, "source_distance_limit": 0.3}}
+    several["seen"] = {"FLAIR": 1.0, "T2": 0.621}
+    several["measured"] = {"brain_ml": 1200, "by_contrast": far}
     path.write_text(json.dumps({**record, **several}))
     report(str(tmp_path / "out"), str(dataset_dir), str(real), str(tmp_path / "pages"))
     page = Page((tmp_path / "pages" / "case-001.html").read_text(encoding="utf-8"))
     assert "Made from FLAIR, T2; the FLAIR, on whose grid it lies, is shown." in page.text
+    assert "The T2 shows 62.1% of the brain." in page.text
+    assert "The FLAIR shows" not in page.text
     assert "contrasts_used FLAIR, T2" in page.text
     assert "registered.T2.moved_mm 1.3" in page.text
+    assert "T2: distance from training 0.7100 at most 0.300" in page.text
+    assert "the intensities of the T2 are far from the training's" in page.text
     assert list(page.volumes) == ["source", "synthetic", "real", "error"]
     other = Page((tmp_path / "pages" / "case-002.html").read_text(encoding="utf-8"))
     assert "on whose grid it lies" not in other.text

@@ -69,6 +69,9 @@ def test_the_fractions_are_of_one_source_with_the_lesion_beside():
     appended = SourceFractionsd(contrasts=CONTRASTS, output_key=None, lesion_key="lesion")(data)["source"]
     assert appended.shape == (10, *SHAPE)
     torch.testing.assert_close(torch.as_tensor(appended[6:]), torch.as_tensor(made["fractions"]))
+    more = {**data, "source": torch.cat([torch.as_tensor(data["source"]), torch.ones(2, *SHAPE)])}
+    longer = SourceFractionsd(contrasts=CONTRASTS, output_key=None, lesion_key="lesion")(more)["source"]
+    assert torch.equal(torch.as_tensor(longer), torch.cat([torch.as_tensor(appended), torch.ones(2, *SHAPE)]))
     assert not SourceFractionsd(contrasts=CONTRASTS)(data)["fractions"][3].any()  # unless it is asked for
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.transforms.onto_reference import OntoReferenced
+from scripts.transforms.onto_reference import OntoReferenced, mask_shown
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
@@ -63,6 +63,16 @@ def test_what_shows_less_than_half_of_the_brain_is_left_out_and_told(slices, use
         "T2": {"moved_mm": -1.0, "seen": 1.0, "used": True},
         "FLAIR": {"moved_mm": 4.0, "seen": pytest.approx(slices / 10), "used": used},
     }
+    shown = made.get("shown_contrast_FLAIR")
+    told = "anna: the FLAIR shows 50.0 % of the brain; what it does not show is made from the others."
+    assert (told in caplog.text) == used
+    assert "shown_contrast_T2" not in made
+    if used:
+        assert shown.shape == (1, 10, 10, 10)
+        assert shown[..., :5].all()
+        assert not shown[..., 5:].any()
+        assert torch.equal(mask_shown(made, "contrast_FLAIR", "grid_mask"), shown)
+    assert mask_shown(made, "contrast_T2", "grid_mask").all()
     # what was given is as it was
     assert source.meta["contrasts"]["FLAIR"] == {"moved_mm": 4.0}
     assert "contrast_FLAIR" in given

@@ -85,6 +85,24 @@ def test_the_stack_goes_back_as_the_reference_does():
     np.testing.assert_allclose(back.affine, np.diag([-2.0, 2.0, 2.0, 1.0]))
 
 
+def test_a_contrast_is_scaled_by_the_part_that_it_shows_which_is_told_in_further_channels():
+    """Zeros beyond the field of view would move its percentile."""
+    given = item(contrast_T2=volume(1), contrast_FLAIR=volume(2))
+    shown = torch.zeros(given["mask"].shape, dtype=torch.bool)
+    shown[..., 5:] = True
+    made = StackContrastsd(KEYS, percentile=50.0)({**given, "shown_contrast_FLAIR": shown})
+    assert made["image"].shape[0] == 6
+    whole = StackContrastsd(KEYS, percentile=50.0)(given)["image"]
+    assert torch.equal(made["image"][0], whole[0])
+    part = (given["mask"] > 0) & shown
+    values = torch.as_tensor(volume(2))
+    expected = (values / np.percentile(values[part], 50)).clamp(0, 1) * part
+    torch.testing.assert_close(torch.as_tensor(made["image"][1]), expected[0], atol=3e-3, rtol=0)
+    there = [torch.ones_like(shown), shown, torch.zeros_like(shown)]
+    assert torch.equal(torch.as_tensor(made["image"][3:]), torch.cat(there).float())
+    assert not any(str(key).startswith("shown") for key in made)
+
+
 def test_no_contrast_at_all_is_refused():
     with pytest.raises(CaseError, match="None of the contrasts contrast_T2, contrast_FLAIR, contrast_PD is there"):
         StackContrastsd(KEYS)(item())

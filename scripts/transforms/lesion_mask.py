@@ -1,0 +1,100 @@
+"""A lesion mask that a user gives beside the contrasts of a head."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import EnsureChannelFirst, ResampleToMatch, Transform
+
+from ..errors import CaseError
+from ..files import sha256_of_file
+from ..volumes.find import IMAGE_SUFFIXES
+from ..volumes.load import LoadVolume
+
+__all__ = ["LesionMaskd"]
+
+ENDINGS = ("", "_lesion", "_seg", "-seg")
+_NEAR = 0.1  # mm by which the corners of two grids may differ
+
+
+class LesionMaskd(Transform):
+    """Adds the lesion mask of a case from a folder, as `CASE.nii.gz`, `CASE_lesion`, `CASE_seg` or `CASE-seg`.
+
+    It lies on the grid of the reference as it was given; labels above 0, such as those of BraTS, are lesion. A case
+    without one has none. The meta of the source tells of it as `lesion_mask`: `file`, `sha256` and `ml`.
+
+    Args:
+        folder: of the masks; None leaves the data as they are.
+        structure: of the network; without one it takes no lesion.
+        reference: key of the volume on the network's grid, on which the mask is laid by the nearest voxel.
+        source_key: key of the reference as loaded, (1, H, W, Z).
+        output_key: receives the mask, (1, H, W, Z), 0 or 1.
+
+    Raises:
+        CaseError: a folder that is not there, or is given without a structure; in a call, a mask on another grid, or
+            one whose values are no labels.
+    """
+
+    def __init__(
+        self,
+        folder: Any = None,
+        structure: str | None = None,
+        reference: str = "image",
+        source_key: str = "source",
+        output_key: str = "lesion",
+    ) -> None:
+        self.folder = None if folder is None else Path(str(folder)).expanduser()
+        self.reference, self.source_key, self.output_key = reference, source_key, output_key
+        if self.folder is not None and structure is None:
+            raise CaseError("lesion_masks_dir is for weights that take a mask; give their structure, e.g. fractions.")
+        if self.folder is not None and not self.folder.is_dir():
+            raise CaseError(f"There is no folder {self.folder} of lesion_masks_dir; check the path.")
+        self._resample = ResampleToMatch(mode="nearest", padding_mode="zeros")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the mask of a case, if there is one."""
+        path = self._path(str(data.get("case", "")))
+        if path is None:
+            return dict(data)
+        source = data[self.source_key]
+        mask = _mask(path, source)
+        voxel = abs(float(np.linalg.det(np.asarray(source.affine, dtype=np.float64)[:3, :3])))
+        told = {"file": path.name, "sha256": sha256_of_file(path), "ml": round(float(mask.sum()) * voxel / 1000, 2)}
+        meta = {**source.meta, "lesion_mask": told}
+        return {
+            **data,
+            self.source_key: MetaTensor(source.as_tensor(), meta=meta, applied_operations=source.applied_operations),
+            self.output_key: self._resample(mask, img_dst=data[self.reference]),
+        }
+
+    def _path(self, case: str) -> Path | None:
+        if self.folder is None:
+            return None
+        named = (self.folder / f"{case}{ending}{suffix}" for ending in ENDINGS for suffix in IMAGE_SUFFIXES)
+        return next((path for path in named if path.is_file()), None)
+
+
+def _mask(path: Path, source: MetaTensor) -> MetaTensor:
+    """The mask in a file, (1, H, W, Z), 0 or 1; its voxels are the source's, in whatever order they are stored."""
+    mask = EnsureChannelFirst()(LoadVolume(image_only=True)(path))
+    apart = np.linalg.norm(_corners(mask)[:, None] - _corners(source)[None], axis=2).min(axis=1).max()
+    if sorted(mask.shape) != sorted(source.shape) or apart > _NEAR:
+        contrast = source.meta.get("contrast", "first contrast")
+        raise CaseError(f"The lesion mask {path.name} is not on the grid of the {contrast}; save it on that grid.")
+    values = mask.numpy()
+    if not np.isfinite(values).all() or (values < 0).any() or (values != values.round()).any():
+        raise CaseError(f"The lesion mask {path.name} has values that are no labels; give 0, and 1 in the lesion.")
+    return MetaTensor(torch.from_numpy((values > 0).astype(np.float32)), affine=mask.affine)
+
+
+def _corners(volume: MetaTensor) -> np.ndarray:
+    """(8, 3) mm."""
+    voxels = list(product(*([0, n - 1] for n in volume.shape[1:])))
+    return nib.affines.apply_affine(np.asarray(volume.affine, dtype=np.float64), voxels)
