@@ -34,6 +34,8 @@ ARROWS = {
     "serving": {"errors", "inferers", "schedulers", "conditioning"},
     # networks: which of them can be exported
     "exports": {"errors", "files", "options", "weights", "workflow", "networks"},
+    # schedulers: the schedule that they were trained with
+    "import_weights": {"errors", "files", "options", "weights", "workflow", "schedulers"},
     # volumes
     "dicom": {"errors", "files"},
     "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free
