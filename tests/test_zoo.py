@@ -165,6 +165,7 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "palette"),
         ("inference", "palette"),
         ("inference", "network_paper"),
+        ("inference", "slab_parallel"),
     ],
     ids="+".join,
 )
