@@ -100,6 +100,8 @@ class SlabRanks(OneProcess):
                 world_size=self.size,
                 timeout=waiting,
             )
+            if on_gpu:  # NCCL wants all ranks in its first exchange
+                dist.all_reduce(torch.zeros(1, device=self.device))
         except (RuntimeError, ValueError) as error:
             raise MachineError(
                 f"The processes did not find each other in {timeout:g} s ({_first_line(error)}): check torchrun's "

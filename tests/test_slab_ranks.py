@@ -3,19 +3,24 @@
 import multiprocessing
 import os
 import socket
+import sys
+import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from monai.bundle import run
 
 from scripts.codec import OrthonormalCodec
 from scripts.errors import CaseError, MachineError
 from scripts.inferers import ISTAInferer, UncertaintyInferer
 from scripts.schedulers import BrownianBridgeScheduler
 from scripts.slab_ranks import OneProcess, SlabRanks
+from tests.phantoms import write_head_ct
 
 SHAPE = (2, 1, 6, 4, 11)  # B, 1, H, W, Z
 VOLUME = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
@@ -38,17 +43,21 @@ class RandomNetwork(torch.nn.Module):
 
 
 class Stopping(RandomNetwork):
-    """Fails in one of the processes."""
+    """Fails, or takes too long, in one of the processes."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        super().__init__(6, 3)
+        self.stop = stop
 
     def forward(self, x, *args, **kwargs):
         if os.environ["RANK"] == "1":
-            raise MemoryError
+            self.stop()
         return super().forward(x, *args, **kwargs)
 
 
 def inferer(**options: Any) -> ISTAInferer:
     scheduler = BrownianBridgeScheduler(prediction_type="sample")
-    defaults = {"num_inference_steps": 4, "sampler": "implicit", "timestep_spacing": "lambda", "batch_size": 3}
+    defaults = {"num_inference_steps": 3, "sampler": "implicit", "timestep_spacing": "lambda", "batch_size": 3}
     return ISTAInferer(scheduler, **{**defaults, **options})
 
 
@@ -58,18 +67,22 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _rank(rank: int, size: int, port: int, folder: Path, function: Callable[[SlabRanks], Any]) -> None:
+def _rank(rank: int, size: int, port: int, folder: Path, function: Callable[[], Any]) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     try:
-        result = function(SlabRanks(timeout=20))
+        result = function()
     except CaseError as error:
         result = error
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        result = end.code
     torch.save(result, folder / f"{rank}.pt")
 
 
-def results_of(function: Callable[[SlabRanks], Any], size: int, folder: Path) -> list[Any]:
-    """What a function of its `SlabRanks` gives or raises in each of some processes; None where it ended the process."""
+def results_of(function: Callable[[], Any], size: int, folder: Path) -> list[Any]:
+    """What a function gives or raises in each of some processes; None where it ended the process well."""
     port, context = free_port(), multiprocessing.get_context("fork")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads; the children have one
@@ -117,8 +130,8 @@ CASES = {
 def test_three_processes_give_what_one_gives_to_the_bit(tmp_path):
     torch.set_num_threads(1)
 
-    def sample_all(ranks: SlabRanks) -> dict[str, torch.Tensor]:
-        given = {}
+    def sample_all() -> dict[str, torch.Tensor]:
+        given, ranks = {}, SlabRanks(timeout=20)
         for name, (case, options) in CASES.items():
             made, volume, network = case(**options, ranks=ranks)
             if ranks.rank == 0:
@@ -144,7 +157,8 @@ def test_three_processes_give_what_one_gives_to_the_bit(tmp_path):
 def test_the_others_serve_until_rank_0_has_finished(tmp_path):
     made, volume, network = plain()
 
-    def take_part(ranks: SlabRanks) -> torch.Tensor:
+    def take_part() -> torch.Tensor:
+        ranks = SlabRanks(timeout=20)
         mine = made.changed(ranks=ranks)
         ranks.serve(mine, network)
         images = [mine.changed(seed=seed, start_noise=True)(volume, network) for seed in (1, 2)]
@@ -157,18 +171,53 @@ def test_the_others_serve_until_rank_0_has_finished(tmp_path):
         assert torch.equal(image, made.changed(seed=seed, start_noise=True)(volume, network))
 
 
-def test_one_that_fails_ends_all_with_a_sentence_each(tmp_path):
-    def take_part(ranks: SlabRanks) -> None:
-        made, volume, _ = plain(ranks=ranks, batch_size=1)
-        network = Stopping(6, 3)
+def out_of_memory() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("stop", "timeout", "last_words"),
+    [
+        (out_of_memory, 20, "Process 1 of 2 failed at its share of a volume, which ends them all: The memory ran out"),
+        (partial(time.sleep, 2), 0.5, "Another of the 2 processes ended, or was not heard of in time, so process 1"),
+    ],
+    ids=["fails", "hangs"],
+)
+def test_one_that_stops_ends_all_with_a_sentence_each(stop, timeout, last_words, tmp_path):
+    def take_part() -> None:
+        ranks = SlabRanks(timeout=timeout)
+        made, volume, _ = plain(ranks=ranks, batch_size=20)
+        network = Stopping(stop)
         ranks.serve(made, network)
         made(volume, network)
 
-    waiting, failed = results_of(take_part, 2, tmp_path)
+    waiting, stopped = results_of(take_part, 2, tmp_path)
     assert isinstance(waiting, MachineError)
-    assert isinstance(failed, MachineError)
-    assert "Another of the 2 processes ended" in str(waiting)
-    assert str(failed).startswith("Process 1 of 2 failed at its share of a volume, which ends them all: The memory ran")
+    assert "Another of the 2 processes ended, or was not heard of in time, so process 0" in str(waiting)
+    assert isinstance(stopped, MachineError)
+    assert str(stopped).startswith(last_words)
+
+
+@pytest.mark.slow
+def test_the_main_job_shares_each_volume_and_one_process_writes(bundle_root, echo_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    for name in ("a", "b"):
+        write_head_ct(tmp_path / "in" / f"{name}.nii.gz")
+    (tmp_path / "in" / "broken.nii.gz").write_bytes(b"no volume")
+
+    def translate(output: str, *overlays: str) -> None:
+        configs = [str(bundle_root / "configs" / f"{name}.json") for name in ("inference", *overlays)]
+        folders = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / output)}
+        run(config_file=configs, logging_file=False, device="cpu", lesion_watch=False, **echo_settings, **folders)
+
+    said = results_of(partial(translate, "shared", "slab_parallel"), 2, tmp_path)
+    assert said[0].startswith("1 of 3 cases failed")
+    assert said[1] is None
+    with pytest.raises(SystemExit, match="1 of 3 cases failed"):
+        translate("alone")
+    assert sorted(os.listdir(tmp_path / "shared")) == sorted(os.listdir(tmp_path / "alone"))
+    for file in (tmp_path / "alone").iterdir():
+        assert (tmp_path / "shared" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_too_few_slices_and_a_start_without_torchrun_are_refused(monkeypatch):
