@@ -77,10 +77,13 @@ class SlabRanks(OneProcess):
 
     Raises:
         CaseError: torchrun did not start this process.
+        ValueError: the timeout is no positive number.
         MachineError: the processes do not find each other.
     """
 
     def __init__(self, device: str | torch.device = "cpu", timeout: float = 600) -> None:
+        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < 1e9:
+            raise ValueError(f"timeout is {timeout}; use a positive number of seconds.")
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             raise CaseError(
                 "slab_parallel.json shares a volume among the processes that torchrun starts: type torchrun "

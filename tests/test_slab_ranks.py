@@ -230,3 +230,5 @@ def test_too_few_slices_and_a_start_without_torchrun_are_refused(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(CaseError, match="torchrun --nproc_per_node 2"):
         SlabRanks()
+    with pytest.raises(ValueError, match="use a positive number of seconds"):
+        SlabRanks(timeout="soon")

@@ -268,10 +268,11 @@ class ISTAInferer(Inferer):
         channels = given_channels(images, self.channels)
         context = self._context(self.style_key if style_key is None else style_key, images)
         told = {"style_key": style_key, **conditions}
-        shares = self.ranks.shares(images.shape[-1])
+        num_slices = images.shape[-1]
+        shares = self.ranks.shares(num_slices)
         with self.ranks.sampling(arguments=self._plain_arguments(), inputs=images, conditions=told):
             output = self._translate(images, network, channels, context, conditions)
-            whole = [range(images.shape[-1]), *shares[1:]]
+            whole = [range(num_slices), *shares[1:]]
             output = self.ranks.exchange(output.movedim(-1, 0), shares, whole).movedim(0, -1)
         return convert_to_dst_type(output.contiguous(), inputs)[0]
 
@@ -289,8 +290,10 @@ class ISTAInferer(Inferer):
         conditions: Mapping[str, Tensor],
     ) -> Tensor:
         """This process's share of the target volumes, (B, 1, H, W, its slices), clipped to [0, 1]."""
+        share = self.ranks.shares(images.shape[-1])[self.ranks.rank]
+        made = (self.slab_size, self.codec, channels, self.encoded, self.endpoint, context, share)
         with autocast(images.device, self.dtype):
-            slices = slab_inputs(images, self.slab_size, self.codec, channels, self.encoded, self.endpoint, context)
+            slices = slab_inputs(images, *made)
         if conditions:
             network = partial(network, **conditions)
         predictor = SlabPredictor(
@@ -299,9 +302,10 @@ class ISTAInferer(Inferer):
             mirrored=self.mirrored,
             final_stride=self.final_stride,
             ranks=self.ranks,
+            num_slices=images.shape[-1],
         )
         margin = self.slab_size // 2
-        original = self._sample(predictor.inputs.endpoint, predictor)
+        original = self._sample(slices.endpoint, predictor)
         self.batch_size_used = predictor.batch_size_used
         with autocast(images.device, self.dtype):
             own = original[:, margin : original.shape[1] - margin]

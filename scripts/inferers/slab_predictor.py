@@ -90,13 +90,6 @@ class SlabInputs(NamedTuple):
         source = cut(self.source[volume])
         return source, source if self.endpoint is self.source else cut(self.endpoint[volume]), conditions
 
-    def of_slices(self, window: slice) -> SlabInputs:
-        """The same for some of the Z + 2N slices."""
-        source = self.source[:, window]
-        endpoint = source if self.endpoint is self.source else self.endpoint[:, window]
-        conditions = {name: slices[:, window] for name, slices in self.conditions.items()}
-        return self._replace(source=source, endpoint=endpoint, conditions=conditions)
-
 
 class SlabPredictor:
     """x0_hat of every slice of the state: the average over the slabs that hold it (CT2MRI's co-prediction, eq. 4).
@@ -104,7 +97,7 @@ class SlabPredictor:
     Args:
         network: called as in `call_network`.
         scheduler: knows what the network's prediction stands for.
-        inputs: what the network is given beside the state, for the whole volumes.
+        inputs: what the network is given beside the state.
         slab_size: 2N+1.
         slab_stride, final_stride: see `ISTAInferer`; with co-prediction the slabs move on by one slice from call to
             call.
@@ -114,6 +107,7 @@ class SlabPredictor:
         mirrored: whether each prediction is averaged with that of the slab mirrored left to right.
         ranks: the processes that share the slabs; each has its share of the slices and N more at each end, in its
             state and in `inputs`.
+        num_slices: Z of the whole volumes, None where there is one process.
     """
 
     def __init__(
@@ -129,17 +123,17 @@ class SlabPredictor:
         mirrored: bool = False,
         final_stride: int = 1,
         ranks: OneProcess | None = None,
+        num_slices: int | None = None,
     ) -> None:
         self.network = network
         self.scheduler = scheduler
         self.ranks = ranks or OneProcess()
-        self.num_slices = inputs.source.shape[1] - slab_size + 1
-        """Z of the whole volumes."""
+        self.num_slices = num_slices or inputs.source.shape[1] - slab_size + 1
         self.shares = self.ranks.shares(self.num_slices)
         share = self.shares[self.ranks.rank]
         self.window = slice(share.start, share.stop + slab_size - 1)
         """The slices of this process's state among the Z + 2N."""
-        self.inputs = inputs.of_slices(self.window)
+        self.inputs = inputs
         self.slab_size = slab_size
         self.slab_stride = slab_stride
         self.batch_size = batch_size
