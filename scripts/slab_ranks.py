@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .devices import check_device
 from .errors import CaseError, MachineError, reason
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class SlabRanks(OneProcess):
         timeout: seconds for which a rank waits for another while a volume is sampled.
 
     Raises:
-        CaseError: torchrun did not start this process.
+        CaseError: torchrun did not start this process, or there is no such device.
         ValueError: the timeout is no positive number.
         MachineError: the processes do not find each other.
     """
@@ -89,28 +90,31 @@ class SlabRanks(OneProcess):
                 "slab_parallel.json shares a volume among the processes that torchrun starts: type torchrun "
                 "--nproc_per_node 2 -m monai.bundle run in the place of python -m monai.bundle run."
             )
+        check_device(str(device))
         self.device = torch.device(device)
-        on_gpu = self.device.type == "cuda"
-        if on_gpu:
-            torch.cuda.set_device(self.device)
-        waiting = timedelta(seconds=timeout)
         try:
-            self._store, self.rank, self.size = next(dist.rendezvous("env://", timeout=waiting))
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-                store=self._store,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=waiting,
-            )
-            if on_gpu:  # NCCL wants all ranks in its first exchange
-                dist.all_reduce(torch.zeros(1, device=self.device))
+            self._meet(timedelta(seconds=timeout))
         except (RuntimeError, ValueError) as error:
             raise MachineError(
                 f"The processes did not find each other in {timeout:g} s ({_first_line(error)}): check torchrun's "
                 "options --nnodes, --nproc_per_node and --rdzv-endpoint, and the network between the machines."
             ) from error
         self._volumes = 0
+
+    def _meet(self, timeout: timedelta) -> None:
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(self.device)
+        self._store, self.rank, self.size = next(dist.rendezvous("env://", timeout=timeout))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=self._store,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timeout,
+        )
+        if on_gpu:  # NCCL wants all ranks in its first exchange
+            dist.all_reduce(torch.zeros(1, device=self.device))
 
     def exchange(self, rows: Tensor, owned: Sequence[range], needed: Sequence[range]) -> Tensor:
         """See `OneProcess.exchange`; to be called on all ranks alike."""

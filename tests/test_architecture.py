@@ -30,7 +30,7 @@ ARROWS = {
     "tissue_loss": {"codec"},
     "conditioning": {"volumes"},  # the key of a volume that is given
     "networks": {"schedulers", "slabs", "losses"},
-    "slab_ranks": {"errors"},
+    "slab_ranks": {"errors", "devices"},
     # devices: how many slabs a call takes; slab_ranks: who samples which slices
     "inferers": {"schedulers", "codec", "slabs", "devices", "slab_ranks"},
     "serving": {"errors", "inferers", "schedulers", "conditioning"},
