@@ -13,6 +13,7 @@ COMMANDS = {
     "report": "scripts.report.report:report",
     "benchmark": "scripts.benchmark.command:benchmark",
     "export": "scripts.exports.export:export",
+    "import_weights": "scripts.import_weights:import_weights",
     "serve_dicom": "scripts.dicom_node.serve:serve_dicom",
     "package": "scripts.packaging:package",
 }

@@ -165,6 +165,8 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "many_to_one_train", "cola_diff_train"),
         ("train", "palette"),
         ("inference", "palette"),
+        ("inference", "network_paper"),
+        ("inference", "slab_parallel"),
     ],
     ids="+".join,
 )

@@ -23,7 +23,7 @@ from monai.utils import CommonKeys
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..errors import CaseError, machine_error, reason
+from ..errors import CaseError, MachineError, machine_error, reason
 from ..files import check_folder, write_whole, writing_into
 from ..outputs.saver import SaveSyntheticd
 from .loading import Overlap, timed
@@ -148,6 +148,8 @@ class CaseEvaluator(SupervisedEvaluator):
             self._wait()
         try:
             batch, output = self._sample(batchdata)
+        except MachineError:  # such as of a process that shared the sampling and is gone
+            raise
         except Exception as error:
             self._close(index, reason(error))
         else:
