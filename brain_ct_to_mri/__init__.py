@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["__version__", "translate"]
+__all__ = ["CaseError", "__version__", "translate"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "translate":
-        from .api import translate
+    if name in ("CaseError", "translate"):
+        from . import api
 
-        return translate
+        return getattr(api, name)
     if name == "__version__":
         from .info import version
 

@@ -88,7 +88,8 @@ class _Translator:
             check_device(options["device"])
         self.folder = tempfile.TemporaryDirectory()
         folders = {"dataset_dir": f"{self.folder.name}/in", "output_dir": f"{self.folder.name}/out"}
-        workflow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **folders, cases=[], **options)
+        settings = {**folders, "cases": [], "inferer#inferer#progress": False, **options}
+        workflow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **settings)
         workflow.parser.parse(reset=True)  # without what `initialize` does to the whole process
         workflow.parser.get_parsed_content("load_weights")
         self.evaluator = workflow.parser.get_parsed_content("evaluator")
@@ -160,4 +161,4 @@ def _read(path: Path) -> nib.Nifti1Image:
     image = nib.load(path)
     record = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8"))
     record["source"].pop("sha256", None)  # of a file that was made for this alone
-    return nib.Nifti1Image(np.array(image.dataobj), None, image.header, extra={"record": record})
+    return nib.Nifti1Image(np.array(image.dataobj), image.affine, image.header, extra={"record": record})

@@ -48,20 +48,21 @@ def write_derivative(cases: Sequence[Mapping[str, Any]], saver: SaveSyntheticd, 
         raise CaseError(f"BIDS has no name for a synthetic {saver.target_contrast}; leave configs/bids.json out.")
     root = Path(str(dataset_dir)).expanduser()
     raw = root if (root / "dataset_description.json").is_file() else None
-    record = saver.record
-    folder = check_folder(saver.output_dir / "derivatives" / record["bundle"])
-    _write_description(folder, record, raw)
+    folder = check_folder(saver.output_dir / "derivatives" / saver.record["bundle"])
+    _write_description(folder, saver.record, raw)
     written: dict[Path, str] = {}
     clashes = []
     for item in cases:
         if "failure" in item or not saver.is_done(item):
             continue
-        name = derivative_name(item, saver.target_contrast, _source_contrast(item, saver))
+        result = saver.output_dir / f"{item['case']}{saver.suffix}"
+        record = json.loads(Path(f"{result}.json").read_text(encoding="utf-8"))
+        name = derivative_name(item, record["target_contrast"], record["source_contrast"])
         if name in written:
             clashes.append(f"{written[name]} and {item['case']}")
         else:
             written[name] = item["case"]
-            _write_case(item, saver, folder / name, raw)
+            _write_case(Path(f"{result}.nii.gz"), folder / name, _sidecar(record, item, raw))
     if clashes:
         raise CaseError(
             f"In BIDS the results of {clashes[0]} would have one name, so that {len(clashes)} were left out; "
@@ -95,24 +96,16 @@ def _entities_of(item: Mapping[str, Any]) -> dict[str, str]:
     return {"sub": re.sub("[^A-Za-z0-9]", "", item["case"]) or "unnamed"}
 
 
-def _record_of(item: Mapping[str, Any], saver: SaveSyntheticd) -> dict[str, Any]:
-    return json.loads((saver.output_dir / f"{item['case']}{saver.suffix}.json").read_text(encoding="utf-8"))
-
-
-def _source_contrast(item: Mapping[str, Any], saver: SaveSyntheticd) -> str:
-    return _record_of(item, saver).get("source_contrast", saver.source_contrast)
-
-
-def _write_case(item: Mapping[str, Any], saver: SaveSyntheticd, start: Path, raw: Path | None) -> None:
+def _write_case(result: Path, start: Path, told: Mapping[str, Any]) -> None:
     """The image, then its JSON, which says that the image is there."""
-    sidecar = json.dumps(_sidecar(_record_of(item, saver), item, raw), indent=2) + "\n"
+    sidecar = json.dumps(told, indent=2) + "\n"
     image, beside = (start.with_name(start.name + ending) for ending in (".nii.gz", ".json"))
     if image.is_file() and beside.is_file() and beside.read_text(encoding="utf-8") == sidecar:
         return
     check_folder(start.parent)
     beside.unlink(missing_ok=True)
     with written_whole(image) as temporary:
-        shutil.copyfile(saver.output_dir / f"{item['case']}{saver.suffix}.nii.gz", temporary)
+        shutil.copyfile(result, temporary)
     write_whole(beside, sidecar)
 
 
