@@ -161,4 +161,4 @@ def _read(path: Path) -> nib.Nifti1Image:
     image = nib.load(path)
     record = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8"))
     record["source"].pop("sha256", None)  # of a file that was made for this alone
-    return nib.Nifti1Image(np.array(image.dataobj), image.affine, image.header, extra={"record": record})
+    return nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header, extra={"record": record})

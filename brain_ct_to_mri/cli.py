@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def translate_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line of a translation; an option that it does not know goes to the main job, which checks it."""
+    """The command line of a translation.
+
+    Args:
+        words: what was typed; an option among them that nobody knows goes to the main job, which refuses it by name.
+    """
     parser = argparse.ArgumentParser(
         prog="brain-ct-to-mri",
         description="Translate brain CT into synthetic T1 MRI.",
@@ -45,6 +49,18 @@ def translate_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _add_own(parser)
+    group = parser.add_argument_group("options of the main job")
+    for name, default, meaning in _documented():
+        _add_passed(group, name, f"{meaning} (default: {default})".replace("%", "%%"))
+    typed = {word.partition("=")[0] for word in words if re.match("--|-[a-zA-Z]", word)}
+    for name in sorted(typed - parser._option_string_actions.keys()):
+        _add_passed(group, name, argparse.SUPPRESS)
+    return parser
+
+
+def _add_own(parser: argparse.ArgumentParser) -> None:
+    """What the main job does not have as an option."""
     parser.add_argument("source", metavar="CT_OR_FOLDER", help="a file, a folder of them, or DICOM")
     parser.add_argument("output", metavar="OUT", help="folder for the results")
     quality = parser.add_mutually_exclusive_group()
@@ -58,16 +74,6 @@ def translate_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--config_file", metavar="NAME", action="append", default=[], help="a further config file, such as sparse"
     )
     parser.add_argument("--version", action="version", version=version())
-    group = parser.add_argument_group("options of the main job")
-    known = {"--config_file"}
-    for name, default, meaning in _documented():
-        known.add(name)
-        _add_passed(group, name, f"{meaning} (default: {default})".replace("%", "%%"))
-    for word in words:
-        name = word.partition("=")[0]
-        if re.match("--|-[a-zA-Z]", name) and name not in known | set(parser._option_string_actions):
-            _add_passed(group, name, argparse.SUPPRESS)
-    return parser
 
 
 def _add_passed(group: Any, name: str, what: str) -> None:

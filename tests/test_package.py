@@ -149,6 +149,8 @@ def test_what_is_wrong_is_one_sentence(tmp_path, echo):
     image = nib.load(path)
     with pytest.raises(CaseError, match=r"^bert.nii.gz is empty"):
         brain_ct_to_mri.translate(named(image, 0.0), **echo)
+    with pytest.raises(CaseError, match="This task translates one image; give it alone"):
+        brain_ct_to_mri.translate({"CT": image}, **echo)
     with pytest.raises(CaseError, match="There is no setting detale; did you mean detail"):
         brain_ct_to_mri.translate(image, **echo, detale=0)
     with pytest.raises(CaseError, match="give its affine"):
