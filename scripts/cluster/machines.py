@@ -73,7 +73,7 @@ class Machines:
             cpus, gpus = self._share(ray.cluster_resources())
             threads = {"OMP_NUM_THREADS": str(cpus), "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(cpus)}
             path = os.pathsep.join([bundle_root(), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-            variables = {**threads, "PYTHONPATH": path, "TQDM_DISABLE": "1"}
+            variables = {**threads, "PYTHONPATH": path}
             worker = ray.remote(CaseWorker).options(
                 num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": variables}, max_restarts=0
             )

@@ -52,8 +52,10 @@ class CaseWorker:
                 "dataset_dir and output_dir on a disk that all machines share, under the same path."
             )
         os.chdir(self.folder)
-        replaced = {} if self.stored is None else {"dataset_dir": str(self.stored.dataset_dir)}
-        workflow = started_workflow(self.words, cases=[], **replaced)
+        replaced = {"cases": [], "inferer#inferer#progress": False}
+        if self.stored is not None:
+            replaced["dataset_dir"] = str(self.stored.dataset_dir)
+        workflow = started_workflow(self.words, **replaced)
         for step in main_steps(workflow.parser["run"])[1:]:
             workflow.parser.get_parsed_content(f"run#{step}")
         self.evaluator = workflow.parser.get_parsed_content("evaluator")
