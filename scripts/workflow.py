@@ -74,7 +74,7 @@ def started_workflow(words: Sequence[str], **replaced: Any) -> ConfigWorkflow:
         replaced: settings that take the place of those in the config files, by name.
 
     Raises:
-        CaseError: see `start`.
+        RuntimeError: MONAI's, caused by a CaseError: see `start`.
     """
     made: list[ConfigWorkflow] = []
     typed, sys.argv = sys.argv, [find_spec("monai.bundle.__main__").origin, "run", *words]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,8 @@ def run(
         cluster: see there, and for the others.
 
     Raises:
-        CaseError: what would end the main job; Ray or the cluster is not there.
+        CaseError: Ray or the cluster is not there, or what would end the main job; where MONAI has wrapped it, it is
+            the cause of a RuntimeError.
         SystemExit: cases failed.
     """
     machines = Machines(cluster, workers, cpus, gpus)
@@ -93,14 +95,14 @@ class Cohort:
         store: where the files of the cases are, if that is no folder.
 
     Raises:
-        CaseError: what would end the main job.
+        CaseError: see `run`.
     """
 
     def __init__(self, options: Mapping[str, Any], store: Store | None = None) -> None:
         self.options = dict(options)
         self.store = store
         # whether a device is there is a question to the workers
-        workflow = started_workflow(_words({name: self.options[name] for name in self.options if name != "device"}))
+        workflow = started_workflow(_words(self.options, "device"))
         main_steps(workflow.parser["run"])
         setting = workflow.parser.get_parsed_content
         self.cases = setting("own_cases")
@@ -112,13 +114,13 @@ class Cohort:
         """Translate what is not done yet, and end as the main job does.
 
         Raises:
-            CaseError: what would end the main job.
+            CaseError: see `run`.
             SystemExit: cases failed.
         """
         self.failures.begin()
         try:
             with _mark(self.failures.folder) as mark, machines.pool(self._of_worker(mark), retries) as pool:
-                self._count(pool.translate(self.cases))
+                self._count(pool.translate(self.cases), mark)
         finally:
             remove_remains(self.failures.folder)  # of workers that were killed
         if self.done_before:
@@ -127,19 +129,34 @@ class Cohort:
 
     def _of_worker(self, mark: Path) -> tuple[Any, ...]:
         """The arguments of `CaseWorker`."""
-        store = None if self.store is None else Store(self.store.url, self.store.listed_at)
-        return _words(self.options), os.getcwd(), str(mark), store
+        if self.store is None:
+            return _words(self.options, "section_of"), os.getcwd(), str(mark), None
+        store = Store(self.store.url, self.store.listed_at)  # without the open connection
+        return _words(self.options, "section_of", "dataset_dir"), os.getcwd(), str(mark), store
 
-    def _count(self, outcomes: Iterable[tuple[int, dict[str, Any] | None]]) -> None:
+    def _count(self, outcomes: Iterable[tuple[int, dict[str, Any] | None]], mark: Path) -> None:
+        start, ends, at_work = time.perf_counter(), [], 0.0
         with logging_redirect_tqdm(), tqdm(total=len(self.cases), desc="cases", unit="case") as bar:
             for index, outcome in outcomes:
-                item = self.cases[index]
-                if outcome is None:
-                    self.done_before += 1
-                elif "failure" in outcome:
-                    file = outcome["file"] if "file" in outcome else self._source_name(item)
-                    self.failures.note(index, item["case"], file, outcome["failure"])
+                ends.append(time.perf_counter() - start)
+                at_work += (outcome or {}).get("seconds", 0.0)
+                self._note(index, outcome)
+                mark.touch()  # what is not touched for a day is taken for a dead program's
                 bar.update()
+        if ends:
+            logger.info(
+                f"The first case was done after {ends[0]:.1f} s, the last after {ends[-1]:.1f} s; the workers spent "
+                f"{at_work:.1f} s on cases, {1000 * at_work / len(ends):.0f} ms on each."
+            )
+
+    def _note(self, index: int, outcome: Mapping[str, Any] | None) -> None:
+        """Count what came of a case, and write it down where it failed."""
+        item = self.cases[index]
+        if outcome is None:
+            self.done_before += 1
+        elif "failure" in outcome:
+            file = outcome["file"] if "file" in outcome else self._source_name(item)
+            self.failures.note(index, item["case"], file, outcome["failure"])
 
     def _source_name(self, item: Mapping[str, Any]) -> str:
         """How records name the source of a case whose worker cannot tell any more."""
@@ -160,6 +177,6 @@ def _mark(folder: Path) -> Iterator[Path]:
         mark.unlink(missing_ok=True)
 
 
-def _words(options: Mapping[str, Any]) -> list[str]:
-    """The main job's command line."""
-    return [f"--{name}={value}" for name, value in options.items()]
+def _words(options: Mapping[str, Any], *without: str) -> list[str]:
+    """The main job's command line, without some options."""
+    return [f"--{name}={value}" for name, value in options.items() if name not in without]

@@ -40,6 +40,9 @@ class Pool:
         self.make = make
         self.room = room
         self.retries = retries
+        self._cases: Sequence[dict[str, Any]] = ()
+        self._waiting: deque[int] = deque()
+        self._lost: Counter[int] = Counter()
         self._idle: list[ActorHandle] = []
         self._busy: dict[ray.ObjectRef, tuple[ActorHandle, int | None]] = {}  # None: it loads the network
         self._lost_at_start = 0
@@ -55,46 +58,50 @@ class Pool:
             CaseError: what would end the main job, such as weights that are not there or a full disk; or workers are
                 lost before they have a case.
         """
-        waiting, lost = deque(range(len(cases))), Counter()
+        self._cases, self._waiting, self._lost = cases, deque(range(len(cases))), Counter()
         num_open = len(cases)
         while num_open:
-            self._hand_out(waiting, cases, num_open)
+            self._hand_out()
             for done in ray.wait(list(self._busy), timeout=_LOOK_S)[0]:
                 worker, index = self._busy.pop(done)
-                try:
-                    outcome = self._result(done)
-                except RayError as error:
-                    self._lose(worker, index, error)
-                    if index is None:
-                        continue
-                    lost[index] += 1
-                    if lost[index] <= self.retries:
-                        waiting.append(index)  # behind the others: it may be what its worker was lost for
-                        continue
-                    outcome = {"case": cases[index]["case"], "failure": _why_lost(lost[index])}
-                else:
-                    self._idle.append(worker)
-                if index is not None:
-                    self._lost_at_start = 0
+                for outcome in self._outcomes(done, worker, index):
                     num_open -= 1
                     yield index, outcome
 
+    def _outcomes(self, done: ray.ObjectRef, worker: ActorHandle, index: int | None) -> Iterator[dict[str, Any] | None]:
+        """What came of a case; nothing where it is to be tried again, or the worker had none yet."""
+        try:
+            outcome = self._result(done)
+        except RayError as error:
+            self._lose(worker, index, error)
+            if index is None:
+                return
+            self._lost[index] += 1
+            if self._lost[index] <= self.retries:
+                self._waiting.append(index)  # behind the others: it may be what its worker was lost for
+                return
+            outcome = {"case": self._cases[index]["case"], "failure": _why_lost(self._lost[index])}
+        else:
+            self._idle.append(worker)
+        if index is not None:
+            self._lost_at_start = 0
+            yield outcome
+
     def close(self) -> None:
         """End the workers, also those that are at work."""
-        closing = [worker.close.remote() for worker in self._idle]
-        with suppress(RayError):
-            ray.wait(closing, num_returns=len(closing), timeout=_PATIENCE_S) if closing else None
+        if closing := [worker.close.remote() for worker in self._idle]:
+            ray.wait(closing, num_returns=len(closing), timeout=_PATIENCE_S)
         for worker in (*self._idle, *(worker for worker, _ in self._busy.values())):
             _end(worker)
 
-    def _hand_out(self, waiting: deque[int], cases: Sequence[dict[str, Any]], num_open: int) -> None:
+    def _hand_out(self) -> None:
         """Give each idle worker a case; where none is left, start as many as there is room and work for."""
-        while waiting and self._idle:
-            worker, index = self._idle.pop(), waiting.popleft()
-            self._busy[worker.translate.remote(cases[index])] = worker, index
+        while self._waiting and self._idle:
+            worker, index = self._idle.pop(), self._waiting.popleft()
+            self._busy[worker.translate.remote(self._cases[index])] = worker, index
         num_starting = sum(index is None for _, index in self._busy.values())
         # at least one, for which a cluster that grows on demand gets a machine
-        num_new = min(max(self.room(), 1) - len(self._busy), len(waiting) - num_starting)
+        num_new = min(max(self.room(), 1) - len(self._busy), len(self._waiting) - num_starting)
         for _ in range(num_new):
             worker = self.make()
             self._busy[worker.load.remote()] = worker, None

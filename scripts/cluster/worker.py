@@ -21,7 +21,7 @@ class CaseWorker:
     """What a worker of the cluster does; Ray makes an actor of it.
 
     Args:
-        words: the command line of the main job.
+        words: the command line of the main job, without `dataset_dir` where that is a store.
         folder: where it was typed.
         mark: a file in the output folder by which a worker knows that it is the same on its machine.
         stored: the cases of a store, where `dataset_dir` is one.
@@ -52,10 +52,8 @@ class CaseWorker:
                 "dataset_dir and output_dir on a disk that all machines share, under the same path."
             )
         os.chdir(self.folder)
-        replaced = {"cases": [], "inferer#inferer#progress": False}
-        if self.stored is not None:
-            replaced["dataset_dir"] = str(self.stored.dataset_dir)
-        workflow = started_workflow(self.words, **replaced)
+        more = [] if self.stored is None else [f"--dataset_dir={self.stored.dataset_dir}"]
+        workflow = started_workflow([*self.words, *more], **{"cases": [], "inferer#inferer#progress": False})
         for step in main_steps(workflow.parser["run"])[1:]:
             workflow.parser.get_parsed_content(f"run#{step}")
         self.evaluator = workflow.parser.get_parsed_content("evaluator")

@@ -30,10 +30,11 @@ PATIENCE = 400  # seconds; the machine may be busy
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    """A folder of small heads, of which one is bad."""
+    """A folder of small heads, of which one is bad and one in a subfolder."""
     folder = tmp_path_factory.mktemp("cases")
+    (folder / "sub").mkdir()
     for number in range(NUMBER):
-        write_case(folder / f"c{number:03d}.nii.gz", number)
+        write_case(folder / ("sub" if number == NUMBER - 1 else "") / f"c{number:03d}.nii.gz", number)
     return folder
 
 
@@ -104,7 +105,7 @@ def translate(config, settings, two_machines, tmp_path, monkeypatch):
 def when_done(folder, number):
     """Wait until so many cases are done."""
     until = time.monotonic() + PATIENCE
-    while len(list(folder.glob("c*_t1.json"))) < number and time.monotonic() < until:
+    while len(list(folder.glob("*_t1.json"))) < number and time.monotonic() < until:
         time.sleep(0.02)
 
 
@@ -156,7 +157,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     when_done(tmp_path / "out", 3)
     driver.kill()
     driver.wait()
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("c*_t1.json")}
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*_t1.json")}
     assert 3 <= len(made) < NUMBER - 1, (tmp_path / "log").read_text()
     assert translate().startswith(f"1 of {NUMBER} cases failed")
     assert {path: path.stat().st_mtime_ns for path in made} == made
