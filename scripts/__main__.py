@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 COMMANDS = {
     "prepare": "scripts.prepare.command:prepare",
     "evaluate": "scripts.evaluation.evaluate:evaluate",
+    "cluster": "scripts.cluster.command:cluster",
     "knowledge_base": "scripts.knowledge_base:knowledge_base",
     "learning_curves": "scripts.evaluation.curves:learning_curves",
     "report": "scripts.report.report:report",

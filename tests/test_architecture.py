@@ -63,6 +63,8 @@ ARROWS = {
     },
     "engines": {"errors", "files", "inferers", "schedulers", "conditioning"},  # it saves the style keys it trained on
     "cohort": {"errors", "files", "outputs"},
+    # the main job as a user types it, one case at a time; what a prepared set is called, for its list in a store
+    "cluster": {"errors", "files", "options", "workflow", "cohort", "outputs", "data", "volumes"},
     "dicom_node": {
         "errors",
         "files",

@@ -12,7 +12,7 @@ from ignite.engine import Events
 from monai.engines import IterationEvents
 from monai.transforms import Compose
 
-from scripts.cohort import cases as cases_module
+from scripts.cohort import failures as failures_module
 from scripts.cohort.cases import CaseEvaluator, pending_cases
 from scripts.cohort.loading import CaseDataset, CaseLoader, Overlap
 from scripts.errors import CaseError, MachineError
@@ -224,7 +224,7 @@ def test_a_full_disk_on_which_not_even_failures_json_fits_is_told_all_the_same(t
     def full(path, content):
         raise MachineError("no room for failures.json")
 
-    monkeypatch.setattr(cases_module, "write_whole", full)
+    monkeypatch.setattr(failures_module, "write_whole", full)
     with pytest.raises(MachineError, match="The disk is full; free space"):
         Stages(2, tmp_path, save=save).evaluator.run()
 
