@@ -73,6 +73,9 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config_file", metavar="NAME", action="append", default=[], help="a further config file, such as sparse"
     )
+    parser.add_argument(
+        "--cluster", metavar="WHERE", help="share the cases among workers of Ray: auto, HOST:PORT, or how many here"
+    )
     parser.add_argument("--version", action="version", version=version())
 
 
@@ -104,10 +107,10 @@ def _translate(words: Sequence[str]) -> None:
     files = config_files(typed.task, typed.fast, typed.best, typed.bids, typed.dicom, typed.config_file)
     options = {"dataset_dir": typed.source, "output_dir": typed.output, **getattr(typed, "passed", {})}
     put_bundle_first()
-    sys.argv = command_line(files, options)
+    sys.argv = command_line(files, options, typed.cluster)
     failed = None
     try:
-        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+        runpy.run_module("scripts" if typed.cluster else "monai.bundle", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         if not typed.report or not isinstance(end.code, str):  # a sentence is of cases that failed
             raise

@@ -49,10 +49,16 @@ def _config_file(name: str) -> str:
     return str(config_of(name)) if config_of(name).is_file() else name
 
 
-def command_line(files: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """The words of `python -m monai.bundle run`; an option that is None stands without a value."""
+def command_line(files: Sequence[str], options: Mapping[str, Any], cluster: str | None = None) -> list[str]:
+    """The words of `python -m monai.bundle run`, or on a cluster those of `python -m scripts cluster`.
+
+    An option that is None stands without a value.
+    """
     words = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]
-    return [str(_monai_bundle()), "run", "--config_file", str(list(files)), *words]
+    typed = ["--config_file", str(list(files)), *words]
+    if cluster is None:
+        return [str(_monai_bundle()), "run", *typed]
+    return ["scripts", "cluster", f"--cluster={cluster}", *typed]
 
 
 def _monai_bundle() -> Path:

@@ -26,8 +26,8 @@ def typed(monkeypatch):
         monkeypatch.setattr("runpy.run_module", lambda name, **_: seen.append((name, list(sys.argv))))
         cli.main(words)
         ((module, arguments),) = seen
-        assert module == "monai.bundle"
-        options = typed_options(arguments)
+        assert module == ("scripts" if arguments[1] == "cluster" else "monai.bundle")
+        options = typed_options(["monai/bundle/__main__.py", *arguments[1:]])
         files = options.pop("config_file")
         return [name.rpartition("/")[2].split(".")[0] for name in files.strip("[]").split("', '")], options
 
@@ -54,6 +54,12 @@ def test_switches_are_config_files_in_the_order_that_they_need(typed):
 def test_other_options_pass_through_wherever_they_stand(typed, words):
     folders = {"dataset_dir": "in", "output_dir": "out"}
     assert typed(*words)[1] == {**folders, "detail": "0", "device": "cpu", "made_up": "[0, 80]", "overwrite": None}
+
+
+def test_a_cluster_is_given_the_main_job_as_it_was_typed(typed):
+    files, options = typed("in", "out", "--cluster", "2", "--workers", "4", "--fast")
+    assert files == ["inference", "fast"]
+    assert options == {"cluster": "2", "dataset_dir": "in", "output_dir": "out", "workers": "4"}
 
 
 def test_a_command_line_that_cannot_be_understood_ends_with_2(capsys):

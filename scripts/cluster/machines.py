@@ -126,6 +126,7 @@ def _ray() -> Any:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # the same warning of two cases is two warnings
     try:
         import ray
+        import ray.actor  # a folder called ray, such as /tmp/ray of Ray's own, would be a package, too
     except ImportError as error:
         raise CaseError("Ray is not installed here; pip install -r requirements-ray.txt") from error
     return ray
