@@ -28,8 +28,8 @@ def cut(head: torch.Tensor, *where: slice) -> torch.Tensor:
     return made
 
 
-def inputs_of(volumes: torch.Tensor, channels=CHANNELS, share: range = range(10)):
-    return slab_inputs(volumes, 3, PixelCodec(), channels, ("source",), "mean_present", None, share)
+def inputs_of(volumes: torch.Tensor, channels=CHANNELS, share: range | None = None):
+    return slab_inputs(volumes, 3, PixelCodec(), channels, ("source",), "mean_present", None, share or range(10))
 
 
 def started(volumes: torch.Tensor) -> torch.Tensor:
