@@ -145,9 +145,9 @@ class LatentL2Loss(_BridgeLoss):
         self.register_buffer("channel_weights", channel_weights, persistent=False)
 
     def error(self, difference: Tensor) -> Tensor:
-        """w d^2, slice after slice."""
+        """w d^2; a slab has the slices of its first channel, then those of the next."""
         slices = difference.shape[1] // len(self.channel_weights)
-        return difference.square() * self.channel_weights.to(difference).repeat(slices)[:, None, None]
+        return difference.square() * self.channel_weights.to(difference).repeat_interleave(slices)[:, None, None]
 
 
 class GradientL1Loss(nn.Module):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from scripts.inferers.states import encode_slabs
 from scripts.losses import (
     BridgeL1Loss,
     BridgeL2Loss,
@@ -47,14 +48,19 @@ def test_without_weights_they_are_pytorchs_own() -> None:
 
 
 def test_the_loss_of_states_is_that_of_the_images_where_the_decoder_scales_channels() -> None:
-    """A decoder that multiplies two channels by 3 and 0.5, over slabs of three slices."""
-    scales = torch.tensor([3.0, 0.5], dtype=torch.float64)
-    prediction, target = (states.repeat(1, 2, 1, 1) for states in batch())
-    images = [states.unflatten(1, (3, 2)) * scales[:, None, None] for states in (prediction, target)]
-    torch.testing.assert_close(LatentL2Loss(scales.square())(prediction, target), torch.nn.MSELoss()(*images))
+    """A codec whose states are the pixels of blocks of 2 x 2 divided by scales, over slabs of three slices."""
+    scales = torch.tensor([3.0, 0.5, 1.0, 0.25], dtype=torch.float64)
+    images = torch.rand(2, 4, 3, 4, 6, dtype=torch.float64)
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        return functional.pixel_unshuffle(pixels, 2) / scales[:, None, None]
+
+    prediction, target = (encode_slabs(slabs, 1, encode) for slabs in images)
+    loss = LatentL2Loss(scales.square())(prediction, target)
+    torch.testing.assert_close(loss, torch.nn.MSELoss()(*images))
     timesteps = torch.tensor([0, 3, 5, 9])
     weighted = LatentL2Loss(scales.square(), 2 * torch.ones(10))(prediction, (target, timesteps))
-    torch.testing.assert_close(weighted, 2 * torch.nn.MSELoss()(*images))
+    torch.testing.assert_close(weighted, 2 * loss)
 
 
 @pytest.mark.parametrize(("loss", "power"), [(BridgeL1Loss, 1), (BridgeL2Loss, 2)])
