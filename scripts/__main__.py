@@ -8,11 +8,13 @@ from pkgutil import resolve_name
 COMMANDS = {
     "prepare": "scripts.prepare.command:prepare",
     "evaluate": "scripts.evaluation.evaluate:evaluate",
+    "cluster": "scripts.cluster.command:cluster",
     "knowledge_base": "scripts.knowledge_base:knowledge_base",
     "learning_curves": "scripts.evaluation.curves:learning_curves",
     "report": "scripts.report.report:report",
     "benchmark": "scripts.benchmark.command:benchmark",
     "export": "scripts.exports.export:export",
+    "import_weights": "scripts.import_weights:import_weights",
     "serve_dicom": "scripts.dicom_node.serve:serve_dicom",
     "package": "scripts.packaging:package",
 }

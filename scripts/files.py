@@ -20,6 +20,7 @@ from .text import readable
 # what a file system says that cannot rename, or not across its parts; then the content is copied
 _NO_RENAMING = {errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _LITTLE = 2**20  # bytes; with less than that free, a disk is full
+_BLOCK = 2**20  # bytes that are read at a time
 
 
 def _host() -> str:
@@ -38,8 +39,11 @@ _ABANDONED_S = 86400.0  # a temporary file of another computer, whose processes 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sha256_if_there(path: str | os.PathLike) -> str | None:
@@ -190,6 +194,8 @@ def _is_abandoned(path: Path, process: int, host: str) -> bool:
 
 
 def _runs(process: int) -> bool:
+    if os.name == "nt":  # there `kill` would end the process that it asks about
+        return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -33,7 +33,7 @@ TEXTS = frozenset(
         *("weights", "against"),
         *("style_key", "shipped_style_key", "shipped_style_keys", "skull_strip"),
         *("knowledge_base", "codec"),
-        *("section", "val_section", "fit_section", "subjects", "rows", "series_uid"),
+        *("section", "section_of", "val_section", "fit_section", "subjects", "rows", "series_uid"),
         *("source_contrast", "target_contrast", "tracking_uri", "experiment_name", "run_name"),
     }
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import CaseError
 from .files import sha256_of_file
 
-__all__ = ["check_start", "load_codec", "load_start", "load_weights", "sha256_of_file"]
+__all__ = ["check_start", "load_codec", "load_start", "load_weights", "misfits", "sha256_of_file", "some"]
 
 
 def load_start(network: nn.Module, path: str | os.PathLike) -> str:
@@ -48,10 +48,10 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> str:
 def _load(network: nn.Module, path: str | os.PathLike, made: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> str:
     path = Path(path)
     state_dict = made(_read_state_dict(path))
-    misfits = _misfits(network.state_dict(), state_dict)
-    if misfits:
+    wrong = misfits(network.state_dict(), state_dict)
+    if wrong:
         raise CaseError(
-            f"The weights in {path.name} do not fit the network ({'; '.join(misfits)}): "
+            f"The weights in {path.name} do not fit the network ({'; '.join(wrong)}): "
             "give the weights that were trained with this network_def, or the network_def of these weights."
         )
     network.load_state_dict(state_dict, strict=True)
@@ -125,12 +125,12 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        held = f"a dictionary of {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
+        held = f"a dictionary of {some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
         raise CaseError(f"{path.name} holds {held}, not a plain state dict: export the network's own state_dict().")
     return dict(content)
 
 
-def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """What does not fit, in words; empty if all does."""
     missing = [key for key in wanted if key not in given]
     unknown = [key for key in given if key not in wanted]
@@ -140,9 +140,10 @@ def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
         if key in given and given[key].shape != tensor.shape
     ]
     kinds = {"missing": missing, "not in the network": unknown, "of another shape": reshaped}
-    return [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
+    return [f"{len(keys)} {kind}: {some(keys)}" for kind, keys in kinds.items() if keys]
 
 
-def _some(names: Iterable[str], at_most: int = 3) -> str:
+def some(names: Iterable[str], at_most: int = 3) -> str:
+    """The first of some names, for a sentence."""
     names = list(names)
     return ", ".join(names[:at_most]) + (", ..." if len(names) > at_most else "")

@@ -6,17 +6,19 @@ import copy
 import inspect
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monai.bundle import ConfigParser
+import fire
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.bundle.reference_resolver import ReferenceResolver
 
 from .devices import check_device, keep_freed_memory
 from .errors import shorten_errors
 from .options import check_options, texts_as_written, typed_options
 
-__all__ = ["bundle_root", "config_as_read", "start"]
+__all__ = ["bundle_root", "config_as_read", "start", "started_workflow"]
 
 Caller = TypeVar("Caller", ReferenceResolver, ConfigParser)
 
@@ -62,6 +64,26 @@ def start(arguments: Sequence[str] | None = None) -> None:
     resolver = _caller(ReferenceResolver)
     if resolver is not None:
         _take_as_typed(arguments, resolver)
+
+
+def started_workflow(words: Sequence[str], **replaced: Any) -> ConfigWorkflow:
+    """The workflow of `python -m monai.bundle run WORDS` after its first step, `start`, for who takes the others.
+
+    Args:
+        words: the command line, such as `["--config_file", "configs/inference.json", "--output_dir=out"]`.
+        replaced: settings that take the place of those in the config files, by name.
+
+    Raises:
+        RuntimeError: MONAI's, caused by a CaseError: see `start`.
+    """
+    made: list[ConfigWorkflow] = []
+    typed, sys.argv = sys.argv, [find_spec("monai.bundle.__main__").origin, "run", *words]
+    try:
+        fire.Fire(lambda **options: made.append(create_workflow(**{**options, **replaced})), command=list(words))
+        made[0].parser.get_parsed_content("run#0")
+    finally:
+        sys.argv = typed
+    return made[0]
 
 
 def _take_as_typed(arguments: Sequence[str], resolver: ReferenceResolver) -> None:

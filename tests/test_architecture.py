@@ -31,10 +31,14 @@ ARROWS = {
     "tissue_loss": {"codec"},
     "conditioning": {"volumes"},  # the key of a volume that is given
     "networks": {"schedulers", "slabs", "losses"},
-    "inferers": {"schedulers", "codec", "slabs", "devices"},  # devices: how many slabs a call takes
+    "slab_ranks": {"errors", "devices"},
+    # devices: how many slabs a call takes; slab_ranks: who samples which slices
+    "inferers": {"schedulers", "codec", "slabs", "devices", "slab_ranks"},
     "serving": {"errors", "inferers", "schedulers", "conditioning"},
     # networks: which of them can be exported
     "exports": {"errors", "files", "options", "weights", "workflow", "networks"},
+    # schedulers: the schedule that they were trained with
+    "import_weights": {"errors", "files", "options", "weights", "workflow", "schedulers"},
     # volumes
     "dicom": {"errors", "files", "contrast_agents"},
     "volumes": {"errors", "files", "text", "devices", "dicom"},  # devices: what memory is free
@@ -59,6 +63,8 @@ ARROWS = {
     },
     "engines": {"errors", "files", "inferers", "schedulers", "conditioning"},  # it saves the style keys it trained on
     "cohort": {"errors", "files", "outputs"},
+    # the main job as a user types it, one case at a time; what a prepared set is called, for its list in a store
+    "cluster": {"errors", "files", "options", "workflow", "cohort", "outputs", "data", "volumes"},
     "dicom_node": {
         "errors",
         "files",

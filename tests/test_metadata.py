@@ -14,6 +14,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 
+import brain_ct_to_mri
+
 SCHEMA = Path(__file__).with_name("meta_schema_20240725.json")
 
 
@@ -38,13 +40,16 @@ def test_lies_at_the_top_too(bundle_root, files):
     assert (bundle_root / "metadata.json").resolve() == Path(files["meta_file"]).resolve()
 
 
-def test_version_is_the_latest_of_the_changelog_and_that_of_the_project(metadata, bundle_root):
+def test_version_is_the_latest_of_the_changelog_and_that_of_the_wheel(metadata, bundle_root):
     numbers = {
         tuple(map(int, re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", version).groups())) for version in metadata["changelog"]
     }
     assert ".".join(map(str, max(numbers))) == metadata["version"]
-    project = tomllib.loads((bundle_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["version"] == metadata["version"]
+    project = tomllib.loads((bundle_root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["dynamic"] == ["version"]
+    source = project["tool"]["hatch"]["version"]
+    found = re.search(source["pattern"], (bundle_root / source["path"]).read_text(encoding="utf-8"))
+    assert found["version"] == brain_ct_to_mri.__version__ == metadata["version"]
 
 
 def test_names_the_versions_it_is_tested_with(metadata):

@@ -11,7 +11,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from scripts import workflow
-from scripts.errors import CaseError
+from scripts.errors import CaseError, reason
 from scripts.options import is_text
 
 
@@ -31,6 +31,24 @@ def test_start_shortens_errors_and_refuses_mistyped_options(bundle_root, monkeyp
         workflow.start([*command, "--device", "cuda:99"])
     workflow.start([*command, "--device", "cpu"])
     assert sys.excepthook is not default
+
+
+def test_a_workflow_is_started_as_its_command_would(bundle_root, monkeypatch):
+    """What is typed is read as it is there, whatever this process was started with; its cases are looked for later."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(workflow, "keep_freed_memory", lambda: None)
+    argv = list(sys.argv)
+    config = f"--config_file={[str(bundle_root / 'configs' / 'inference.json')]}"
+    words = [config, "--dataset_dir", "nowhere", "--output_dir=hs #2", "--overwrite=True", "--logging_file=False"]
+    setting = workflow.started_workflow(words, cases=[]).parser.get_parsed_content
+    assert setting("output_dir") == "hs #2"
+    assert setting("overwrite") is True
+    assert setting("own_cases") == []
+    assert sys.argv == argv
+    with pytest.raises(RuntimeError) as refused:
+        workflow.started_workflow([config, "--datset_dir=x", "--logging_file=False"])
+    assert reason(refused.value) == "There is no setting datset_dir; did you mean dataset_dir?"
+    assert sys.argv == argv
 
 
 WORDS = [

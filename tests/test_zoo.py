@@ -127,7 +127,8 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("inference", "flair_to_t1"),
         ("inference", "onnx"),
         ("inference", "inference_trt"),
-        ("inference", "dicom"),
+        ("inference", "fast", "dicom"),
+        ("inference", "best", "bids"),
         ("inference", "sparse"),
         ("inference", "sparse", "rebrain"),
         ("inference", "many_to_one"),
@@ -165,6 +166,8 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "many_to_one_train", "cola_diff_train"),
         ("train", "palette"),
         ("inference", "palette"),
+        ("inference", "network_paper"),
+        ("inference", "slab_parallel"),
     ],
     ids="+".join,
 )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +20,12 @@ from monai.utils import CommonKeys
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..errors import CaseError, machine_error, reason
-from ..files import check_folder, write_whole, writing_into
+from ..errors import CaseError, MachineError, machine_error, reason
 from ..outputs.saver import SaveSyntheticd
+from .failures import Failures
 from .loading import Overlap, timed
 
-__all__ = ["CaseEvaluator", "pending_cases"]
+__all__ = ["CaseEvaluator", "pending_case", "pending_cases"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +35,18 @@ def pending_cases(cases: Sequence[dict[str, str]], saver: SaveSyntheticd, overwr
 
     One whose files could not have their names is among them with the reason as its `failure`.
     """
-    problems = [saver.name_problem(item["case"]) for item in cases]
-    named = [{**item, "failure": why} if why else item for item, why in zip(cases, problems, strict=True)]
-    pending = [item for item in named if overwrite or not _is_done(item, saver)]
+    checked = (pending_case(item, saver, overwrite) for item in cases)
+    pending = [item for item in checked if item is not None]
     if len(pending) < len(cases):
         logger.info(f"{len(cases) - len(pending)} of {len(cases)} cases are done already (overwrite does them again).")
     return pending
+
+
+def pending_case(item: dict[str, str], saver: SaveSyntheticd, overwrite: bool) -> dict[str, str] | None:
+    """A case as it is among the `pending_cases`; None where it is not."""
+    if why := saver.name_problem(item["case"]):
+        item = {**item, "failure": why}
+    return item if overwrite or not _is_done(item, saver) else None
 
 
 def _is_done(item: dict[str, str], saver: SaveSyntheticd) -> bool:
@@ -63,9 +66,10 @@ class CaseEvaluator(SupervisedEvaluator):
     postprocessed.
 
     Args:
-        saver: where the outputs go; `failures.json` is written there while cases fail, and is absent when none did.
+        saver: where the outputs go, and `Failures`.
         num_cases: cases there are, those done before included; for the last line.
         overlap: see `Overlap`.
+        section: of the cohort that these cases are, such as "3/16"; None where they are all.
         kwargs: of `SupervisedEvaluator`, with a `CaseLoader` of one `CaseDataset` item at a time.
 
     Raises:
@@ -77,14 +81,21 @@ class CaseEvaluator(SupervisedEvaluator):
             and "run" from the first to the last.
     """
 
-    def __init__(self, saver: SaveSyntheticd, num_cases: int, overlap: str = Overlap.NONE, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        saver: SaveSyntheticd,
+        num_cases: int,
+        overlap: str = Overlap.NONE,
+        section: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.saver = saver
         self.num_cases = num_cases
         self.overlap = Overlap(overlap)
         self.cases = self.data_loader.dataset.data
         self.seconds = self.data_loader.dataset.seconds
-        self._failures: dict[int, dict[str, str]] = {}
+        self._failures = Failures(saver.output_dir, section)
         self._lock = threading.Lock()
         self._waiting: Future | None = None
 
@@ -96,16 +107,12 @@ class CaseEvaluator(SupervisedEvaluator):
     @property
     def failures(self) -> list[dict[str, str]]:
         """Case, file and reason of each case that failed, in the order of the cases."""
-        return [self._failures[index] for index in sorted(self._failures)]
+        return self._failures.listed
 
     def run(self, global_epoch: int = 1) -> None:
         """Translate every case of the loader; raises nothing for a single case."""
-        self._failures.clear()
+        self._failures.begin()
         self._waiting = None
-        check_folder(self.saver.output_dir)
-        self.saver.remove_partial()
-        with writing_into(self.saver.output_dir):
-            self._failures_file.unlink(missing_ok=True)
         if len(self.data_loader) == 0:
             return
         with (
@@ -126,7 +133,10 @@ class CaseEvaluator(SupervisedEvaluator):
             item: `{"case": CASE, "image": path}`, the path of a volume or the paths of a DICOM series.
 
         Returns:
-            `case`, `seconds` taken, and `failure`, the reason in one sentence, where it failed; nothing is raised.
+            `case`, `seconds` taken, and `failure`, the reason in one sentence, where it failed.
+
+        Raises:
+            MachineError: what the machine refuses every case, such as on a full disk; nothing else.
         """
         start = time.perf_counter()
         try:
@@ -134,6 +144,8 @@ class CaseEvaluator(SupervisedEvaluator):
             with _saving_thread() as thread:
                 thread.submit(self._postprocess, batch, output).result()
         except Exception as error:
+            if (refused := machine_error(error)) is not None:
+                raise refused from None
             failure = {"failure": reason(error)}
         else:
             failure = {}
@@ -148,6 +160,8 @@ class CaseEvaluator(SupervisedEvaluator):
             self._wait()
         try:
             batch, output = self._sample(batchdata)
+        except MachineError:  # such as of a process that shared the sampling and is gone
+            raise
         except Exception as error:
             self._close(index, reason(error))
         else:
@@ -211,25 +225,18 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def _note(self, index: int, why: str) -> None:
         item = self.cases[index]
-        try:
-            file = self.saver.source_name(item["image"])
-        except Exception:  # it may not be there any more
-            file = ""
-        self._failures[index] = {"case": item["case"], "file": file, "reason": why}
-        write_whole(self._failures_file, json.dumps(self.failures, indent=2) + "\n")
-        logger.error(f"{item['case']} failed: {why}")
+        self._failures.note(index, item["case"], self.source_name(item), why)
 
-    @property
-    def _failures_file(self) -> Path:
-        return self.saver.output_dir / "failures.json"
+    def source_name(self, item: dict[str, str]) -> str:
+        """How records name the source of a case; empty where that cannot be told any more."""
+        try:
+            return self.saver.source_name(item["image"])
+        except Exception:  # it may not be there any more
+            return ""
 
     def finish(self) -> None:
         """Say where the outputs are; where cases failed, end the program with status 1 and a sentence."""
-        done = self.num_cases - len(self.failures)
-        folder = self.saver.output_dir.resolve()
-        logger.info(f"Translated {done} of {self.num_cases}; the outputs are in {folder}")
-        if self.failures:
-            sys.exit(f"{len(self.failures)} of {self.num_cases} cases failed; {folder / 'failures.json'} tells why.")
+        self._failures.finish(self.num_cases)
 
 
 @contextmanager

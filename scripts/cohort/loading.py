@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class CaseDataset(Dataset):
             return {**case, "failure": reason(error)}
 
 
-class Overlap(StrEnum):
+class Overlap(str, Enum):
     """What runs at the same time in a cohort. The outputs are the same bytes.
 
     none: nothing.
@@ -66,6 +66,8 @@ class Overlap(StrEnum):
     NONE = "none"
     SAVING = "saving"
     ALL = "all"
+
+    __str__ = str.__str__
 
     @classmethod
     def _missing_(cls, value: object) -> None:

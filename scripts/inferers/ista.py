@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..codec import PixelCodec
 from ..schedulers import AffineScheduler, NamedChoice, TimestepSpacing, sampler_named
+from ..slab_ranks import OneProcess
 from ..slabs import slices_to_volume
 from .slab_predictor import SlabPredictor, autocast
 from .states import Endpoint, check_channels, decode_slices, given_channels, slab_inputs
@@ -138,6 +139,7 @@ class ISTAInferer(Inferer):
         detail: float = 1.0,
         mirrored: bool = False,
         final_stride: int = 1,
+        ranks: OneProcess | None = None,
     ) -> None:
         super().__init__()
         self.scheduler = scheduler
@@ -165,6 +167,7 @@ class ISTAInferer(Inferer):
         self.detail = detail
         self.mirrored = mirrored
         self.final_stride = final_stride
+        self.ranks = ranks or OneProcess()
         self.batch_size_used: int | None = None
         """Slabs a call at the end of the latest volume; None before the first."""
         self._check()
@@ -229,8 +232,10 @@ class ISTAInferer(Inferer):
 
     def changed(self, **arguments: Any) -> ISTAInferer:
         """The same inferer with other arguments of the constructor; the two share no state, scheduler included."""
-        own = {name: getattr(self, name) for name in inspect.signature(ISTAInferer).parameters}
-        return ISTAInferer(**{**own, "scheduler": copy.deepcopy(self.scheduler), **arguments})
+        return ISTAInferer(**{**self._arguments(), "scheduler": copy.deepcopy(self.scheduler), **arguments})
+
+    def _arguments(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in inspect.signature(ISTAInferer).parameters}
 
     @torch.no_grad()
     def __call__(
@@ -262,8 +267,33 @@ class ISTAInferer(Inferer):
         images = convert_to_tensor(inputs, track_meta=False)
         channels = given_channels(images, self.channels)
         context = self._context(self.style_key if style_key is None else style_key, images)
+        told = {"style_key": style_key, **conditions}
+        num_slices = images.shape[-1]
+        shares = self.ranks.shares(num_slices)
+        with self.ranks.sampling(arguments=self._plain_arguments(), inputs=images, conditions=told):
+            output = self._translate(images, network, channels, context, conditions)
+            whole = [range(num_slices), *shares[1:]]
+            output = self.ranks.exchange(output.movedim(-1, 0), shares, whole).movedim(0, -1)
+        return convert_to_dst_type(output.contiguous(), inputs)[0]
+
+    def _plain_arguments(self) -> dict[str, Any]:
+        """What another process, with the same parts, needs to do as this one does."""
+        parts = {"scheduler", "codec", "ranks"}
+        return {**{name: v for name, v in self._arguments().items() if name not in parts}, "progress": False}
+
+    def _translate(
+        self,
+        images: Tensor,
+        network: Callable[..., Tensor],
+        channels: Mapping[str, int],
+        context: Tensor | None,
+        conditions: Mapping[str, Tensor],
+    ) -> Tensor:
+        """This process's share of the target volumes, (B, 1, H, W, its slices), clipped to [0, 1]."""
+        share = self.ranks.shares(images.shape[-1])[self.ranks.rank]
+        made = (self.slab_size, self.codec, channels, self.encoded, self.endpoint, context, share)
         with autocast(images.device, self.dtype):
-            slices = slab_inputs(images, self.slab_size, self.codec, channels, self.encoded, self.endpoint, context)
+            slices = slab_inputs(images, *made)
         if conditions:
             network = partial(network, **conditions)
         predictor = SlabPredictor(
@@ -271,13 +301,15 @@ class ISTAInferer(Inferer):
             co_prediction=self.co_prediction,
             mirrored=self.mirrored,
             final_stride=self.final_stride,
+            ranks=self.ranks,
+            num_slices=images.shape[-1],
         )
         margin = self.slab_size // 2
-        original = self._sample(slices.endpoint, predictor)[:, margin : margin + images.shape[-1]]
+        original = self._sample(slices.endpoint, predictor)
         self.batch_size_used = predictor.batch_size_used
         with autocast(images.device, self.dtype):
-            output = slices_to_volume(decode_slices(original, self.codec)).clamp_(0, 1)
-        return convert_to_dst_type(output, inputs)[0]
+            own = original[:, margin : original.shape[1] - margin]
+            return slices_to_volume(decode_slices(own, self.codec)).clamp_(0, 1)
 
     @staticmethod
     def _context(style_key: np.ndarray | Tensor | None, like: Tensor) -> Tensor | None:
@@ -298,13 +330,13 @@ class ISTAInferer(Inferer):
         mean = None
         between = position % 1  # the result lies this far from the last but one x0_hat to the last
         starts_from_noise = self.start_noise or self.scheduler.starts_from_noise
-        noise = self._noise(source, generator) if starts_from_noise else None
+        noise = self._noise(source, generator, predict) if starts_from_noise else None
         sample, history = self.scheduler.initial_sample(source, noise), None
         with tqdm(total=len(timesteps), desc="sampling", leave=False, disable=not self.progress) as bar:
             for timestep, previous in pairwise(timesteps):
                 original = predict(sample, timestep, final=between > 0 and previous == timesteps[-1])
                 mean = original if mean is None else mean
-                noise = self._noise(source, generator) if self._draws(timestep, previous) else None
+                noise = self._noise(source, generator, predict) if self._draws(timestep, previous) else None
                 sample = self.scheduler.step_from_original_sample(
                     original, timestep, previous, sample, source, self.sampler, self.eta, noise, history
                 )
@@ -331,14 +363,17 @@ class ISTAInferer(Inferer):
     def _draws(self, timestep: int, previous_timestep: int) -> bool:
         return self.scheduler.step_coefficients(timestep, previous_timestep, self.sampler, self.eta).noise > 0
 
-    def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Standard normal, the same on every device, in every floating type and for every volume of the batch."""
-        noise = torch.randn(like.shape[1:], generator=generator)
+    def _noise(self, like: Tensor, generator: torch.Generator, predict: SlabPredictor) -> Tensor:
+        """Standard normal, the same on every device, in every floating type and for every volume of the batch.
+
+        It is drawn for all slices, of which `like` may be a share.
+        """
+        noise = torch.randn((predict.num_slices + self.slab_size - 1, *like.shape[2:]), generator=generator)
         rho = self.noise_correlation
         if rho > 0:
             for z in range(1, len(noise)):
                 noise[z] = rho * noise[z - 1] + (1 - rho**2) ** 0.5 * noise[z]
-        return noise.to(like).expand_as(like)
+        return noise[predict.window].to(like).expand_as(like)
 
     def _correct(self, sample: Tensor, timestep: int, source: Tensor, predict: SlabPredictor) -> None:
         """One correction along the score (eq. 5), in place; the length is set slice by slice."""

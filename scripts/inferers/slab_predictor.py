@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..devices import batch_that_fits, is_out_of_memory
 from ..schedulers import AffineScheduler
+from ..slab_ranks import OneProcess
 from ..slabs import add_slabs, extract_slabs, slab_centres, slab_weights
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,9 @@ class SlabPredictor:
         dtype: floating type of the network's call.
         co_prediction: whether a slice is averaged over all slabs that hold it, or taken from the one centred nearest.
         mirrored: whether each prediction is averaged with that of the slab mirrored left to right.
+        ranks: the processes that share the slabs; each has its share of the slices and N more at each end, in its
+            state and in `inputs`.
+        num_slices: Z of the whole volumes, None where there is one process.
     """
 
     def __init__(
@@ -121,9 +125,17 @@ class SlabPredictor:
         co_prediction: bool = True,
         mirrored: bool = False,
         final_stride: int = 1,
+        ranks: OneProcess | None = None,
+        num_slices: int | None = None,
     ) -> None:
         self.network = network
         self.scheduler = scheduler
+        self.ranks = ranks or OneProcess()
+        self.num_slices = num_slices or inputs.source.shape[1] - slab_size + 1
+        self.shares = self.ranks.shares(self.num_slices)
+        share = self.shares[self.ranks.rank]
+        self.window = slice(share.start, share.stop + slab_size - 1)
+        """The slices of this process's state among the Z + 2N."""
         self.inputs = inputs
         self.slab_size = slab_size
         self.slab_stride = slab_stride
@@ -141,23 +153,53 @@ class SlabPredictor:
 
         Where a call finds too little memory, it is made again with half as many slabs.
         """
-        average = torch.zeros_like(sample)
-        num_slices = sample.shape[1] - self.slab_size + 1
         # without co-prediction each slice keeps to its slab: none moves, and more would change nothing but the cost
         stride = self.final_stride if final and self.co_prediction else self.slab_stride
-        centres = slab_centres(num_slices, stride, self.turn if self.co_prediction else 0)
+        centres = slab_centres(self.num_slices, stride, self.turn if self.co_prediction else 0)
         self.turn += 1
-        weights = slab_weights(centres, num_slices, self.slab_size, self.co_prediction).to(sample)
-        for volume, total in enumerate(average):
-            start = 0
-            while start < len(centres):
-                now = slice(start, start + self._batch_size(sample, volume, num_slices))
-                original = self._original(sample[volume], volume, timestep, centres[now])
-                if original is None:
-                    continue
-                add_slabs(total, original, weights[now], centres[now])
-                start += len(original)
+        weights = slab_weights(centres, self.num_slices, self.slab_size, self.co_prediction).to(sample)
+        # the slabs of other processes reach beyond this one's slices
+        beyond = self.slab_size - 1 if self.ranks.size > 1 else 0
+        average = torch.empty_like(sample)
+        for volume, slices in enumerate(average):
+            total = slices.new_zeros((len(slices) + 2 * beyond, *slices.shape[1:]))
+            predicted = self._predicted(sample[volume], volume, timestep, centres)
+            if self.ranks.size > 1:
+                predicted = self._exchanged(predicted, centres, sample[volume])
+            for now, original in predicted:
+                add_slabs(total, original, weights[now], centres[now] - self.window.start + beyond)
+            slices.copy_(total[beyond : beyond + len(slices)])
         return average
+
+    def _predicted(self, sample: Tensor, volume: int, timestep: int, centres: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """x0_hat of this process's slabs, call by call, with which of all slabs they are."""
+        own = _between(centres, self.shares[self.ranks.rank])
+        start = own.start
+        while start < own.stop:
+            stop = min(own.stop, start + self._batch_size(sample, volume, len(own)))
+            original = self._original(sample, volume, timestep, centres[start:stop] - self.window.start)
+            if original is not None:
+                yield slice(start, stop), original
+                start = stop
+
+    def _exchanged(
+        self, predicted: Iterator[tuple[slice, Tensor]], centres: Tensor, sample: Tensor
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The slabs of all processes that hold slices of this one, in the groups in which one process adds them."""
+        none = sample.new_empty((0, sample.shape[1] * self.slab_size, *sample.shape[2:]))
+        own = torch.cat([none, *(original for _, original in predicted)])
+        reach = self.slab_size - 1
+        owned = [_between(centres, share) for share in self.shares]
+        needed = [_between(centres, range(share.start - reach, share.stop + reach)) for share in self.shares]
+        slabs = self.ranks.exchange(own, owned, needed)
+        here = needed[self.ranks.rank]
+        size = self.batch_size_used or self.batch_size  # of a process without slabs of its own
+        size = len(centres) if size == "auto" else size
+        start = here.start
+        while start < here.stop:
+            stop = min(here.stop, (start // size + 1) * size)
+            yield slice(start, stop), slabs[start - here.start : stop - here.start]
+            start = stop
 
     def _original(self, sample: Tensor, volume: int, timestep: int, centres: Tensor) -> Tensor | None:
         """x0_hat of some slabs of a volume, or None where the memory ran out."""
@@ -173,7 +215,7 @@ class SlabPredictor:
         size = self.batch_size_used or self.batch_size
         if size == "auto":
             first = torch.zeros(1).long()
-            slab = extract_slabs(sample[volume], first, self.slab_size)
+            slab = extract_slabs(sample, first, self.slab_size)
             source, _, conditions = self.inputs.slabs(volume, first, self.slab_size)
             call = partial(call_network, self.network, slab, 0, source, self.inputs.context, self.dtype, **conditions)
             size = batch_that_fits(call, sample.device, most)
@@ -200,3 +242,8 @@ class SlabPredictor:
         self.batch_size_used = len(slabs) // 2
         logger.warning(f"The memory ran out with {len(slabs)} slabs a call; going on with {self.batch_size_used}.")
         return None
+
+
+def _between(centres: Tensor, slices: range) -> range:
+    """Which of the slabs are centred on some slices."""
+    return range(int((centres < slices.start).sum()), int((centres < slices.stop).sum()))

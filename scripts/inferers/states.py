@@ -100,10 +100,12 @@ def slab_inputs(
     encoded: Sequence[str],
     endpoint: str,
     context: Tensor | None,
+    share: range,
 ) -> SlabInputs:
     """Volumes (B, sum of channels, H, W, Z), [0, 1], as padded slices by name; names not encoded are mean-pooled.
 
-    Channels called `shown`, one for each contrast, are no condition: they say where it is there and shows the head.
+    Of a share of the Z slices, these and N more at each end are made. Channels called `shown`, one for each contrast,
+    are no condition: they say where it is there and shows the head.
     """
     encoded = [name for name in encoded if name in channels]
     parts = dict(zip(channels, volumes.split(list(channels.values()), dim=1), strict=True))
@@ -111,16 +113,19 @@ def slab_inputs(
     presence = presence_of(parts["source"]) if channels["source"] > 1 else None
     if "shown" in parts:
         presence = presence_in_slices(source_images, volume_to_slices(parts.pop("shown")), presence)
-        places = torch.arange(presence.shape[1] + slab_size - 1) - slab_size // 2
+        places = torch.arange(share.start, share.stop + slab_size - 1) - slab_size // 2
         presence = presence[:, places.clamp(0, presence.shape[1] - 1)]
+    first, stop = max(share.start - slab_size // 2, 0), share.stop + slab_size // 2
+    window = slice(share.start - first, share.stop - first + slab_size - 1)
     padded = {}
     for name, part in parts.items():
-        images = volume_to_slices(part)
+        images = volume_to_slices(part)[:, first:stop]
         encode = codec.encode_source if name == "source" else codec.encode if name in encoded else None
         states = _coded(images, encode) if encode else _pooled_slices(images, codec.factor)
         zeros = torch.zeros_like(images[:1, :1])
         background = _coded(zeros, encode) if encode else torch.zeros_like(states[:1, :1])
-        padded[name] = pad_slices(states, slab_size, end_fills(source_images, states, background))
+        # where the share's end is not the volume's, what it is filled with is outside the window
+        padded[name] = pad_slices(states, slab_size, end_fills(source_images, states, background))[:, window]
     source = padded.pop("source")
     start = endpoint_of(source, channels["source"], codec, endpoint, presence)
     return SlabInputs(source, start, context, padded, presence)

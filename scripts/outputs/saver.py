@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..contrasts import contrast_ending, contrast_named, contrasts_in
 from ..errors import CaseError
-from ..files import longest_name, move, writing_into
+from ..files import longest_name, move, temporary_name, writing_into
 from ..transforms.checks import value_range
 from ..transforms.sparse import AcquiredSlices, nearest_slices
 from ..volumes.load import file_name
@@ -259,7 +259,8 @@ class SaveSyntheticd(SaveImaged):
 
     def _save(self, outputs: _CaseOutputs) -> None:
         """Write the files of a case, all of them or none."""
-        working = self.output_dir / f".{outputs.stem}.partial"
+        # its name tells which process it is of: others may be at work in this folder
+        working = temporary_name(self.output_dir / "case")
         shutil.rmtree(working, ignore_errors=True)
         with writing_into(self.output_dir):
             working.mkdir(parents=True)
@@ -311,8 +312,7 @@ class SaveSyntheticd(SaveImaged):
 
     def name_problem(self, case: str) -> str | None:
         """Why the files of a case cannot have their names, told before it is translated; None where they can."""
-        stem = f"{case}{self.suffix}"
-        longest = max(len(os.fsencode(name)) for name in (f".{stem}.partial", f"{stem}{UNCERTAINTY_ENDING}"))
+        longest = len(os.fsencode(f"{case}{self.suffix}{UNCERTAINTY_ENDING}"))
         allowed = longest_name(self.output_dir)
         if longest <= allowed:
             return None
@@ -357,11 +357,6 @@ class SaveSyntheticd(SaveImaged):
         except (OSError, ValueError):
             return {}
         return made if isinstance(made, dict) else {}
-
-    def remove_partial(self) -> None:
-        """Remove what a killed run left under temporary names."""
-        for folder in self.output_dir.glob(f".*{self.suffix}.partial"):
-            shutil.rmtree(folder, ignore_errors=True)
 
     def source_name(self, source: str | os.PathLike | list[str]) -> str:
         """How records name a source file or series; see `SourceRecorder`."""

@@ -91,10 +91,15 @@ def list_cases(
 
 
 def list_failures(results_dir: Path) -> list[dict[str, str]]:
-    """The cases that failed, {"case", "file", "reason"}, from failures.json; none where there is no such file."""
-    path = results_dir / "failures.json"
-    if not path.is_file():
-        return []
+    """The cases that failed, {"case", "file", "reason"}; none where there is no such file.
+
+    They stand in failures.json, or for each section of a cohort in a file such as failures_3_of_16.json.
+    """
+    files = [results_dir / "failures.json", *sorted(results_dir.glob("failures_*_of_*.json"))]
+    return [failure for path in files if path.is_file() for failure in _read_failures(path)]
+
+
+def _read_failures(path: Path) -> list[dict[str, str]]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         return [

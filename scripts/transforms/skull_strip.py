@@ -179,12 +179,20 @@ def _run(arguments: list[str], timeout: float, stderr: Path, name: str) -> None:
             ) from error
         finally:  # also when the user interrupts
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                _kill(process)
                 process.wait()
     if code != 0:
         lines = [line for line in stderr.read_text(errors="replace").splitlines() if line.strip()]
         message = f"said: {lines[-1].strip()}" if lines else "said nothing"
         raise CaseError(f"{what} failed for {name} with exit code {code} and {message}")
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """End a program, and what it started where the system knows groups of processes."""
+    if os.name == "nt":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _mask_path(method: Path, image: MetaTensor, case: str | None) -> Path:

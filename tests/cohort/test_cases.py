@@ -12,7 +12,7 @@ from ignite.engine import Events
 from monai.engines import IterationEvents
 from monai.transforms import Compose
 
-from scripts.cohort import cases as cases_module
+from scripts.cohort import failures as failures_module
 from scripts.cohort.cases import CaseEvaluator, pending_cases
 from scripts.cohort.loading import CaseDataset, CaseLoader, Overlap
 from scripts.errors import CaseError, MachineError
@@ -207,6 +207,16 @@ def test_a_full_disk_ends_the_run_and_the_case_is_named(tmp_path):
     assert stages.failures() == [{"case": "c1", "file": "c1.nii", "reason": "The disk is full; free space."}]
 
 
+def test_a_machine_that_fails_while_a_case_is_sampled_ends_the_run(tmp_path):
+    def sample(number):
+        raise MachineError("Another process ended.")
+
+    stages = Stages(3, tmp_path, "none", sample=sample)
+    with pytest.raises(MachineError, match="Another process"):
+        stages.evaluator.run()
+    assert "load 1" not in stages.seen
+
+
 def test_a_full_disk_on_which_not_even_failures_json_fits_is_told_all_the_same(tmp_path, monkeypatch):
     def save(number):
         raise MachineError("The disk is full; free space.")
@@ -214,7 +224,7 @@ def test_a_full_disk_on_which_not_even_failures_json_fits_is_told_all_the_same(t
     def full(path, content):
         raise MachineError("no room for failures.json")
 
-    monkeypatch.setattr(cases_module, "write_whole", full)
+    monkeypatch.setattr(failures_module, "write_whole", full)
     with pytest.raises(MachineError, match="The disk is full; free space"):
         Stages(2, tmp_path, save=save).evaluator.run()
 

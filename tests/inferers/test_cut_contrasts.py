@@ -28,8 +28,8 @@ def cut(head: torch.Tensor, *where: slice) -> torch.Tensor:
     return made
 
 
-def inputs_of(volumes: torch.Tensor, channels=CHANNELS):
-    return slab_inputs(volumes, 3, PixelCodec(), channels, ("source",), "mean_present", None)
+def inputs_of(volumes: torch.Tensor, channels=CHANNELS, share: range | None = None):
+    return slab_inputs(volumes, 3, PixelCodec(), channels, ("source",), "mean_present", None, share or range(10))
 
 
 def started(volumes: torch.Tensor) -> torch.Tensor:
@@ -47,6 +47,15 @@ def test_where_nothing_is_cut_all_is_as_without_it_to_the_bit(head):
     assert torch.equal(with_it.endpoint, without.endpoint)
     assert with_it.conditions.keys() == without.conditions.keys() == {"tissue"}
     assert given_to(head) == without.slabs(0, torch.arange(10), 3)[2]["presence"].tolist()
+
+
+@pytest.mark.parametrize("share", [range(4), range(4, 10)])
+def test_a_share_of_the_slices_is_given_what_the_whole_is(head, share):
+    volumes = cut(head, slice(None), slice(None), slice(5, None))
+    whole, part = inputs_of(volumes), inputs_of(volumes, share=share)
+    padded = slice(share.start, share.stop + 2)
+    for name in ("source", "endpoint", "presence"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[:, padded])
 
 
 def test_slices_that_a_contrast_does_not_show_are_without_it(head):

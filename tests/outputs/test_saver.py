@@ -194,7 +194,6 @@ def test_outputs_of_another_contrast_are_left_alone(tmp_path):
     SaveSyntheticd(output_dir=out, record=RECORD, dicom=Series(2))(item_of(path))
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     saver = SaveSyntheticd(output_dir=out, record=RECORD, target_contrast="t2f", dicom=Series(3))
-    saver.remove_partial()
     assert not saver.is_done(item)
     saver(item_of(path))
     assert saver.is_done(item)
@@ -380,7 +379,6 @@ def test_killed_at_any_rename_the_dicom_series_is_an_old_or_a_new_one_and_the_ne
     folder = tmp_path / "out" / "case_t1_dicom"
     assert {len(list(folder.iterdir()))} <= {3, 4} if folder.exists() else moment == 3
     assert not saver.is_done(item)
-    saver.remove_partial()
     saver(item_of(path))
     assert saver.is_done(item)
     assert len(list(folder.iterdir())) == 3
@@ -422,15 +420,6 @@ def test_a_full_disk_is_told_by_the_name_of_the_folder_and_leaves_nothing(tmp_pa
     with pytest.raises(MachineError, match=r"out is full.*free space on it, or give another folder"):
         SaveSyntheticd(output_dir=tmp_path / "out")(item_of(path))
     assert list(tmp_path.glob("out/*")) == list(tmp_path.glob("out/.*")) == []
-
-
-def test_leftovers_of_a_killed_run_are_removed(tmp_path):
-    left = tmp_path / ".case_t1.partial"
-    left.mkdir()
-    (left / "case_t1.nii.gz").touch()
-    (tmp_path / "other_t1.nii.gz").touch()
-    SaveSyntheticd(output_dir=tmp_path).remove_partial()
-    assert [path.name for path in tmp_path.iterdir()] == ["other_t1.nii.gz"]
 
 
 def test_is_a_save_imaged():
