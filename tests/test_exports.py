@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -135,6 +136,21 @@ def test_torchscript_takes_any_number_of_slabs_and_any_size(network, tiny, tmp_p
         torch.testing.assert_close(exported(*inputs), eager(network, inputs), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_pt2_takes_any_number_of_slabs_and_any_size(sparse, tmp_path):
+    network, configs = sparse
+    export("pt2", config_file=configs, output=str(tmp_path / "a.pt2"))
+    notes = {"weights_sha256": "", "weights": ""}
+    exported = torch.export.load(tmp_path / "a.pt2", extra_files=notes).module()
+    assert notes == {"weights_sha256": sha256_of_file(Path(configs[-1]).parent / "model.pt"), "weights": "model.pt"}
+    for size in SIZES:
+        inputs = example_inputs(network, *size)
+        before = eager(network, inputs)
+        torch.testing.assert_close(exported(*inputs), before, rtol=0, atol=1e-4)
+    for place, other in enumerate((-inputs[0], inputs[1] // 2, 1 - inputs[2], -inputs[3], 1 - inputs[4])):
+        assert (exported(*inputs[:place], other, *inputs[place + 1 :]) - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 def test_a_file_that_differs_is_not_kept(tiny, tmp_path, monkeypatch, format):
     other = random_network(1)
@@ -150,7 +166,7 @@ def test_a_file_that_differs_is_not_kept(tiny, tmp_path, monkeypatch, format):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"format": "tflite"}, "The format is tflite; use one of onnx, torchscript"),
+        ({"format": "tflite"}, "The format is tflite; use one of onnx, torchscript, pt2"),
         ({"weights": "/nowhere.pt"}, "There is no weights file /nowhere.pt"),
         ({"output": "/dev/null/a.onnx"}, "/dev/null/a.onnx cannot be written"),
     ],

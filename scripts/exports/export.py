@@ -38,18 +38,18 @@ def export(
     weights: str | None = None,
     output: str | None = None,
 ) -> str:
-    """Write a network and its weights as one file for ONNX Runtime or TorchScript.
+    """Write a network and its weights as one file for ONNX Runtime, TorchScript or torch.export.
 
     The file takes the inputs x, timesteps, context and source of the network, and missing where it has that, in
     float32, of any number of slabs and of any height and width that the network takes. It holds the SHA-256 of the
     weights as `weights_sha256`. It is kept only where its results are PyTorch's to within 1e-4.
 
     Args:
-        format: onnx or torchscript (traced).
+        format: onnx, torchscript (traced) or pt2 (torch.export, which follows TorchScript).
         config_file: a config with network_def and weights, or a list of configs that are merged; configs/inference.json
             if none is given.
         weights: weights file instead of the config's.
-        output: file to write; if not given, the weights file's name with .onnx or .ts, beside it.
+        output: file to write; if not given, the weights file's name with .onnx, .ts or .pt2, beside it.
     """
     if format not in _FORMATS:
         raise CaseError(f"The format is {format}; use one of {', '.join(_FORMATS)}.")
@@ -136,7 +136,23 @@ def _write_torchscript(network: nn.Module, path: Path, notes: dict[str, str]) ->
     convert_to_torchscript(network, str(path), extra_files=notes, inputs=example, use_trace=True, check_trace=False)
 
 
+def _write_pt2(network: nn.Module, path: Path, notes: dict[str, str]) -> None:
+    example = example_inputs(network, 2, 4, 6)
+    slabs, rows, columns = map(torch.export.Dim, ("slabs", "rows", "columns"))
+    # in units of what the network takes, or the checks of sizes in it would be part of the program
+    image = {0: slabs, 2: network.size_multiple * rows, 3: network.size_multiple * columns}
+    shapes = [{0: slabs} if name in ("timesteps", "context") else image for name in INPUTS[: len(example)]]
+    with torch.no_grad(), path.open("wb") as file:  # a name without .pt2 would be warned of
+        torch.export.save(torch.export.export(network, example, dynamic_shapes=shapes), file, extra_files=notes)
+
+
+def _read_pt2(path: Path) -> Callable[..., Tensor]:
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
 _FORMATS = {
     "onnx": _Format(".onnx", _write_onnx, OnnxNetwork),
     "torchscript": _Format(".ts", _write_torchscript, lambda path: torch.jit.load(str(path))),
+    "pt2": _Format(".pt2", _write_pt2, _read_pt2),
 }
