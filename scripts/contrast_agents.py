@@ -37,8 +37,9 @@ _AT_EDGE = re.compile(rf"(?:{_LONG})|(?:.*?(?P<not>{_WITHOUT}|{_BEFORE})|.*?)(?:
 
 # In descriptions words stand close to numbers, and behind the name of a sequence. `pre gd` may be before the surgery.
 _SAID = re.compile(
-    rf"(?:(?<![a-z])|(?<=t1w)|(?<=mprage)|(?<=bravo))(?:{_WORD}|{_GLUED}|[ck]ontrast[a-z]*|inje[ck]t[a-z]*|gado[a-z]*)"
-    r"(?![a-z])|(?<![a-z])t1w?c(?![a-z])|(?<![a-z])(?:with|w/?) ?c(?![a-z])|\+ ?c(?![a-z])|(?<![a-z])c ?\+"
+    rf"(?:(?<![a-z])|(?<=t1w)|(?<=mprage)|(?<=bravo))(?:{_WORD}|{_GLUED}|[ck]ontrast[a-z]*|inje[ck]t[a-z]*|gado[a-z]*"
+    r"|post[^a-z0-9]*(?:km|iv(?:[^a-z0-9]*con)?|con(?:tr?)?))(?![a-z])"
+    r"|(?<![a-z])t1w?c(?![a-z])|(?<![a-z])(?:with|w/?) ?c(?![a-z])|\+ ?c(?![a-z])|(?<![a-z])c ?\+"
 )
 _SAID_NONE = re.compile(
     rf"(?<![a-z])(?:(?:{_WITHOUT})[^a-z0-9]*(?:iv[^a-z0-9]*)?(?:{_WORD}|[ck]ontrast[a-z]*|con|c)|{_GLUED_NONE}|nativ[a-z]*"

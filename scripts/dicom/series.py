@@ -42,8 +42,11 @@ _SURGERY = re.compile(
     r"(?<![a-z])(pre|post)[ _-]*(op(?![a-z])|oper\w*|surg\w*|rt(?![a-z])|radi\w*|treat\w*|therap\w*|chemo\w*|resect\w*"
     r"|biops\w*|trauma\w*|ictal|stroke|fossa)"
 )
+# The w of `T1w post` is that of the weighting.
+_AND = r"[ _]*(and|&|/|\+|u|und)?[ _]*"
 _BOTH = re.compile(
-    r"(?<![a-z])(with|w/?|mit|pre|vor)[ _]*(and|&|/|\+|u|und)?[ _]*(w/?o|without|ohne|post|nach)(?![a-z])"
+    rf"((?<![a-z])(with|mit|pre|vor){_AND}(w/?o|without|ohne|post|nach)"
+    rf"|((?<![a-z0-9])w|(?<![a-z])w/){_AND}(w/?o|without))(?![a-z])"
 )
 _POST = re.compile(r"(?<![a-z])(t1w?)?post(?![a-z])")
 _LONE_C = re.compile(r"(?<![a-z])c(?![a-z]|[ _-]*(spine|sp(?![a-z])|wk|ws))")

@@ -85,7 +85,8 @@ class SaveSyntheticd(SaveImaged):
     `CASE_t1_dense.nii.gz`; it is shown in the picture and becomes the DICOM series, and the JSON has it as `sparse`.
 
     Of a case made from several contrasts (`RegisterContrastsd`) the source is their reference, and the JSON names all
-    of them (`contrasts_used`, `sources`, `registered`, `seen`); made from others or other files, it is made anew.
+    of them (`contrasts_used`, `sources`, `registered`, `seen`); made from others or other files, it is made anew, and
+    so it is with another lesion mask (`lesion_mask`), or with one where there was none, or the reverse.
 
     With `dicom`, a folder `CASE_t1_dicom` is written beside them, whole or not at all, with whatever patient's names
     the source's headers hold; the JSON counts its files.
@@ -113,6 +114,7 @@ class SaveSyntheticd(SaveImaged):
             tells what is odd about it.
         dicom: such as `scripts.dicom.output.DicomSeriesWriter`: given the written NIfTI, the source volume, the record
             and a folder to make, writes DICOM files there; what it returns goes into the JSON as `dicom`.
+        lesion_mask_of: such as `LesionMaskd.path_of`: given CASE, returns the file of its lesion mask, or None.
         allow_missing_keys: no error where a key is missing.
 
     Raises:
@@ -136,6 +138,7 @@ class SaveSyntheticd(SaveImaged):
         keep_names: bool = False,
         measures: Callable[[Mapping[Hashable, Any]], dict[str, float]] | None = None,
         dicom: Callable[[nib.Nifti1Image, Any, Mapping[str, Any], Path], dict[str, Any]] | None = None,
+        lesion_mask_of: Callable[[str], Path | None] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(
@@ -159,6 +162,7 @@ class SaveSyntheticd(SaveImaged):
         self.source_recorder = SourceRecorder(root, keep_names)
         self.measures = measures
         self.dicom = dicom
+        self.lesion_mask_of = lesion_mask_of
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the volume at each key; the dictionary comes back unchanged."""
@@ -346,9 +350,14 @@ class SaveSyntheticd(SaveImaged):
         try:
             sources = {name: self.source_recorder.record(image) for name, image in several.items()}
             alike = alike and (made.get("sources") or {}) == sources
+            alike = alike and (made.get("lesion_mask") or {}).get("sha256") == self._lesion_mask_sha256(item["case"])
             return alike and whole and made.get("source") == self.source_recorder.record(item["image"])
         except CaseError:  # the reason is given when the case is loaded
             return False
+
+    def _lesion_mask_sha256(self, case: str) -> str | None:
+        path = None if self.lesion_mask_of is None else self.lesion_mask_of(case)
+        return None if path is None else self.source_recorder.record(path)["sha256"]
 
     def _made(self, stem: str) -> dict[str, Any]:
         """The record in the JSON of a case; empty where there is none."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import logging
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from ..files import sha256_of_file
 from ..volumes.find import IMAGE_SUFFIXES
 from ..volumes.load import LoadVolume
 
-__all__ = ["LesionMaskd"]
+__all__ = ["LesionMaskd", "require_lesion_masks"]
+
+logger = logging.getLogger(__name__)
 
 ENDINGS = ("", "_lesion", "_seg", "-seg")
 _NEAR = 0.1  # mm by which the corners of two grids may differ
@@ -28,7 +31,8 @@ class LesionMaskd(Transform):
     """Adds the lesion mask of a case from a folder, as `CASE.nii.gz`, `CASE_lesion`, `CASE_seg` or `CASE-seg`.
 
     It lies on the grid of the reference as it was given; labels above 0, such as those of BraTS, are lesion. A case
-    without one has none. The meta of the source tells of it as `lesion_mask`: `file`, `sha256` and `ml`.
+    without one has none, and a warning says so. The meta of the source tells of it as `lesion_mask`: `file`, `sha256`
+    and `ml`.
 
     Args:
         folder: of the masks; None leaves the data as they are.
@@ -60,8 +64,11 @@ class LesionMaskd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the mask of a case, if there is one."""
-        path = self._path(str(data.get("case", "")))
+        case = str(data.get("case", ""))
+        path = self.path_of(case)
         if path is None:
+            if self.folder is not None:
+                logger.warning(f"{case}: it has no lesion mask in lesion_masks_dir; it is made without one.")
             return dict(data)
         source = data[self.source_key]
         mask = _mask(path, source)
@@ -74,11 +81,30 @@ class LesionMaskd(Transform):
             self.output_key: self._resample(mask, img_dst=data[self.reference]),
         }
 
-    def _path(self, case: str) -> Path | None:
+    def path_of(self, case: str) -> Path | None:
+        """The mask of a case; None where it has none."""
         if self.folder is None:
             return None
         named = (self.folder / f"{case}{ending}{suffix}" for ending in ENDINGS for suffix in IMAGE_SUFFIXES)
         return next((path for path in named if path.is_file()), None)
+
+
+def require_lesion_masks(cases: Sequence[Mapping[str, Any]], masks: LesionMaskd) -> None:
+    """See that a run with a folder of lesion masks has one of them at least.
+
+    Args:
+        cases: items of the run, `{"case": CASE, ...}`; without any there is nothing to see.
+        masks: of the run.
+
+    Raises:
+        CaseError: no case has a mask.
+    """
+    if masks.folder is None or not cases or any(masks.path_of(item["case"]) for item in cases):
+        return
+    raise CaseError(
+        f"None of the cases has a lesion mask in lesion_masks_dir; name the masks by their cases, such as "
+        f"{cases[0]['case']}_lesion.nii.gz, or leave the option out."
+    )
 
 
 def _mask(path: Path, source: MetaTensor) -> MetaTensor:

@@ -164,9 +164,20 @@ def test_words_stand_in_for_a_kernel(words, sharp):
             (words, True)
             for words in ("Head C+", "HEAD W/ CONTRAST", "CTA COW", "Perf 5.0 H20f", "cerebro con contraste")
         ],
+        *[(words, True) for words in ("HEAD POST IV", "HEAD POST CON", "HEAD POST CON 5.0", "POST IV BRAIN")],
+        *[(words, True) for words in ("CT HEAD POST IV CON", "Kopf postKM", "HEAD POST_CONTR", "HEAD POST-IV")],
         *[
             (words, False)
-            for words in ("Head W/O", "HEAD WITHOUT CONTRAST", "Kopf ohne KM", "Schädel nativ", "NCCT 5.0")
+            for words in (
+                "Head W/O",
+                "HEAD PRE CON",
+                "HEAD POST CONTUSION",
+                "HEAD PRE POST CON",
+                "HEAD WITHOUT CONTRAST",
+                "Kopf ohne KM",
+                "Schädel nativ",
+                "NCCT 5.0",
+            )
         ],
         *[(words, False) for words in ("crane sans injection", "sin contraste", "non-contrast head", "Post fossa", "")],
     ],
@@ -585,7 +596,8 @@ NAMED = {
         *("SAG T1 pre-op +C", "T1 MPRAGE PREOP GD", "MPRAGE preop post gado", "T1 post presurgical", "T1 Gadovist"),
         *("T1 KM", "T1 nach KM", "3D T1 CONTRAST", "Ax T1 C+", "T1+C", "BRAVO +C", "T1W_TFE_GD", "T1 VIBE post"),
         *("Ax T1 FLAIR +C", "T1GD", "COR T1 POSTGAD", "t1_with_contrast", "T1KM", "T1 W/ C", "T1POST", "MPRAGEGD"),
-        *("T1 GADAVIST", "T1 MAGNEVIST", "T1 APRES INJECTION", "post gad T1", "T1 INJ"),
+        *("T1 GADAVIST", "T1 MAGNEVIST", "T1 APRES INJECTION", "post gad T1", "T1 INJ", "t1w post", "t1w post gad"),
+        *("ax t1w post gd", "t1w_post contrast", "t1w nach km", "t1w post km"),
     ],
     "T2": ["T2 TSE", "t2_tse_tra_p2", "AX T2 PROPELLER", "t2_space"],
     "FLAIR": ["Ax T2 FLAIR", "t2_space_dark-fluid_sag", "t2_tirm_tra_dark-fluid", "FLAIR post GD", "sag 3d flair"],
@@ -601,6 +613,7 @@ NAMED = {
             "FLAIR T1",
             "T1 PERF",
         ),
+        *("T1W W/WO", "T1W/WO", "T1 w & w/o gad", "T1 mit und ohne KM", "T1 pre/post gad"),
         *("T1 C", "T1 W/WO", "T1 with and without contrast", "3D TOF T1", "T1 angio", "T1RHO", "T2 flash", "T2 epi"),
         *("t2_fl2d_tra_hemo", "AX T2 GRE", "T2W_FFE", "T2*W_FFE", "DSC T2", "T2 PERF", "ep2d_diff T2", "dDWI T2"),
         *("T2 STIR", "STIR", "t2_tirm_tra", "PD T2 dual", "PD_perf", "SWI T2", "T1 map", "T2 map", "T1 PERF"),

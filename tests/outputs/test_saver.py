@@ -176,6 +176,32 @@ def test_done_is_whole_and_alike(tmp_path):
     assert not saver.is_done(item)
 
 
+def test_a_case_with_another_lesion_mask_is_not_done(tmp_path):
+    path, mask = write_source(tmp_path / "t2.nii.gz"), tmp_path / "case_seg.nii.gz"
+    item = {"image": str(path), "case": "case", "contrast_T2": str(path)}
+
+    def is_done() -> bool:
+        return saver.is_done(item)
+
+    def save() -> None:
+        given = item_of(path)
+        told = {"lesion_mask": {"file": mask.name, "sha256": sha256_of_file(mask), "ml": 1.0}} if mask.is_file() else {}
+        contrasts = {"contrasts": {"T2": {"moved_mm": -1}}, "contrast_files": {"T2": str(path)}, "contrast": "T2"}
+        given["source"].meta.update({**contrasts, **told})
+        saver(given)
+
+    saver = SaveSyntheticd(
+        output_dir=tmp_path / "out", record=RECORD, lesion_mask_of=lambda case: mask if mask.is_file() else None
+    )
+    for change in (lambda: mask.write_text("drawn"), lambda: mask.write_text("corrected"), mask.unlink):
+        save()
+        assert is_done()
+        change()
+        assert not is_done()
+    save()
+    assert is_done()
+
+
 def test_a_run_from_before_the_target_was_a_setting_is_done(tmp_path):
     path = write_source(tmp_path / "ct.nii.gz")
     item, record = {"image": str(path), "case": "case"}, tmp_path / "case_t1.json"

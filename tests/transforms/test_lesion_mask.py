@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.errors import CaseError
-from scripts.transforms.lesion_mask import LesionMaskd
+from scripts.transforms.lesion_mask import LesionMaskd, require_lesion_masks
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 LESION = (slice(2, 6), slice(3, 5), slice(4, 8))
@@ -63,11 +63,24 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path, options, said):
         LesionMaskd(tmp_path, "fractions")(case())
 
 
-def test_without_a_folder_or_a_mask_nothing_changes(tmp_path):
+def test_without_a_folder_or_a_mask_nothing_changes(tmp_path, caplog):
     given = case()
     assert LesionMaskd()(given).keys() == given.keys()
+    assert not caplog.messages
     assert LesionMaskd(tmp_path, "fractions")(given).keys() == given.keys()
+    assert caplog.messages == ["anna: it has no lesion mask in lesion_masks_dir; it is made without one."]
     with pytest.raises(CaseError, match="lesion_masks_dir is for weights that take a mask; give their structure"):
         LesionMaskd(tmp_path)
     with pytest.raises(CaseError, match=r"There is no folder .* of lesion_masks_dir"):
         LesionMaskd(tmp_path / "none", "fractions")
+
+
+def test_a_run_none_of_whose_cases_has_a_mask_is_refused(tmp_path):
+    cases = [{"case": "berta"}, {"case": "anna"}]
+    require_lesion_masks(cases, LesionMaskd())
+    masks = LesionMaskd(tmp_path, "fractions")
+    require_lesion_masks([], masks)  # those of a worker come later
+    with pytest.raises(CaseError, match=r"None of the cases has a lesion mask .*, such as berta_lesion\.nii\.gz"):
+        require_lesion_masks(cases, masks)
+    write(tmp_path / "anna_seg.nii.gz")
+    require_lesion_masks(cases, masks)
