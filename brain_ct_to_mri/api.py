@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ with bundle_modules():
     from scripts.errors import CaseError
 
 _CASE = "image"
+_OWN = ("dataset_dir", "output_dir", "cases")  # settings of the main job that a call has for itself
+_NAMING_FILES = ("weights", "style_key", "style_keys_file", "source_keys_file", "uncertainty_file")
 _kept: dict[str, _Translator] = {}  # the last one, which has its network loaded
 
 
@@ -60,12 +63,17 @@ def translate(
     if fast and best:
         raise CaseError("fast and best exclude each other; give one of them.")
     more = [config_file] if isinstance(config_file, str) else config_file
+    if refused := [name for name in _OWN if name in options]:
+        raise CaseError(f"{refused[0]} is no option here, where one image is given and one comes back; leave it out.")
     files = config_files(task, fast, best, more=more)
     with bundle_modules():
         key = repr((files, sorted(options.items())))
-        if key not in _kept:
+        if key not in _kept or _kept[key].is_outdated():
             _kept.clear()
-            _kept[key] = _Translator(files, options)
+            try:
+                _kept[key] = _Translator(files, options)
+            except RuntimeError as error:
+                raise _root(error) from None
         return _kept[key](image, affine)
 
 
@@ -91,9 +99,25 @@ class _Translator:
         settings = {**folders, "cases": [], "inferer#inferer#progress": False, **options}
         workflow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **settings)
         workflow.parser.parse(reset=True)  # without what `initialize` does to the whole process
-        workflow.parser.get_parsed_content("load_weights")
-        self.evaluator = workflow.parser.get_parsed_content("evaluator")
-        self.contrasts = workflow.parser.get("contrasts")
+        setting = workflow.parser.get_parsed_content
+        named = [*files, *options.values(), *map(setting, _NAMING_FILES)]
+        self.stamps = {name: _stamp(name) for name in named if isinstance(name, str | Path)}
+        setting("load_weights")
+        self.evaluator = setting("evaluator")
+        several = "contrasts" in workflow.parser
+        self.contrasts = self._contrasts(setting) if several else None
+        self.target = setting("target") if several else None
+
+    def is_outdated(self) -> bool:
+        """Whether a file that the settings name is not the one any more that was read."""
+        return any(_stamp(name) != stamp for name, stamp in self.stamps.items())
+
+    @staticmethod
+    def _contrasts(setting: Callable[[str], Any]) -> list[str]:
+        """The contrasts that are looked at, in the order of the network's channels."""
+        from scripts.contrasts import contrasts_of
+
+        return contrasts_of("use_contrasts", setting("use_contrasts"), setting("contrasts"))
 
     def __call__(self, image: Any, affine: Any) -> nib.Nifti1Image:
         """Translate one scan by way of files of its own."""
@@ -102,17 +126,20 @@ class _Translator:
         images = image if isinstance(image, Mapping) else {None: image}
         with tempfile.TemporaryDirectory(dir=self.folder.name) as folder:
             files = {name: str(_write(one, affine, Path(folder), name)) for name, one in images.items()}
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-                told = self.evaluator.translate_case(self._item(files))
-            if "failure" in told:
-                raise CaseError(told["failure"])
             saver = self.evaluator.saver
-            return _read(saver.output_dir / f"{_CASE}{saver.suffix}.nii.gz")
+            try:
+                with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                    told = self.evaluator.translate_case(self._item(files))
+                if "failure" in told:
+                    raise CaseError(told["failure"])
+                return _read(saver.output_dir / f"{_CASE}{saver.suffix}.nii.gz")
+            finally:
+                shutil.rmtree(saver.output_dir, ignore_errors=True)  # an image of a patient
 
     def _item(self, files: Mapping[str | None, str]) -> dict[str, Any]:
         """The case that the main job makes of these files."""
         from scripts.contrasts import contrast_named
-        from scripts.data.contrast_files import case_of
+        from scripts.data.contrast_files import case_of, refuse_present_target
 
         if self.contrasts is None:
             if list(files) != [None]:
@@ -120,7 +147,28 @@ class _Translator:
             return {"case": _CASE, "image": files[None]}
         if None in files:
             raise CaseError('This task takes images by contrast; give them as {"T2": image, "FLAIR": image}.')
-        return case_of(_CASE, {contrast_named(name): file for name, file in files.items()}, self.contrasts)
+        images: dict[str, str] = {}
+        for name, file in files.items():
+            if images.setdefault(contrast_named(name), file) != file:
+                raise CaseError(f"Two of the images are {contrast_named(name)}, one as {name}; give one of them.")
+        return refuse_present_target([case_of(_CASE, images, self.contrasts)], self.target)[0]
+
+
+def _root(error: BaseException) -> BaseException:
+    """The `CaseError` that MONAI wrapped, else the error."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, CaseError):
+        cause = cause.__cause__
+    return error if cause is None else cause
+
+
+def _stamp(name: str | Path) -> tuple[str, int, int] | None:
+    """Path, size (bytes) and time of change (ns) of a file; None where there is none of that name."""
+    try:
+        told = Path(name).stat()
+    except (OSError, ValueError):
+        return None
+    return str(Path(name).resolve()), told.st_size, told.st_mtime_ns
 
 
 def _write(image: Any, affine: Any, folder: Path, contrast: str | None) -> Path:
@@ -150,7 +198,7 @@ def _as_float(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
     if isinstance(image, nib.Nifti1Pair):
         header = image.header.copy()
         header.set_data_dtype(np.float32)
-        return nib.Nifti1Image(values, None, header)
+        return nib.Nifti1Image(values, image.affine, header)  # an affine that was changed since counts, as in nib.save
     made = nib.Nifti1Image(values, image.affine)
     made.set_sform(image.affine, code=1)
     return made

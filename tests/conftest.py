@@ -12,6 +12,8 @@ import pytest
 import torch
 from monai.bundle import run
 
+import scripts  # noqa: F401  before brain_ct_to_mri, which would import another copy for itself
+
 
 def pytest_configure() -> None:
     """Tests that run side by side share the cores, and so do the commands that they start."""

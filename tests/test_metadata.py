@@ -52,6 +52,13 @@ def test_version_is_the_latest_of_the_changelog_and_that_of_the_wheel(metadata, 
     assert found["version"] == brain_ct_to_mri.__version__ == metadata["version"]
 
 
+def test_wheel_and_sdist_have_every_list_of_requirements(bundle_root):
+    wanted = {path.name for path in bundle_root.glob("requirements*.txt")} - {"requirements-dev.txt"}
+    targets = tomllib.loads((bundle_root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert wanted <= set(targets["wheel"]["force-include"])
+    assert wanted <= set(targets["sdist"]["only-include"])
+
+
 def test_names_the_versions_it_is_tested_with(metadata):
     named = {**metadata["required_packages_version"]}
     named |= {

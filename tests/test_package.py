@@ -3,13 +3,15 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 import brain_ct_to_mri
-from brain_ct_to_mri import cli, info, job
+from brain_ct_to_mri import api, cli, info, job
 from scripts.errors import CaseError
 from scripts.options import typed_options
 from tests.phantoms import write_head_ct
@@ -129,6 +131,7 @@ def echo(echo_settings):
     return {**echo_settings, **COARSE, "device": "cpu"}
 
 
+@pytest.mark.slow
 def test_an_image_becomes_what_the_main_job_writes(tmp_path, translate_echo, echo):
     oblique = nib.eulerangles.euler2mat(0.1, -0.2, 0.3) @ np.diag([-6.0, 6.5, 6.0])[[0, 2, 1]]
     path = write_head_ct(tmp_path / "scans" / "anna.nii.gz", oblique)
@@ -145,6 +148,8 @@ def test_an_image_becomes_what_the_main_job_writes(tmp_path, translate_echo, ech
     assert made.get_fdata().max() > 0.1
     assert made.header == wanted.header
     np.testing.assert_allclose(array.affine, source.affine, atol=1e-5)
+    (kept,) = api._kept.values()
+    assert list(Path(kept.folder.name).rglob("*")) == []
     record = made.extra["record"]
     assert (record["detail"], record["source"]) == (0.0, {"file": "anna.nii.gz"})
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
@@ -163,6 +168,56 @@ def test_what_is_wrong_is_one_sentence(tmp_path, echo):
         brain_ct_to_mri.translate(image.get_fdata(), **echo)
     with pytest.raises(brain_ct_to_mri.CaseError, match="task is tea"):
         brain_ct_to_mri.translate(image, task="tea")
+
+
+def test_settings_of_the_folders_are_refused(tmp_path, echo):
+    image = nib.load(write_head_ct(tmp_path / "bert.nii.gz", shape=(8, 8, 8)))
+    for name in ("dataset_dir", "output_dir", "cases"):
+        with pytest.raises(CaseError, match=f"^{name} is no option here"):
+            brain_ct_to_mri.translate(image, **echo, **{name: str(tmp_path)})
+
+
+def test_an_affine_that_was_changed_after_loading_counts(tmp_path):
+    image = nib.load(write_head_ct(tmp_path / "bert.nii.gz", shape=(8, 8, 8)))
+    image.affine[0, 3] += 20
+    nib.save(image, tmp_path / "saved.nii.gz")
+    wanted = nib.load(tmp_path / "saved.nii.gz")
+    made = api._as_float(image)
+    np.testing.assert_array_equal(made.affine, wanted.affine)
+    assert (made.header["sform_code"], made.header["qform_code"]) == tuple(
+        wanted.header[code] for code in ("sform_code", "qform_code")
+    )
+
+
+@pytest.fixture
+def of_many(tmp_path):
+    """The main job of several contrasts in a call, with a network that returns nothing of use."""
+    torch.save({}, tmp_path / "none.pt")
+    return {
+        "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
+        "weights": str(tmp_path / "none.pt"),
+        **{"task": "many_to_one", "spacing": [8.0, 8.0, 8.0], "device": "cpu", "target_contrast": "t1w"},
+    }
+
+
+def test_several_contrasts_are_taken_as_the_main_job_takes_them(tmp_path, of_many):
+    image = nib.load(write_head_ct(tmp_path / "bert.nii.gz", shape=(8, 8, 8)))
+    with pytest.raises(CaseError, match=r"^image has a T1 already, bert\.nii\.gz; .* use_contrasts T2"):
+        brain_ct_to_mri.translate({"T1": image, "T2": image}, **of_many)
+    with pytest.raises(CaseError, match=r"^Two of the images are T2, one as t2w"):
+        brain_ct_to_mri.translate({"T2": image, "t2w": image}, **of_many)
+    with pytest.raises(CaseError, match=r"^image has none of FLAIR: it has T1, T2"):
+        brain_ct_to_mri.translate({"T1": image, "T2": image}, **of_many, use_contrasts="FLAIR")
+    with pytest.raises(CaseError, match="There is no contrast 'tea'"):
+        brain_ct_to_mri.translate({"T2": image}, **{**of_many, "target_contrast": "tea"})
+
+
+def test_weights_that_were_written_anew_are_loaded_anew(tmp_path, echo):
+    image = nib.load(write_head_ct(tmp_path / "bert.nii.gz", shape=(8, 8, 8)))
+    for state in ({}, {"wrong": torch.zeros(1)}):
+        torch.save(state, echo["weights"])
+        with pytest.raises(CaseError, match="do not fit the network" if state else "bert"):
+            brain_ct_to_mri.translate(named(image, 0.0), **echo)
 
 
 def named(image, factor):

@@ -128,7 +128,9 @@ def _ray() -> Any:
         import ray
         import ray.actor  # a folder called ray, such as /tmp/ray of Ray's own, would be a package, too
     except ImportError as error:
-        raise CaseError("Ray is not installed here; pip install -r requirements-ray.txt") from error
+        raise CaseError(
+            "Ray is not installed here; pip install 'brain-ct-to-mri[cluster]' or -r requirements-ray.txt"
+        ) from error
     return ray
 
 

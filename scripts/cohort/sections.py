@@ -52,7 +52,7 @@ class Section:
         scans that arrive meanwhile would shift the places in a list.
         """
         digest = hashlib.sha256(case.encode("utf-8", "surrogateescape")).digest()
-        return int.from_bytes(digest) % self.total == self.number - 1
+        return int.from_bytes(digest, "big") % self.total == self.number - 1
 
 
 def cases_of_section(cases: Sequence[dict[str, Any]], section: Any = None) -> list[dict[str, Any]]:

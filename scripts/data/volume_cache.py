@@ -106,7 +106,7 @@ def _sendable(error: Exception) -> Exception:
         root = root.__cause__
     if isinstance(root, CaseError):
         return root
-    if root is not error:
+    if root is not error and hasattr(error, "add_note"):  # not in Python 3.10
         error.add_note(f"caused by {root!r}")
     return error
 

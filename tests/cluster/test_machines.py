@@ -12,7 +12,8 @@ from scripts.errors import CaseError
 
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch, bundle_root):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(CaseError, match=r"^Ray is not installed here; pip install -r requirements-ray\.txt$"):
+    said = r"^Ray is not installed here; pip install 'brain-ct-to-mri\[cluster\]' or -r requirements-ray\.txt$"
+    with pytest.raises(CaseError, match=said):
         cluster.run(str(bundle_root / "configs" / "inference.json"), {}, 2)
 
 

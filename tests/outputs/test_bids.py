@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scripts.errors import CaseError
-from scripts.outputs.bids import derivative_name, write_derivative
+from scripts.outputs.bids import _sidecar, derivative_name, write_derivative
 from tests.phantoms import write_head_ct
 
 COARSE = {"spacing": [8.0, 8.0, 8.0], "lesion_watch": False}
@@ -26,6 +26,8 @@ COARSE = {"spacing": [8.0, 8.0, 8.0], "lesion_watch": False}
             "/d/sub-01_ses-b_acq-bone_run-2_CT.nii",
             "sub-01/ses-b/anat/sub-01_ses-b_acq-bone_run-2_space-CT_desc-synthetic_T1w",
         ),
+        # what is made has no contrast agent
+        ("x", "/d/sub-01_ce-iodine_CT.nii", "sub-01/anat/sub-01_space-CT_desc-synthetic_T1w"),
         # an entity that BIDS does not have for an image of the head is left out
         ("x", "/d/sub-01_foo-1_CT.nii", "sub-01/anat/sub-01_space-CT_desc-synthetic_T1w"),
         ("head_ct", "/d/head_ct.nii.gz", "sub-headct/anat/sub-headct_space-CT_desc-synthetic_T1w"),
@@ -59,6 +61,7 @@ def made(tmp_path):
             output_dir=out,
             suffix="_t1",
             target_contrast=target,
+            source_contrast="CT",
             is_done=lambda one: one["case"] in cases,
         )
 
@@ -88,9 +91,46 @@ def test_cases_that_are_done_are_there_and_what_is_made_alike_is_left(made):
 
 def test_two_cases_of_one_name_are_told_and_the_others_written(made):
     saver = made("a_b", "ab", "c")
-    with pytest.raises(CaseError, match="results of a_b and ab would have one name, so that 1 were left out"):
+    with pytest.raises(CaseError, match="results of a_b and ab would have one name, so that the second was left out"):
         write_derivative(items("a_b", "ab", "c"), saver, "/d")
     assert len(images(saver)) == 2
+
+
+def test_a_section_knows_the_names_of_the_others(made):
+    with pytest.raises(CaseError, match="results of a_b and ab would have one name"):
+        write_derivative(items("ab", "c"), saver := made("a_b", "ab", "c"), "/d", items("a_b", "ab", "c"))
+    assert list(images(saver)) == ["sub-c_space-CT_desc-synthetic_T1w.nii.gz"]
+
+
+def test_an_error_of_one_case_does_not_end_the_others_or_hide_failures(made, caplog):
+    saver = made("a", "b")
+    (saver.output_dir / "a_t1.json").write_text("{")
+    write_derivative(items("a", "b"), saver, "/d", failed=True)
+    assert list(images(saver)) == ["sub-b_space-CT_desc-synthetic_T1w.nii.gz"]
+    assert "Unforeseen JSONDecodeError" in caplog.text
+    with pytest.raises(CaseError, match="Unforeseen"):
+        write_derivative(items("a", "b"), saver, "/d")
+
+
+def test_the_pair_of_a_case_that_is_not_done_any_more_is_removed(made):
+    saver = made("a", "b", "c")
+    write_derivative(items("a", "b", "c"), saver, "/d")
+    saver.is_done = lambda one: one["case"] == "c"
+    write_derivative([{**items("a")[0], "failure": "no CT"}, *items("b", "c")], saver, "/d")
+    left = [path.name for path in saver.output_dir.glob("derivatives/**/sub-*.*")]
+    assert {name.split("_")[0] for name in left} == {"sub-c"}
+    assert len(left) == 2
+
+
+def test_the_sidecar_names_all_sources_and_no_patient():
+    files = {name: f"/d/sub-1_{name}w.nii.gz" for name in ("T1", "T2", "PD")}
+    item = {"case": "x", "image": files["T1"], **{f"contrast_{name}": file for name, file in files.items()}}
+    dicom = {"file": "Anna", "series_uid": "1.2", "patient_name": "Anna", "patient_id": "7"}
+    record = {"target_contrast": "FLAIR", "contrasts_used": ["T1", "PD"], "source": dicom, "sources": {"T1": dicom}}
+    told = _sidecar(record, item, Path("/d"))
+    assert told["Sources"] == ["bids:raw:sub-1_T1w.nii.gz", "bids:raw:sub-1_PDw.nii.gz"]
+    assert told["SpatialReference"] == "bids:raw:sub-1_T1w.nii.gz"
+    assert told["BrainCtToMri"]["source"] == told["BrainCtToMri"]["sources"]["T1"] == {"series_uid": "1.2"}
 
 
 def test_bids_has_no_synthetic_ct(made):
@@ -114,6 +154,7 @@ def test_its_own_validator_finds_no_error(made, tmp_path, is_bids):
     assert ended.returncode == 0, ended.stdout
 
 
+@pytest.mark.slow
 def test_the_main_job_writes_it_beside_the_results(tmp_path, translate_echo):
     raw = tmp_path / "raw"
     write_head_ct(raw / "sub-01" / "anat" / "sub-01_CT.nii.gz")
