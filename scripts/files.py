@@ -187,6 +187,11 @@ def remove(path: Path) -> None:
 def _is_abandoned(path: Path, process: int, host: str) -> bool:
     if host == _HOST:
         return not _runs(process)
+    return is_old(path)
+
+
+def is_old(path: Path) -> bool:
+    """Whether nothing was written to a file, or into a folder, for so long that its program will not go on."""
     try:
         return time.time() - path.stat().st_mtime > _ABANDONED_S
     except FileNotFoundError:  # its program has ended it meanwhile

@@ -42,8 +42,8 @@ def cluster(
 
     Args:
         config_file: of the main job, as it takes them.
-        cluster: auto for the cluster that this machine belongs to, ray://HOST:PORT for another one, or a number of
-            workers on this machine alone.
+        cluster: auto for the cluster that this machine belongs to, HOST:PORT or ray://HOST:PORT for another one, or a
+            number of workers on this machine alone.
         workers: workers at most; as many as the cluster has room for if not given.
         cpus: cores of a worker; by default 1 on a cluster, else an equal share of this machine's.
         gpus: of a worker, such as 0.5; by default 1 on a cluster that has some, else an equal share.
@@ -106,6 +106,7 @@ class Cohort:
         main_steps(workflow.parser["run"])
         setting = workflow.parser.get_parsed_content
         self.cases = setting("own_cases")
+        self.ct_window = setting("ct_window")  # of a prepared set; a worker has no list of its own
         self.sources = SourceRecorder(Path(str(setting("dataset_dir"))).expanduser(), setting("keep_names"))
         self.failures = Failures(Path(str(setting("output_dir"))).expanduser().absolute(), setting("section_of"))
         self.done_before = 0
@@ -132,7 +133,8 @@ class Cohort:
         if self.store is None:
             return _words(self.options, "section_of"), os.getcwd(), str(mark), None
         store = Store(self.store.url, self.store.listed_at)  # without the open connection
-        return _words(self.options, "section_of", "dataset_dir"), os.getcwd(), str(mark), store
+        words = _words({**self.options, "ct_window": self.ct_window}, "section_of", "dataset_dir")
+        return words, os.getcwd(), str(mark), store
 
     def _count(self, outcomes: Iterable[tuple[int, dict[str, Any] | None]], mark: Path) -> None:
         start, ends, at_work = time.perf_counter(), [], 0.0

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..data.volume_cache import num_cores
 from ..errors import CaseError
 from ..options import number, whole_number
 from ..workflow import bundle_root
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from .pool import Pool
 
 __all__ = ["Machines"]
+
+_JOINING_S = 600.0
+"""Seconds in which a machine with room for a worker may join a cluster that has none, as one that grows on demand."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,13 @@ class Machines:
                 num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": variables}, max_restarts=0
             )
             most = self.workers or self.here or math.inf
-            pool = Pool(lambda: worker.remote(*arguments), lambda: min(most, _room(ray.nodes(), cpus, gpus)), retries)
+            pool = Pool(
+                lambda: worker.remote(*arguments),
+                lambda: min(most, _room(ray.nodes(), cpus, gpus)),
+                retries,
+                lacking=lambda: _lacking(ray.nodes(), cpus, gpus),
+                joining_s=_JOINING_S if self.here is None else 0.0,
+            )
             try:
                 yield pool
             finally:
@@ -95,7 +105,7 @@ class Machines:
             if self.here is None:
                 ray.init(address=str(self.cluster))
             else:
-                cores = max(os.cpu_count() or 1, self.here * (self.cpus or 1))
+                cores = max(num_cores(), self.here * (self.cpus or 1))
                 ray.init(address="local", num_cpus=cores, include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise CaseError(
@@ -132,6 +142,16 @@ def _ray() -> Any:
             "Ray is not installed here; pip install 'brain-ct-to-mri[cluster]' or -r requirements-ray.txt"
         ) from error
     return ray
+
+
+def _lacking(nodes: Sequence[dict[str, Any]], cpus: int, gpus: float) -> str:
+    """What a worker asks for, and what the largest machine has, for when it fits on none."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    most = max(((one.get("GPU", 0.0), one.get("CPU", 0.0)) for one in alive), default=(0.0, 0.0))
+    return (
+        f"A worker of {cpus} cores and {gpus:g} GPUs fits on no machine of the cluster; the largest has "
+        f"{most[1]:g} cores and {most[0]:g} GPUs"
+    )
 
 
 def _room(nodes: Sequence[dict[str, Any]], cpus: int, gpus: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -34,18 +35,31 @@ class Pool:
         make: makes a worker, an actor of `CaseWorker`, which Ray starts where there is room for it.
         room: how many workers the cluster has room for at the moment.
         retries: how often a case is given to another worker when its own was lost.
+        lacking: says why there is no room, in half a sentence.
+        joining_s: seconds that it waits for a machine with room where there is none.
     """
 
-    def __init__(self, make: Callable[[], ActorHandle], room: Callable[[], int], retries: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], ActorHandle],
+        room: Callable[[], int],
+        retries: int,
+        *,
+        lacking: Callable[[], str],
+        joining_s: float,
+    ) -> None:
         self.make = make
         self.room = room
         self.retries = retries
+        self.lacking = lacking
+        self.joining_s = joining_s
         self._cases: Sequence[dict[str, Any]] = ()
         self._waiting: deque[int] = deque()
         self._lost: Counter[int] = Counter()
         self._idle: list[ActorHandle] = []
         self._busy: dict[ray.ObjectRef, tuple[ActorHandle, int | None]] = {}  # None: it loads the network
         self._lost_at_start = 0
+        self._no_room_since: float | None = None
 
     def translate(self, cases: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | None]]:
         """Translate cases.
@@ -56,12 +70,13 @@ class Pool:
 
         Raises:
             CaseError: what would end the main job, such as weights that are not there or a full disk; or workers are
-                lost before they have a case.
+                lost before they have a case, or fit on no machine.
         """
         self._cases, self._waiting, self._lost = cases, deque(range(len(cases))), Counter()
         num_open = len(cases)
         while num_open:
             self._hand_out()
+            self._check_room()
             for done in ray.wait(list(self._busy), timeout=_LOOK_S)[0]:
                 worker, index = self._busy.pop(done)
                 for outcome in self._outcomes(done, worker, index):
@@ -105,6 +120,23 @@ class Pool:
         for _ in range(num_new):
             worker = self.make()
             self._busy[worker.load.remote()] = worker, None
+
+    def _check_room(self) -> None:
+        """Say that no worker can start, where none is at work.
+
+        Raises:
+            CaseError: it stayed so.
+        """
+        if any(index is not None for _, index in self._busy.values()) or self.room():
+            self._no_room_since = None
+            return
+        now = time.monotonic()
+        if self._no_room_since is None:
+            self._no_room_since = now
+            if self.joining_s:
+                logger.warning(f"{self.lacking()}; waiting {self.joining_s:g} s for another machine to join.")
+        if now - self._no_room_since >= self.joining_s:
+            raise CaseError(f"{self.lacking()}; give fewer cpus or gpus, or add a machine that has them.")
 
     @staticmethod
     def _result(done: ray.ObjectRef) -> Any:

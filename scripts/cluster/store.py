@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +14,9 @@ from typing import Any
 import fsspec
 
 from ..data.training import DATALIST
-from ..errors import CaseError
+from ..errors import CaseError, MachineError, is_lasting, machine_reason
 from ..files import remove, remove_remains, temporary_name
-from ..volumes.find import stem_of
+from ..volumes.find import stem_of, volume_suffix
 
 __all__ = ["Store", "StoredCases", "is_store"]
 
@@ -25,6 +25,8 @@ _READ_WHEN_LISTED = (".hdr", DATALIST)
 _SEVERAL_FILES = (".hdr", ".mhd", ".nhdr")
 """Endings of volumes whose voxels may be in files of the same name with other endings."""
 _DICOM = (".dcm", ".ima")
+_NO_SCANS = (".json", ".tsv", ".csv", ".txt", ".md", ".png", ".bval", ".bvec")
+"""Endings of what often lies beside scans; any other file that is no volume is opened, as it may be DICOM."""
 
 
 def is_store(dataset_dir: Any) -> bool:
@@ -67,9 +69,9 @@ class Store:
             raise CaseError(f"{self.url} cannot be listed ({_told(error)}); check the URL and your access.") from error
         if not names:
             raise CaseError(f"There is nothing at {self.url}; check the URL.")
-        if dicom := sum(name.lower().endswith(_DICOM) for name in names):
+        if any(name.lower().endswith(_DICOM) for name in names) or self._has_unnamed_dicom(names):
             raise CaseError(
-                f"{self.url} holds {dicom} DICOM files, which are not read from a store, because their content says "
+                f"{self.url} holds DICOM files, which are not read from a store, because their content says "
                 "what belongs together; copy or mount them as a folder, and give that."
             )
         for name in names:
@@ -79,6 +81,20 @@ class Store:
             if name.lower().endswith(_READ_WHEN_LISTED):
                 files.get_file(names[name], str(path))
         return self.place(self.listed_at)
+
+    def _has_unnamed_dicom(self, names: Mapping[str, str]) -> bool:
+        """Whether a file is DICOM by its content, and not by its name."""
+        files, _ = self._opened
+        for name, path in names.items():
+            if volume_suffix(Path(name)) or name.lower().endswith((*_SEVERAL_FILES, *_NO_SCANS)):
+                continue
+            try:
+                start = files.cat_file(path, start=0, end=132)
+            except Exception as error:
+                raise CaseError(f"{self.url}/{name} cannot be read ({_told(error)}); check your access.") from error
+            if start[128:] == b"DICM":
+                return True
+        return False
 
     def place(self, folder: str | os.PathLike) -> Path:
         """What takes the place of the URL where its files are below `folder`: the folder, or its one file."""
@@ -124,7 +140,11 @@ class StoredCases:
 
     @contextmanager
     def at_hand(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Gives the case with its files here, removed afterwards; with the reason where they cannot be had."""
+        """Gives the case with its files here, removed afterwards; with the reason where they cannot be had.
+
+        Raises:
+            MachineError: the disk of temporary files is full, or refuses everything for another reason.
+        """
         try:
             yield self._brought(item)
         finally:
@@ -146,6 +166,9 @@ class StoredCases:
             try:
                 self.store.bring(name, self.folder)
             except Exception as error:
+                if is_lasting(error):
+                    where = f"the temporary files ({self.folder.parent}, unless TMPDIR names another folder)"
+                    raise MachineError(str(machine_reason(error, where))) from error
                 why = f"{_name(name)} cannot be downloaded ({_told(error)}); check that it is there and your access."
                 return {**here, "failure": why}
         return here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ class CaseWorker:
     """What a worker of the cluster does; Ray makes an actor of it.
 
     Args:
-        words: the command line of the main job, without `dataset_dir` where that is a store.
+        words: the command line of the main job, without `dataset_dir` where that is a store, but with
+            what follows from its files.
         folder: where it was typed.
         mark: a file in the output folder by which a worker knows that it is the same on its machine.
         stored: the cases of a store, where `dataset_dir` is one.
@@ -87,8 +88,15 @@ def main_steps(run: Any) -> range:
     """The steps of the main job that come before the cases, by their places in `run` of the config.
 
     Raises:
-        CaseError: the config files are not those of the main job.
+        CaseError: the config files are not those of the main job, or have steps after the cases.
     """
+    if isinstance(run, list) and "$@evaluator.run()" in run[:-1]:
+        after = run[run.index("$@evaluator.run()") + 1 :]
+        names = ", ".join(str(step.get("_target_", step) if isinstance(step, Mapping) else step) for step in after)
+        raise CaseError(
+            f"The config files have steps after the cases ({names}), which a cluster does not do: leave them out here "
+            "(as configs/bids.json), then type the main job with them, which does not translate finished cases again."
+        )
     if not isinstance(run, list) or run[-1:] != ["$@evaluator.run()"]:
         raise CaseError("config_file is not the main job, whose cases can be shared out; give configs/inference.json.")
     return range(len(run) - 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import check_folder, write_whole, writing_into
+from ..outputs.saver import remove_old_working_folders
 from .sections import Section
 
 __all__ = ["Failures"]
@@ -48,11 +49,14 @@ class Failures:
     def begin(self) -> None:
         """Forget those of an earlier run, in the folder too; other sections of as many keep theirs.
 
+        What killed runs left in the folder is removed.
+
         Raises:
             MachineError: the folder cannot be made or written.
         """
         self._listed.clear()
         check_folder(self.folder)
+        remove_old_working_folders(self.folder)
         with writing_into(self.folder):
             for file in (self.folder / OF_ONE_RUN, *self.folder.glob(OF_SECTIONS)):
                 if self.section is None or file == self.file or not file.stem.endswith(f"_of_{self.section.total}"):

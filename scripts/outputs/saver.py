@@ -19,9 +19,9 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from PIL import Image
 
-from ..contrasts import contrast_ending, contrast_named, contrasts_in
+from ..contrasts import CONTRASTS, contrast_ending, contrast_named, contrasts_in
 from ..errors import CaseError
-from ..files import longest_name, move, temporary_name, writing_into
+from ..files import is_old, is_temporary, longest_name, move, remove, temporary_name, writing_into
 from ..transforms.checks import value_range
 from ..transforms.sparse import AcquiredSlices, nearest_slices
 from ..volumes.load import file_name
@@ -30,7 +30,7 @@ from .nifti import nifti_like, nifti_on_grid, write_nifti
 from .picture import UNCERTAINTY_WINDOW, three_planes
 from .record import SourceRecorder, case_record
 
-__all__ = ["SaveSyntheticd"]
+__all__ = ["SaveSyntheticd", "remove_old_working_folders"]
 
 logger = logging.getLogger(__name__)
 
@@ -370,6 +370,17 @@ class SaveSyntheticd(SaveImaged):
     def source_name(self, source: str | os.PathLike | list[str]) -> str:
         """How records name a source file or series; see `SourceRecorder`."""
         return self.source_recorder.name(source)
+
+
+def remove_old_working_folders(output_dir: Path) -> None:
+    """Remove what killed runs of older versions left in an output folder, `.CASE_t1.partial`, a day after.
+
+    Their names do not say whose they are, as those that `remove_remains` removes do; such a run may be at work.
+    """
+    for contrast in CONTRASTS:
+        for path in output_dir.glob(f".*{contrast_ending(contrast)}.partial"):
+            if path.is_dir() and not is_temporary(path.name) and is_old(path):
+                remove(path)
 
 
 def _sparse_record(source: MetaTensor, dense: MetaTensor | None) -> dict[str, Any] | None:

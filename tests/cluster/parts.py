@@ -8,7 +8,10 @@ from scripts.volumes.load import LoadVolumed
 
 
 class WatchedLoad(LoadVolumed):
-    """Leaves the number of its process as a file's name in a folder; one case kills its process, as no memory does."""
+    """Leaves the number of its process as a file's name in a folder.
+
+    One case kills its process, as running out of memory does.
+    """
 
     def __init__(self, keys, folder, deadly=None):
         super().__init__(keys)

@@ -1,11 +1,12 @@
 """What is asked of a cluster, without one; test_ray.py has one."""
 
 import sys
+import time
 
 import pytest
 
 from scripts import cluster
-from scripts.cluster.machines import Machines, _room
+from scripts.cluster.machines import Machines, _lacking, _room
 from scripts.cluster.worker import main_steps
 from scripts.errors import CaseError
 
@@ -57,3 +58,23 @@ def test_config_files_of_another_job_are_refused():
     assert list(main_steps(["start", "@load_weights", "$@evaluator.run()"])) == [0, 1]
     with pytest.raises(CaseError, match="config_file is not the main job"):
         main_steps(["$@train#trainer.run()"])
+    with pytest.raises(CaseError, match=r"steps after the cases \(scripts\.write\), which a cluster does not do"):
+        main_steps(["start", "@load_weights", "$@evaluator.run()", {"_target_": "scripts.write"}])
+
+
+NODES = [{"Alive": True, "Resources": {"CPU": 7.0}}, {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}}]
+
+
+@pytest.mark.ray
+def test_a_worker_that_fits_on_no_machine_is_told_and_not_waited_for_long(caplog):
+    """At once in the log where another machine may join, after a while as the end."""
+    from scripts.cluster.pool import Pool
+
+    for joining_s in (0.0, 0.05):
+        pool = Pool(None, lambda: _room(NODES, 2, 1.0), 3, lacking=lambda: _lacking(NODES, 2, 1.0), joining_s=joining_s)
+        if joining_s:
+            pool._check_room()
+            assert "the largest has 7 cores and 0 GPUs; waiting 0.05 s for another machine to join" in caplog.text
+            time.sleep(joining_s)
+        with pytest.raises(CaseError, match=r"^A worker of 2 cores and 1 GPUs fits on no machine .* add a machine"):
+            pool._check_room()

@@ -1,13 +1,20 @@
 """Scans in a store, here one in memory: listed like a folder, brought whole, and removed."""
 
+import errno
+import json
+import os
+import sys
+
 import fsspec
 import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.cluster.command import Cohort
 from scripts.cluster.store import Store, StoredCases, is_store
 from scripts.data.datalists import inference_datalist
-from scripts.errors import CaseError
+from scripts.errors import CaseError, MachineError
+from scripts.workflow import started_workflow
 from tests.trees import write_cube
 
 
@@ -84,8 +91,50 @@ def test_what_cannot_be_listed_is_told(stored, tmp_path):
     with pytest.raises(CaseError, match="nosuch://x cannot be opened"):
         Store("nosuch://x", str(tmp_path)).list()
     (folder / "1.DCM").write_bytes(b"")
-    with pytest.raises(CaseError, match="holds 1 DICOM files, which are not read from a store"):
+    with pytest.raises(CaseError, match="holds DICOM files, which are not read from a store"):
         stored()[0].list()
+
+
+def test_dicom_is_known_by_its_content_where_its_name_does_not_tell(stored):
+    _, folder = stored()
+    (folder / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(9))
+    (folder / "short").write_bytes(b"DICM")
+    with pytest.raises(CaseError, match="holds DICOM files, which are not read from a store"):
+        stored()[0].list()
+
+
+def test_a_full_disk_of_temporary_files_is_no_fault_of_the_case(stored, monkeypatch):
+    store, _ = stored()
+    item = inference_datalist(store.list())[1]
+    here = StoredCases(store)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Store, "bring", full)
+    with (
+        pytest.raises(MachineError, match=r"The disk of the temporary files \(.*TMPDIR.*\) is full"),
+        here.at_hand(item),
+    ):
+        pass
+
+
+def test_workers_are_told_the_window_of_a_prepared_set(stored, bundle_root, monkeypatch, tmp_path):
+    """They have no list of their own to read it from."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    _, folder = stored()
+    listed = {
+        "ct_window": [0, 80],
+        "training": [],
+        "validation": [],
+        "test": [{"subject": "b", "source": "b.nii", "target": "b.nii"}],
+    }
+    (folder / "datalist.json").write_text(json.dumps(listed))
+    store, _ = stored()
+    options = {"config_file": str(bundle_root / "configs" / "inference.json"), "output_dir": str(tmp_path / "out")}
+    words = Cohort({**options, "dataset_dir": str(store.list())}, store)._of_worker(tmp_path)[0]
+    workflow = started_workflow([*words, f"--dataset_dir={tmp_path}"])
+    assert workflow.parser.get_parsed_content("ct_window") == [0, 80]
 
 
 def test_a_path_is_no_store():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 
@@ -81,3 +82,13 @@ def test_failures_are_those_of_the_latest_run(tmp_path):
 
 def test_names_of_sections():
     assert str(Section.typed("3/16")) == "3_of_16"
+
+
+def test_what_killed_runs_of_older_versions_left_is_removed_a_day_later(tmp_path):
+    """Their folders do not say whose they are: a fresh one may be at work, and others' are none of ours."""
+    for name in (".case_t1.partial", ".case_flair.partial", ".fresh_t1.partial", ".others.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "case_t1.nii.gz").touch()
+        os.utime(tmp_path / name, None if "fresh" in name else (0, 0))
+    Failures(tmp_path).begin()
+    assert sorted(os.listdir(tmp_path)) == [".fresh_t1.partial", ".others.partial"]
