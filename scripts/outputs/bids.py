@@ -137,9 +137,8 @@ def _entities_of(item: Mapping[str, Any]) -> dict[str, str]:
     stem = "" if isinstance(item["image"], list) else stem_of(Path(item["image"]))
     entities = dict(re.findall(r"(?:^|_)([a-z]+)-([A-Za-z0-9]+)(?=_)", stem))
     if stem.startswith("sub-") and "sub" in entities:
-        return {
-            key: value for key, value in entities.items() if key in _ENTITIES and key != "ce"
-        }  # of the agent in the source
+        of_image = {**entities, "ce": None}  # that of the source is not the image's
+        return {key: value for key, value in of_image.items() if key in _ENTITIES and value}
     return {"sub": re.sub("[^A-Za-z0-9]", "", item["case"]) or "unnamed"}
 
 

@@ -16,7 +16,7 @@ from scripts.volumes.load import read_volume
 VALUES = np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8) - 100
 AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
 PLAIN = nib.Nifti1Image(VALUES, AFFINE).to_bytes()
-PACKED = gzip.compress(PLAIN)
+PACKED = gzip.compress(PLAIN, mtime=0)
 MGH = nib.MGHImage(VALUES.astype(np.float32), AFFINE).to_bytes()
 
 
@@ -35,8 +35,8 @@ def changed(**fields):
         ("a.nii.gz", PLAIN),
         ("a.Nii", PLAIN),
         ("a.NII.Gz", PACKED),
-        ("twice.nii.gz", gzip.compress(PACKED)),
-        ("members.nii.gz", gzip.compress(PLAIN[:500]) + gzip.compress(PLAIN[500:])),
+        ("twice.nii.gz", gzip.compress(PACKED, mtime=0)),
+        ("members.nii.gz", gzip.compress(PLAIN[:500], mtime=0) + gzip.compress(PLAIN[500:])),
         ("trailing.nii", PLAIN + b"more"),
         ("trailing.nii.gz", PACKED + b"more than a checksum"),
         ("padded.nii.gz", PACKED + bytes(512)),
@@ -45,7 +45,7 @@ def changed(**fields):
         ("complex.nii", nib.Nifti1Image(VALUES.astype(np.complex64), AFFINE).to_bytes()),
         ("slope.nii", changed(scl_slope=0, scl_inter=-1024)),
         ("is_mgz.nii.gz", MGH),
-        ("is_mgz.nii", gzip.compress(MGH)),
+        ("is_mgz.nii", gzip.compress(MGH, mtime=0)),
         ("plain.mgz", MGH),
         ("is_nifti.mgz", PACKED),
         ("is_nifti.nrrd", PACKED),
@@ -71,7 +71,7 @@ def test_the_same_volume_whatever_the_name(tmp_path, name, content):
         (b"\x89PNG\r\n", "is a picture"),
         (bytes(128) + b"DICM\2\0", "is a DICOM file"),
         (b"NRRD0004\ntype: short\n", "is an NRRD file"),
-        (gzip.compress(b"ObjectType = Image\n"), "is a MetaImage"),
+        (gzip.compress(b"ObjectType = Image\n", mtime=0), "is a MetaImage"),
     ],
 )
 def test_what_is_no_volume_of_its_name_is_named(tmp_path, content, sentence):
