@@ -36,7 +36,7 @@ def changed(**fields):
         ("a.Nii", PLAIN),
         ("a.NII.Gz", PACKED),
         ("twice.nii.gz", gzip.compress(PACKED, mtime=0)),
-        ("members.nii.gz", gzip.compress(PLAIN[:500], mtime=0) + gzip.compress(PLAIN[500:])),
+        ("members.nii.gz", gzip.compress(PLAIN[:500], mtime=0) + gzip.compress(PLAIN[500:], mtime=0)),
         ("trailing.nii", PLAIN + b"more"),
         ("trailing.nii.gz", PACKED + b"more than a checksum"),
         ("padded.nii.gz", PACKED + bytes(512)),
