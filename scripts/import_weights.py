@@ -8,7 +8,6 @@ tokens. Names differ, and the axes of the images: see `IMAGE_AXES`.
 
 from __future__ import annotations
 
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from .errors import CaseError
 from .files import written_whole
 from .options import config_files, one_of, true_or_false
 from .schedulers import BrownianBridgeScheduler
-from .weights import misfits, some
+from .weights import misfits, read_tensors, some
 from .workflow import bundle_root
 
 IMAGE_AXES = ("LPS", "LAS", "RPS", "RAS")
@@ -117,13 +116,12 @@ def _network(config_file: str | Sequence[str] | None) -> nn.Module:
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CaseError(f"There is no checkpoint {path}: check the path.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CaseError(
-            f"The checkpoint {path.name} is damaged, or holds objects that could run a program when they are loaded: "
-            "in the environment that wrote it, load it and torch.save its 'ema' (or 'model') alone, then import that."
-        ) from error
+    content = read_tensors(
+        path,
+        f"The checkpoint {path.name} is damaged, or holds objects that could run a program when they are loaded: "
+        "in the environment that wrote it, load it and torch.save its 'ema' (or 'model') alone, then import that.",
+        mmap=zipfile.is_zipfile(path),
+    )
     if not isinstance(content, Mapping):
         raise CaseError(f"{path.name} holds {type(content).__name__}, no checkpoint of CT2MRI's code.")
     return content

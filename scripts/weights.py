@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .errors import CaseError
 from .files import sha256_of_file
 
-__all__ = ["check_start", "load_codec", "load_start", "load_weights", "misfits", "sha256_of_file", "some"]
+__all__ = ["check_start", "load_codec", "load_start", "load_weights", "misfits", "read_tensors"]
+__all__ += ["sha256_of_file", "some"]
 
 
 def load_start(network: nn.Module, path: str | os.PathLike) -> str:
@@ -112,22 +113,36 @@ def load_codec(network: nn.Module, path: str | os.PathLike | None, trained: str 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CaseError(f"There is no weights file {path}: check the path, or train or download the weights first.")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # of damaged bytes torch and pickle make anything, of a cut file "Invalid argument"
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
-        raise CaseError(
-            f"The weights file {path.name} is damaged or holds more than tensors: download or export it again."
-        ) from error
+    content = read_tensors(
+        path, f"The weights file {path.name} is damaged or holds more than tensors: download or export it again."
+    )
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
         held = f"a dictionary of {some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
         raise CaseError(f"{path.name} holds {held}, not a plain state dict: export the network's own state_dict().")
     return dict(content)
+
+
+def read_tensors(path: Path, damaged: str, mmap: bool = False) -> Any:
+    """What PyTorch saved in a file, of which nothing is run.
+
+    Args:
+        path: of a file that is there.
+        damaged: sentence for one that cannot be read, or that holds objects.
+        mmap: whether the tensors stay on the disk until they are used.
+
+    Raises:
+        CaseError: with that sentence.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except MemoryError:
+        raise
+    except Exception as error:  # of damaged bytes torch and pickle make anything, of a cut file "Invalid argument"
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise CaseError(damaged) from error
 
 
 def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

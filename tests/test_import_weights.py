@@ -272,6 +272,10 @@ def test_other_files_are_refused_in_a_sentence(checkpoint, config, tmp_path):
     assert "their file of the optimizer" in refused(tmp_path / "latest_optim_sche_34.pth")
     torch.save({"model": {}, "config": Path("x")}, tmp_path / "objects.pth")
     assert "could run a program" in refused(tmp_path / "objects.pth")
+    whole = (tmp_path / "objects.pth").read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-100], b"subject,T2\nanna,x\n", b"a", b""):
+        (tmp_path / "cut.pth").write_bytes(content)
+        assert "cut.pth is damaged" in refused(tmp_path / "cut.pth")
     assert "There is no checkpoint" in refused(tmp_path / "nothing.pth")
     path = checkpoint(public_weights())
     assert "axes is SAR" in refused(path, axes="SAR")
