@@ -334,6 +334,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(workflow, bundle_roo
     load_weights(resumed.network_def, tmp_path / "out" / "model.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_network(bundle_root, dataset_dir, environment, tmp_path):
     arguments = command(bundle_root, dataset_dir, tmp_path, "multi_gpu_train.json", max_epochs=1, val_interval=1)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python", sys.executable]

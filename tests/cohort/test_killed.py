@@ -13,7 +13,7 @@ from tests.phantoms import centred_affine, head_ct
 SHAPE = (17, 20, 16)
 AFFINE = centred_affine(np.diag([12.0] * 3), SHAPE)
 BAD = (b"", b"no volume", None)  # None: cut off in the middle
-SIZES = [pytest.param(12, 3, 1.5, id="small"), pytest.param(300, 20, 6.0, id="large", marks=pytest.mark.slow)]
+SIZES = [pytest.param(12, 3, 1.5, id="small"), pytest.param(300, 20, 6.0, id="large")]
 
 
 def write_case(path, number):
@@ -30,6 +30,7 @@ def is_bad(number):
     return number % 10 == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "kills", "longest"), SIZES)
 def test_the_main_job(bundle_root, tmp_path, number, kills, longest):
     """Every good output is there, bit for bit, none is made twice, every bad case is listed, nothing else is left."""

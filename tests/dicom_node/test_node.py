@@ -724,9 +724,10 @@ def send_through_kills(port, headers, chance):
             send_some(port, waiting, chance)
 
 
-NUMBERS = [pytest.param(2, 3, 4, id="small"), pytest.param(8, 8, 20, id="large", marks=pytest.mark.slow)]
+NUMBERS = [pytest.param(2, 3, 4, id="small"), pytest.param(8, 8, 20, id="large")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("studies", "slices", "kills"), NUMBERS)
 def test_killed_nodes_and_dropping_peers_leave_one_result_a_study(tmp_path, ct, studies, slices, kills):
     """Each result is what comes of the whole study undisturbed; a bad study is told; nothing else is left."""

@@ -88,6 +88,7 @@ def check_same(out, whole, number):
     assert sorted(failures) == [f"s{subject:03d}" for subject in range(number) if is_bad(subject)]
 
 
+@pytest.mark.slow
 def test_prepare(tmp_path, table):
     """One process, killed in the middle of whatever it does."""
     out, whole, number = tmp_path / "out", tmp_path / "whole", 10

@@ -395,6 +395,7 @@ def test_no_command_is_proposed_for_an_empty_list(people, out, capsys):
     assert "Nobody is left to train on" in said
 
 
+@pytest.mark.slow
 def test_works_in_processes_of_its_own_and_a_killed_one_leaves_nothing(people, out):
     killing = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
     command = f'{sys.executable} -c "' + killing + '" {input} {mask}'
