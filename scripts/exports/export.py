@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ from monai.utils import optional_import
 from torch import Tensor, nn
 
 from ..errors import CaseError
+from ..files import check_folder, written_whole
 from ..networks.scriptable import EXPORTED_CHANNELS, NOT_EXPORTED
 from ..options import config_files
 from ..weights import load_weights
@@ -62,7 +61,8 @@ def export(
     notes = {"weights": weights_file.name, "weights_sha256": load_weights(network, weights_file)}
     chosen = _FORMATS[format]
     path = Path(output) if output else weights_file.with_suffix(chosen.suffix)
-    with _written_whole(path) as partial, warnings.catch_warnings():
+    check_folder(path.parent)  # before the network is traced
+    with written_whole(path) as partial, warnings.catch_warnings():
         # the network's checks of shapes are no part of the graph, and both ways of tracing are meant
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -71,21 +71,6 @@ def export(
         if not difference <= TOLERANCE:
             raise CaseError(f"The exported network is {difference:.1g} off PyTorch's, so {path} was not written.")
     return f"{path}: the network with {weights_file.name}, at most {difference:.1g} off PyTorch's results"
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Gives the name of a file to write, which becomes `path` where nothing is raised and is removed otherwise."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise CaseError(f"{path} cannot be written ({error.strerror}); give another output.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def example_inputs(network: nn.Module, slabs: int, rows: int, columns: int) -> tuple[Tensor, ...]:
