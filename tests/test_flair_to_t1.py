@@ -141,7 +141,7 @@ def test_training_runs_on_real_pairs_of_mri(bundle_root, tmp_path, monkeypatch):
         entry = {"subject": f"s{number}"}
         for key in ("source", "target"):
             entry[key] = f"s{number}_{key}.nii.gz"
-            nib.save(flair(), tmp_path / entry[key])
+            nib.save(flair((22, 25, 18), 2 * AXES), tmp_path / entry[key])
         entries.append(entry)
     (tmp_path / "datalist.json").write_text(
         json.dumps({"training": entries, "validation": entries[:1], "test": entries[1:]})

@@ -1015,6 +1015,7 @@ def tiny(tmp_path):
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+@pytest.mark.slow
 def test_a_ct_that_is_sent_comes_back_as_a_t1(bundle_root, tmp_path, tiny):
     """All of it as it is typed: DCMTK sends, the command receives and runs the main job, DCMTK takes the result."""
     pytest.importorskip("dcm2niix")
