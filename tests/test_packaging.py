@@ -233,7 +233,7 @@ def test_every_tracked_file_is_packed_but_those_for_development(bundle_root):
     left_out = {name.split("/")[0] for name in listed.stdout.splitlines() if not _belongs(name)}
     development = {".ci", ".gitattributes", ".gitignore", ".pre-commit-config.yaml", "setup.cfg", "tests"}
     package = {"brain_ct_to_mri", "pyproject.toml", "CITATION.cff"}
-    others = {"requirements-dev.txt", "Dockerfile", ".dockerignore", "AGENTS.md", "slicer"}
+    others = {"requirements-dev.txt", "Dockerfile", ".dockerignore", "AGENTS.md", "deploy", "slicer"}
     assert left_out <= development | package | others
 
 
