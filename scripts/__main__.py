@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "scripts.evaluation.evaluate:evaluate",
     "knowledge_base": "scripts.knowledge_base:knowledge_base",
     "learning_curves": "scripts.evaluation.curves:learning_curves",
+    "federate": "scripts.federated.command:federate",
     "report": "scripts.report.report:report",
     "benchmark": "scripts.benchmark.command:benchmark",
     "export": "scripts.exports.export:export",

@@ -58,6 +58,7 @@ ARROWS = {
         *("volumes", "transforms", "registration", "data", "outputs", "dicom"),
     },
     "engines": {"errors", "files", "inferers", "schedulers", "conditioning"},  # it saves the style keys it trained on
+    "federated": {"errors", "files", "options", "weights", "workflow", "conditioning"},  # the style keys of a site
     "cohort": {"errors", "files", "outputs"},
     "dicom_node": {
         "errors",
