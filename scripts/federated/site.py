@@ -29,7 +29,9 @@ def take_part(argument: str) -> None:
     trained = site_training(**json.loads(unquote(argument)))
     trained.initialize({ExtraItems.CLIENT_NAME: flare.get_site_name()})
     workflow = trained.train_workflow
-    keys = workflow.parser.get_parsed_content("training_keys")
+    keys = {}  # one of each person: the renderings and further scans of one do not make it several
+    for name, key in workflow.parser.get_parsed_content("training_keys").items():
+        keys.setdefault(name.split("#")[0], key)
     while flare.is_running():
         received = flare.receive()
         if received is None:
