@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..conditioning.style_key import average_style_key
@@ -27,13 +28,13 @@ def shared_style_key(keys: Collection[np.ndarray]) -> np.ndarray | None:
     return average_style_key(keys) if len(keys) >= LEAST_PEOPLE else None
 
 
-def contribution(weights: Mapping[str, Tensor], keys: Collection[np.ndarray]) -> dict[str, np.ndarray]:
-    """All that a site sends of a round, by name.
+def contribution(weights: Mapping[str, Tensor], keys: Collection[np.ndarray]) -> dict[str, Tensor]:
+    """All that a site sends of a round, by name, as tensors: NVFlare drops what is none.
 
     Args:
         weights: of its network.
         keys: style keys of its people, (3, B) each.
     """
-    sent = {name: value.detach().cpu().numpy() for name, value in weights.items()}
+    sent = {name: value.detach().cpu() for name, value in weights.items()}
     key = shared_style_key(keys)
-    return sent if key is None else {**sent, STYLE_KEY: key}
+    return sent if key is None else {**sent, STYLE_KEY: torch.from_numpy(key)}

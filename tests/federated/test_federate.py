@@ -101,7 +101,7 @@ def test_only_weights_leave_a_site(config_files, tmp_path, monkeypatch):
     network = torch.load(tmp_path / "o" / "checkpoint_epoch=1.pt", weights_only=True)["network"]
     assert model.params.keys() == network.keys()
     for name, value in network.items():
-        torch.testing.assert_close(torch.from_numpy(model.params[name]), value, rtol=0, atol=0)
+        torch.testing.assert_close(model.params[name], value, rtol=0, atol=0)
     assert model.meta == {"NUM_STEPS_CURRENT_ROUND": 2}
     others = {name: value for name, value in vars(model).items() if name not in ("params", "meta", "params_type")}
     assert not any(value for value in others.values()), others

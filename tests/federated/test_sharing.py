@@ -31,7 +31,7 @@ def test_nothing_but_weights_and_that_key_is_sent(people):
     sent = contribution(weights, keys_of(people))
     assert sent.keys() == weights.keys() | ({"average_style_key"} if people > 5 else set())
     for name, value in weights.items():
-        torch.testing.assert_close(torch.from_numpy(sent[name]), value, rtol=0, atol=0)
+        torch.testing.assert_close(sent[name], value, rtol=0, atol=0)
 
 
 def test_one_site_is_no_federation(tmp_path):
