@@ -11,6 +11,7 @@ COMMANDS = {
     "cluster": "scripts.cluster.command:cluster",
     "knowledge_base": "scripts.knowledge_base:knowledge_base",
     "learning_curves": "scripts.evaluation.curves:learning_curves",
+    "federate": "scripts.federated.command:federate",
     "report": "scripts.report.report:report",
     "benchmark": "scripts.benchmark.command:benchmark",
     "export": "scripts.exports.export:export",
