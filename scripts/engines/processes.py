@@ -24,9 +24,10 @@ def run_together(trainer: Engine) -> None:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not any(words in str(error) for words in _LOST):
             raise
+        said = str(error).strip().partition("\n")[0][:200]
         raise CaseError(
-            "Another process of this training ended or cannot be reached; start the same command again on all nodes:"
-            " the training goes on from its last checkpoint."
+            f"Another process of this training ended or cannot be reached ({said}); start the same command again on"
+            " all nodes: the training goes on from its last checkpoint."
         ) from error
 
 
