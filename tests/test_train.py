@@ -381,14 +381,16 @@ def wait_until(condition, nodes, seconds=240):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_lost_node_ends_the_others_and_started_again_the_weights_are_those_without_the_loss(
-    bundle_root, dataset_dir, environment, tmp_path
+    workflow, bundle_root, dataset_dir, environment, tmp_path
 ):
+    torch.save(workflow().network_def.state_dict(), tmp_path / "start.pt")  # a network starts at random
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
 
     def start(name, node):
-        arguments = command(bundle_root, dataset_dir, tmp_path / name, "multi_gpu_train.json", max_epochs=12)
+        settings = {"max_epochs": 12, "init_weights": tmp_path / "start.pt"}
+        arguments = command(bundle_root, dataset_dir, tmp_path / name, "multi_gpu_train.json", **settings)
         return agent(arguments, environment, node, port, tmp_path / f"{name}_{node}.log")
 
     nodes = [start("lost", node) for node in (0, 1)]
