@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -64,11 +66,16 @@ def federate(
     defaults = [str(Path(bundle_root(), "configs", name)) for name in ("train.json", "federated.json")]
     files = config_files(config_file or defaults)
     sites = {f"site-{number}": str(Path(folder).resolve()) for number, folder in enumerate(dataset_dirs, 1)}
-    recipe = _recipe(files, sites, output)
-    if not simulate:
-        recipe.export(str(output / "job"))
-        return str(output / "job" / _JOB)
-    _simulate(recipe, list(sites), output)
+    parser = ConfigParser()
+    parser.read_config(files)
+    torch.save(first_weights(parser), output / "start.pt")
+    shutil.copy(Path(__file__).with_name("client.py"), output)
+    with chdir(output):  # NVFlare keeps relative paths in the job, and makes others such of this machine
+        recipe = _recipe(parser, files, sites, output)
+        if not simulate:
+            recipe.export(str(output / "job"))
+            return str(output / "job" / _JOB)
+        _simulate(recipe, list(sites), output)
     return federated_model(str(output / "nvflare" / _JOB / _GLOBAL), output_dir=str(output))
 
 
@@ -107,31 +114,28 @@ def _empty_folder(output_dir: str) -> Path:
     return output
 
 
-def _recipe(files: list[str], sites: Mapping[str, str], output: Path) -> FedAvgRecipe:
-    """NVFlare's job of federated averaging, in which each site runs `take_part`; start.pt is in the job.
+def _recipe(parser: ConfigParser, files: list[str], sites: Mapping[str, str], output: Path) -> FedAvgRecipe:
+    """NVFlare's job of federated averaging, in which each site runs `take_part`.
 
     Args:
-        files: absolute paths of config files.
+        parser: of the training.
+        files: absolute paths of its config files.
         sites: name -> data set.
-        output: folder of start.pt, and of what stays at each site.
+        output: the working folder, with start.pt and client.py; what stays at each site is written below it.
     """
     from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
     from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
     from nvflare.recipe import set_per_site_config
 
-    parser = ConfigParser()
-    parser.read_config(files)
-    start = output / "start.pt"
-    torch.save(first_weights(parser), start)
     recipe = FedAvgRecipe(
         name=_JOB,
         min_clients=len(sites),  # one that is lost ends the job: the mean of the others would be of other people
         num_rounds=parser.get_parsed_content("num_rounds"),
-        train_script=str(Path(__file__).with_name("client.py")),
-        model_persistor=PTFileModelPersistor(source_ckpt_file_full_name=start.name, load_device="cpu"),
+        train_script="client.py",
+        model_persistor=PTFileModelPersistor(source_ckpt_file_full_name="start.pt", load_device="cpu"),
         key_metric="",
     )
-    recipe.add_server_file(str(start))
+    recipe.add_server_file("start.pt")
     training = {
         "bundle_root": bundle_root(),
         "config_files": [_below_bundle(file) for file in files],

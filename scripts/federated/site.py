@@ -84,7 +84,8 @@ def started_training(
         local_epochs=parser.get_parsed_content("local_epochs"),
         send_weight_diff=False,
         config_train_filename=config_files,
-        train_kwargs={"dataset_dir": dataset_dir, "output_dir": output_dir},
+        # the server has loaded init_weights, and sends them
+        train_kwargs={"dataset_dir": dataset_dir, "output_dir": output_dir, "init_weights": None},
         config_evaluate_filename=None,
     )
     trained.initialize({ExtraItems.CLIENT_NAME: name})

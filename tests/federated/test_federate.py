@@ -76,9 +76,15 @@ def sites(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config_files(bundle_root, tmp_path_factory):
+    """Of a tiny training, which starts from given weights."""
     tiny = tmp_path_factory.mktemp("config") / "tiny.json"
     tiny.write_text(json.dumps(TINY))
-    return [*(str(bundle_root / "configs" / name) for name in ("train.json", "federated.json")), str(tiny)]
+    files = [*(str(bundle_root / "configs" / name) for name in ("train.json", "federated.json")), str(tiny)]
+    parser = ConfigParser()
+    parser.read_config(files)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tiny.with_name("model.pt"))
+    tiny.write_text(json.dumps({**TINY, "init_weights": str(tiny.with_name("model.pt"))}))
+    return files
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +115,17 @@ def assert_mean(mean, small, large):
         torch.testing.assert_close(value, (2 * small[name] + 6 * large[name]) / 8, rtol=1e-5, atol=1e-6)
 
 
-def test_each_round_starts_from_the_mean_by_people_of_the_one_before_and_the_result_is_that_of_the_last(trained):
+def test_each_round_starts_from_the_mean_by_people_of_the_one_before_and_the_result_is_that_of_the_last(
+    trained, config_files
+):
     folders = [trained / "site-1", trained / "site-2"]
-    start = weights(trained / "start.pt")
+    start = weights(Path(config_files[-1]).with_name("model.pt"))
     after = [[weights(f / f"checkpoint_epoch={n}.pt", "network") for f in folders] for n in (1, 2)]
     for number in (1, 2):
         first, second = (weights(folder / f"start_{number}.pt") for folder in folders)
         torch.testing.assert_close(first, second, rtol=0, atol=0)
         if number == 1:
-            torch.testing.assert_close(first, {name: start[name] for name in first}, rtol=0, atol=0)
+            torch.testing.assert_close(first, start, rtol=0, atol=0)
         else:
             assert_mean(first, *after[0])
     assert_mean(weights(trained / "model.pt"), *after[1])
