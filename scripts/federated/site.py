@@ -43,12 +43,14 @@ def take_part(config_files: list[str], dataset_dir: str, output_dir: str, identi
         identity: `shared_identity` of the training that the server starts.
 
     Raises:
-        CaseError: the site's training is another, it holds a training already, or weights are NaN.
+        CaseError: the site's log would leave it, its training is another, it holds a training already, or weights are
+            NaN.
     """
     import nvflare.client as flare  # here, because the rules of this room are tested without NVFlare
 
     flare.init()
     with _reason_in(output_dir):
+        check_log_stays(flare.get_job_id())
         trained = started_training(config_files, dataset_dir, output_dir, identity, flare.get_site_name())
         parser = trained.train_workflow.parser
         people = people_and_keys(parser.get_parsed_content("training_keys"))
@@ -61,6 +63,24 @@ def take_part(config_files: list[str], dataset_dir: str, output_dir: str, identi
             sent = contribution(trained_round(trained, received.params), keys)
         flare.send(flare.FLModel(params=sent, meta={"NUM_STEPS_CURRENT_ROUND": len(people)}))
     parser.get_parsed_content("write_keys")
+
+
+def check_log_stays(job: str) -> None:
+    """Refuse a site of which NVFlare streams the log to the server, as it does unless the site forbids it.
+
+    Args:
+        job: its name; in a simulation all logs are on one machine.
+
+    Raises:
+        CaseError: the log, with losses and names of files, would leave the site.
+    """
+    from nvflare.app_common.logging.constants import is_log_streaming_allowed
+
+    if job != "simulate_job" and is_log_streaming_allowed():
+        raise CaseError(
+            "NVFlare would send this site's log, with losses and names of files, to the server; set allow_log_streaming"
+            " to false in local/resources.json of the startup kit, and start the site again."
+        )
 
 
 def started_training(
@@ -147,6 +167,7 @@ def check_identity(own: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
 @contextmanager
 def _reason_in(folder: str) -> Iterator[None]:
     """Write the reason of an error in the block to a file of the site's folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     try:
         yield
     except Exception as error:

@@ -173,7 +173,7 @@ def one_site(config_files, tmp_path, monkeypatch):
     parser.read_config(config_files)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
-    def function(dataset_dir, arrives=({}, {}), **changes):
+    def function(dataset_dir, arrives=({}, {}), job_id="simulate_job", **changes):
         rounds, sent = iter(arrives), []
         waiting = [len(arrives)]
 
@@ -185,7 +185,8 @@ def one_site(config_files, tmp_path, monkeypatch):
             return types.SimpleNamespace(params={**first_weights(parser), **next(rounds)})
 
         doubles = {"init": lambda: None, "get_site_name": lambda: "site-1", "is_running": is_running}
-        for name, double in {**doubles, "receive": receive, "send": sent.append}.items():
+        doubles |= {"receive": receive, "send": sent.append, "get_job_id": lambda: job_id}
+        for name, double in doubles.items():
             monkeypatch.setattr(flare, name, double)
         job = {"config_files": config_files, "identity": shared_identity(parser), "output_dir": str(tmp_path / "o")}
         take_part(**{**job, "dataset_dir": dataset_dir, **changes})
@@ -219,6 +220,12 @@ def test_a_site_that_holds_a_training_refuses_to_mix_it_in(one_site, sites, tmp_
     with pytest.raises(CaseError, match="holds a training already"):
         one_site(sites[0])
     assert "holds a training already" in (tmp_path / "o" / FAILURE).read_text()
+
+
+def test_a_site_whose_log_would_leave_it_takes_no_part(one_site, sites, tmp_path):
+    with pytest.raises(CaseError, match="set allow_log_streaming to false"):  # NVFlare's default
+        one_site(sites[0], job_id="5b498ca8")
+    assert [path.name for path in (tmp_path / "o").iterdir()] == [FAILURE]
 
 
 def test_a_site_ends_where_another_training_or_nan_arrives_and_sends_nothing(one_site, sites, tmp_path):
