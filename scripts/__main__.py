@@ -11,6 +11,8 @@ COMMANDS = {
     "cluster": "scripts.cluster.command:cluster",
     "knowledge_base": "scripts.knowledge_base:knowledge_base",
     "learning_curves": "scripts.evaluation.curves:learning_curves",
+    "federate": "scripts.federated.command:federate",
+    "federated_model": "scripts.federated.command:federated_model",
     "report": "scripts.report.report:report",
     "benchmark": "scripts.benchmark.command:benchmark",
     "export": "scripts.exports.export:export",

@@ -1,6 +1,7 @@
 """The training workflow as its user meets it: train.json and its overlays on tiny volumes."""
 
 import builtins
+import contextlib
 import copy
 import csv
 import io
@@ -8,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +24,8 @@ from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.conditioning.style_key import load_style_keys, save_style_keys, style_key_from_histogram
-from scripts.engines import OneStepPrepareBatch, SeedEpochs, checkpoints, cosine_decay, latest_checkpoint
+from scripts.engines import OneStepPrepareBatch, SeedEpochs, checkpoints, cosine_decay, latest_checkpoint, run_together
+from scripts.engines.processes import check_shared
 from scripts.errors import CaseError, machine_error, reason
 from scripts.evaluation.metrics import psnr
 from scripts.weights import load_weights
@@ -346,6 +349,94 @@ def test_two_processes_train_one_network(bundle_root, dataset_dir, environment, 
     assert (done.stdout + done.stderr).count("Iter: 3/3") == 1  # one of the two speaks
     assert (done.stdout + done.stderr).count("slabs/s") == 2  # of the epoch and of the whole
     assert (tmp_path / "model_best.pt").is_file()
+
+
+def agent(arguments, environment, number, port, log):
+    """One of two nodes, started by torchrun with one process; the first is where they meet."""
+    launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
+    launch += ["--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "tiny"]
+    launch += ["--rdzv_conf", f"is_host={number == 0}"]  # as the host's name says where there are two
+    command = [sys.executable, *launch, "--no-python", sys.executable, *arguments]
+    with log.open("a") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+
+
+def lose(node):
+    """End an agent and its process at once, as where a machine fails."""
+    with open(f"/proc/{node.pid}/task/{node.pid}/children") as file:
+        pids = [node.pid, *map(int, file.read().split())]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    node.wait()
+
+
+def wait_until(condition, nodes, seconds=240):
+    """Wait for a condition; fails where a node ended before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert all(node.poll() is None for node in nodes), "a node ended"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_lost_node_ends_the_others_and_started_again_the_weights_are_those_without_the_loss(
+    workflow, bundle_root, dataset_dir, environment, tmp_path
+):
+    torch.save(workflow().network_def.state_dict(), tmp_path / "start.pt")  # a network starts at random
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def start(name, node):
+        settings = {"max_epochs": 12, "init_weights": tmp_path / "start.pt"}
+        arguments = command(bundle_root, dataset_dir, tmp_path / name, "multi_gpu_train.json", **settings)
+        return agent(arguments, environment, node, port, tmp_path / f"{name}_{node}.log")
+
+    nodes = [start("lost", node) for node in (0, 1)]
+    try:
+        wait_until(lambda: (tmp_path / "lost" / "checkpoint_epoch=2.pt").is_file(), nodes)
+        lose(nodes[1])
+        assert nodes[0].wait(240) == 1
+        assert "Another process of this training ended" in (tmp_path / "lost_0.log").read_text()
+        assert latest_checkpoint(tmp_path / "lost").name != "checkpoint_epoch=12.pt"
+        nodes = [start("lost", node) for node in (0, 1)]
+        assert [node.wait(240) for node in nodes] == [0, 0]
+        nodes = [start("whole", node) for node in (0, 1)]
+        assert [node.wait(240) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                lose(node)
+    weights = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("lost", "whole")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("theirs", "refused"), [("checkpoint_epoch=1.pt", True), ("checkpoint_epoch=3.pt", False)])
+def test_nodes_that_see_different_checkpoints_are_refused(monkeypatch, tmp_path, theirs, refused):
+    def gather(found, mine):
+        found[:] = [mine, theirs]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    sentence = "on a disk that all of them share"
+    with pytest.raises(CaseError, match=sentence) if refused else contextlib.nullcontext():
+        check_shared(tmp_path, tmp_path / "checkpoint_epoch=3.pt")
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"), [("[pair.cc] Connection reset by peer", CaseError), ("sizes", RuntimeError)]
+)
+def test_a_lost_process_is_one_sentence_and_other_errors_stay(words, kind):
+    def fail():
+        raise RuntimeError(words)
+
+    with pytest.raises(RuntimeError if kind is RuntimeError else CaseError) as caught:
+        run_together(types.SimpleNamespace(run=fail))
+    assert type(caught.value) is kind
+    assert kind is RuntimeError or "goes on from its last checkpoint" in str(caught.value)
 
 
 def test_two_processes_share_an_epoch_without_overlap(workflow):

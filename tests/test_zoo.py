@@ -141,6 +141,7 @@ def test_every_config_file_is_json_without_comments(bundle):
         ("train", "simulated_ct", "one_step", "train_cpu_2mm"),
         ("train", "simulated_ct", "evaluate"),
         ("train", "multi_gpu_train"),
+        ("train", "federated"),
         ("train", "mlflow"),
         ("train", "ablation", "samplers"),
         ("train", "simulated_ct", "ablation", "detail"),

@@ -14,6 +14,7 @@ from .latents import MeasureLatents, decoder_sensitivity
 from .logs import TrainingLogs, ValidationLogs, average_loss
 from .monitoring import Throughput, ValidationPicture
 from .optimization import GradientClipper, check_training_dtype, cosine_decay, warmup
+from .processes import run_together
 from .state import (
     AverageWeights,
     KeepBest,
@@ -59,6 +60,7 @@ __all__ = [
     "prepare_reconstructions",
     "prepare_slices",
     "prepare_volumes",
+    "run_together",
     "save_keys",
     "save_weights",
     "warmup",

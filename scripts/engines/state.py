@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..conditioning.style_key import save_style_keys
 from ..errors import CaseError
 from ..files import write_whole, written_whole
+from .processes import check_shared
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class ResumableTraining:
 
     Raises:
         CaseError: when it is attached, where the checkpoints are of a training with other objects, or the newest cannot
-            be read.
+            be read, or where several processes find different ones.
     """
 
     def __init__(
@@ -225,6 +226,7 @@ class ResumableTraining:
         """Load at the trainer's start, save at the end of each epoch."""
         state = {**self.objects, "trainer": engine}
         newest = latest_checkpoint(self.folder)
+        check_shared(self.folder, newest)
         if newest is not None:
             self._check_parts(newest, state)
             CheckpointLoader(str(newest), state, map_location=self.map_location).attach(engine)
