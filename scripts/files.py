@@ -164,6 +164,8 @@ def check_folder(folder: str | os.PathLike) -> Path:
                 working.with_name(f"{working.name}.moved").unlink(missing_ok=True)
     except RefusedError as error:
         raise MachineError(str(error)) from None
+    except FileNotFoundError as error:  # as below /proc, or where a disk that comes when it is asked for does not come
+        raise MachineError(f"{folder} cannot be made ({error.strerror}); give another folder.") from error
     return folder
 
 

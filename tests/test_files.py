@@ -97,6 +97,9 @@ def test_a_folder_is_tried_before_anything_is_computed(tmp_path, monkeypatch):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(MachineError, match=r"no folder.*give another folder"):
             check_folder(folder)
+    refuse(monkeypatch, errno.ENOENT, "mkdir", Path)  # as below /proc
+    with pytest.raises(MachineError, match=r"new cannot be made \(.*\); give another folder"):
+        check_folder(tmp_path / "new")
     refuse(monkeypatch, errno.EACCES, "mkdir", Path)
     with pytest.raises(MachineError, match=r"no permission for .*; ask for it, or give another folder"):
         check_folder(tmp_path / "a")

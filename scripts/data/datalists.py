@@ -104,7 +104,7 @@ def _cases_below(
     files = [] if uids or (items and root.is_file()) else volumes_below(root, output_dir, True, may_clash=several)
     unread = [] if uids or root.is_file() else _unread(root, below, files, output_dir, keep_names)
     if not files and not items and not unread:  # no path: a folder of what is hardly DICOM any more may be a patient's
-        raise CaseError(f"dataset_dir holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
+        raise CaseError(f"The folder of scans holds no volume; give {', '.join(IMAGE_SUFFIXES)} files or DICOM series.")
     if not several and contrasts[0] != "CT":  # a CT is known by its values
         files = _not_named_otherwise(files, contrasts[0], root, may_be_none=root.is_file() or bool(items or unread))
     if several:

@@ -73,7 +73,10 @@ class CheckVolumed(MapTransform):
         if (spacing < low).any() or (spacing > high).any():
             raise CaseError(f"{name} has voxels of {_by(spacing)} mm, which no head scan has; repair the header.")
         if (extent < self.extent_limits[0]).any() or (extent > self.extent_limits[1]).any():
-            raise CaseError(f"{name} spans {_by(extent)} mm, which is no head; repair the voxel size in its header.")
+            raise CaseError(
+                f"{name} spans {_by(extent)} mm, which is no head; give the whole head, or repair the voxel size in "
+                "its header."
+            )
         shear = shear_degrees(axes)
         if shear > self.max_shear:
             raise CaseError(

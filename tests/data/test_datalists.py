@@ -86,7 +86,7 @@ def test_nothing_to_do_is_an_error(tmp_path):
     with pytest.raises(CaseError, match=r"There is no file or folder .*gone; check the path"):
         inference_datalist(tmp_path / "gone")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(CaseError, match=r"dataset_dir holds no volume; give \.nii\.gz, .* files or DICOM series"):
+    with pytest.raises(CaseError, match=r"The folder of scans holds no volume; give \.nii\.gz, .* or DICOM series"):
         inference_datalist(tmp_path)
     (tmp_path / "slice.dcm").touch()
     (item,) = inference_datalist(tmp_path)
