@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.conditioning.style_key import load_style_keys, save_style_keys, style_key_from_histogram
@@ -335,6 +335,18 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(workflow, bundle_roo
     assert len(losses_of(resumed)) == 2 * 3
     assert seen == list(range(3 * last + 1, 3 * last + 7))
     load_weights(resumed.network_def, tmp_path / "out" / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["train", "autoencoder", "rebrain_retrieval"])
+def test_several_processes_do_all_that_one_does(bundle_root, name):
+    """Their overlay takes the place of the first step of `run`, the training, and of no other."""
+    steps = []
+    for names in (("train", name), ("train", name, "multi_gpu_train")):
+        parser = ConfigParser()
+        parser.read_config([str(bundle_root / "configs" / f"{each}.json") for each in names])
+        steps.append(parser["run"])
+    assert steps[0][0] == "$@train#trainer.run()"
+    assert steps[1] == ["$engines.run_together(@train#trainer)", *steps[0][1:]]
 
 
 @pytest.mark.slow

@@ -111,7 +111,9 @@ def _cases_below(
         _tell_empty(root, output_dir)
         files = cases_by_name([Path(item["image"]) for item in files], root, contrasts)
         if not files and not items and not unread:
-            raise CaseError(f"dataset_dir holds no volume whose name tells its contrast; {how_to_name(contrasts)}.")
+            raise CaseError(
+                f"The folder of scans holds no volume whose name tells its contrast; {how_to_name(contrasts)}."
+            )
     dicom = named_by_folder(items, root, [item["case"] for item in files]) if keep_names else items
     refuse_clashes([*files, *dicom, *unread])
     return [*files, *dicom, *unread]
@@ -159,8 +161,8 @@ def _not_named_otherwise(
     kinds = ", ".join(sorted({name for _, name in others}))
     if len(others) == len(files) and not may_be_none:
         raise CaseError(
-            f"dataset_dir holds no volume that may be a {contrast}: by their names the {len(files)} there are {kinds}; "
-            f"rename them if they are, or give the folder of the {contrast}."
+            f"The folder of scans holds no volume that may be a {contrast}: by their names the {len(files)} there are"
+            f" {kinds}; rename them if they are, or give the folder of the {contrast}."
         )
     if len(files) == 1:
         logger.warning(f"{Path(others[0][0]['image']).name} is taken for a {contrast}, though its name says {kinds}.")

@@ -9,8 +9,8 @@ from ignite.engine import Engine
 
 from ..errors import CaseError
 
-# what gloo and NCCL say, in an error of no type of its own, where the other end of a connection is gone
-_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
+# what gloo says, in an error of no type of its own, where the other end of a connection is gone
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 def run_together(trainer: Engine) -> None:
@@ -22,7 +22,7 @@ def run_together(trainer: Engine) -> None:
     try:
         trainer.run()
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not any(words in str(error) for words in _LOST):
+        if not isinstance(error, dist.DistNetworkError) and not any(words in str(error) for words in _LOST):
             raise
         said = str(error).strip().partition("\n")[0][:200]
         raise CaseError(

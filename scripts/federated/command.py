@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import chdir
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -18,9 +19,9 @@ from monai.utils import optional_import
 
 from ..conditioning.style_key import save_style_keys
 from ..errors import CaseError
-from ..files import check_folder
+from ..files import check_folder, written_whole
 from ..options import config_files, true_or_false
-from ..weights import load_weights, read_tensors
+from ..weights import read_tensors
 from ..workflow import bundle_root
 from .sharing import STYLE_KEY
 from .site import FAILURE, shared_identity
@@ -52,7 +53,7 @@ def federate(
 
     Raises:
         CaseError: fewer than two sites, an output_dir that is not empty or whose name the simulator does not take, no
-            NVFlare, or a site that ended the training.
+            NVFlare, a training that cannot be federated, or a site that ended it.
     """
     true_or_false("simulate", simulate)
     if len(dataset_dirs) < 2:
@@ -68,9 +69,10 @@ def federate(
     sites = {f"site-{number}": str(Path(folder).resolve()) for number, folder in enumerate(dataset_dirs, 1)}
     parser = ConfigParser()
     parser.read_config(files)
+    check_federable(parser)
     torch.save(first_weights(parser), output / "start.pt")
     shutil.copy(Path(__file__).with_name("client.py"), output)
-    with chdir(output):  # NVFlare keeps relative paths in the job, and makes others such of this machine
+    with _working_in(output):  # NVFlare keeps relative paths in the job, and makes others such of this machine
         recipe = _recipe(parser, files, sites, output)
         if not simulate:
             recipe.export(str(output / "job"))
@@ -97,11 +99,14 @@ def federated_model(result: str, *, output_dir: str) -> str:
     if not isinstance(kept, Mapping) or STYLE_KEY not in kept.get("model", {}):
         raise CaseError(no_result)
     weights = {name: value for name, value in kept["model"].items() if name != STYLE_KEY}
-    torch.save(weights, output / "model.pt")
+    with written_whole(output / "model.pt") as temporary:
+        torch.save(weights, temporary)
     key = np.asarray(kept["model"][STYLE_KEY])
     if np.isnan(key).any():
+        (output / "style_keys.json").unlink(missing_ok=True)  # of another result
         return f"{output / 'model.pt'}; no site has people enough to share a style key"
-    save_style_keys({"average": key}, output / "style_keys.json")
+    with written_whole(output / "style_keys.json") as temporary:
+        save_style_keys({"average": key}, temporary)
     return f"{output / 'model.pt'} and {output / 'style_keys.json'}"
 
 
@@ -112,6 +117,36 @@ def _empty_folder(output_dir: str) -> Path:
     if shlex.split(str(output), comments=True) != [str(output)]:
         raise CaseError(f"NVFlare's simulator takes no folder like {output}; give an output_dir without spaces.")
     return output
+
+
+def check_federable(parser: ConfigParser) -> None:
+    """Refuse a training whose sites need more than the network that the server sends.
+
+    Args:
+        parser: of the training.
+
+    Raises:
+        CaseError: federated.json is missing; the training starts from a codec or a bridge of its own, or measures at
+            its end what it made, as a codec's latent, which has no mean over sites.
+    """
+    if "num_rounds" not in parser:
+        raise CaseError("The config files name no num_rounds; add configs/federated.json to the list.")
+    if any(name in parser for name in ("codec", "bridge_weights")) or "@write_keys" not in parser["run"]:
+        raise CaseError(
+            "This training cannot be federated: it needs more than the network that the sites share, such as a codec;"
+            " federate one of a network on pixels, as train.json, flair_to_t1.json or many_to_one_train.json."
+        )
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """`contextlib.chdir`, which Python 3.10 does not have."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _recipe(parser: ConfigParser, files: list[str], sites: Mapping[str, str], output: Path) -> FedAvgRecipe:
@@ -163,8 +198,7 @@ def first_weights(parser: ConfigParser) -> dict[str, torch.Tensor]:
     """
     torch.manual_seed(parser.get_parsed_content("seed"))
     network = parser.get_parsed_content("network_def")
-    if init_weights := parser.get_parsed_content("init_weights"):
-        load_weights(network, init_weights)
+    parser.get_parsed_content("initialize#2")  # loads init_weights, if given, in the training's own way
     return {**network.state_dict(), STYLE_KEY: torch.full((3, 128), torch.nan)}
 
 

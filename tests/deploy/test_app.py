@@ -138,7 +138,7 @@ def test_a_study_without_ct_is_one_sentence_and_the_others_are_made(app, bundle_
 def test_what_cannot_begin_says_why(app, tmp_path):
     (tmp_path / "in").mkdir()
     status, _, errors = app("-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"))
-    assert (status, errors[-1].partition(";")[0]) == (1, "dataset_dir holds no volume")
+    assert (status, errors[-1].partition(";")[0]) == (1, "The folder of scans holds no volume")
     status, _, errors = app("-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", str(tmp_path / "in"))
     assert status == 1
     assert errors[-1] == (

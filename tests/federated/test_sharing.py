@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch import nn
 
 from scripts.conditioning.style_key import average_style_key
 from scripts.errors import CaseError
 from scripts.federated import contribution, shared_style_key
-from scripts.federated.command import federate, federated_model
+from scripts.federated.command import check_federable, federate, federated_model
 from scripts.federated.sharing import STYLE_KEY, people_and_keys
 from scripts.federated.site import check_identity, check_received
 
@@ -98,3 +99,47 @@ def test_what_is_no_result_of_the_server_is_refused(tmp_path, content):
         torch.save(content, tmp_path / "result.pt")
     with pytest.raises(CaseError, match=r"give the FL_global_model\.pt of NVFlare's server"):
         federated_model(str(tmp_path / "result.pt"), output_dir=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "names", [("train",), ("train", "many_to_one_train"), ("train", "flair_to_t1"), ("train", "pix2pix")]
+)
+def test_trainings_of_a_network_on_pixels_can_be_federated(bundle_root, names):
+    check_federable(merged(bundle_root, *names, "federated"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("autoencoder",),
+        ("make_a_volume_slice",),
+        ("make_a_volume_volume",),
+        ("many_to_one_train", "cola_diff_train"),
+        ("rebrain_control",),
+        ("rebrain_retrieval",),
+    ],
+    ids="+".join,
+)
+def test_trainings_that_need_more_than_the_shared_network_are_refused(bundle_root, names):
+    with pytest.raises(CaseError, match="This training cannot be federated"):
+        check_federable(merged(bundle_root, "train", *names, "federated"))
+
+
+def test_without_rounds_it_is_refused(bundle_root):
+    with pytest.raises(CaseError, match=r"add configs/federated\.json"):
+        check_federable(merged(bundle_root, "train"))
+
+
+def merged(bundle_root, *names):
+    parser = ConfigParser()
+    parser.read_config([str(bundle_root / "configs" / f"{name}.json") for name in names])
+    return parser
+
+
+def test_a_result_without_a_key_leaves_no_key_of_another(tmp_path):
+    keys = tmp_path / "style_keys.json"
+    for key, there in ((torch.full((3, 128), 1 / 128), True), (torch.full((3, 128), torch.nan), False)):
+        torch.save({"model": {"weight": torch.ones(2), STYLE_KEY: key}}, tmp_path / "global.pt")
+        federated_model(str(tmp_path / "global.pt"), output_dir=str(tmp_path))
+        assert keys.is_file() == there
+    assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == {"weight"}
