@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +21,21 @@ CASES = "cases"
 """Port with the cases, a list of `{"case": CASE, "image": paths of a series' slices}`."""
 
 
-class MainJobOperator(Operator):
-    """A part of the main job. What goes wrong becomes a sentence among the application's `failures`.
+@contextmanager
+def failures_noted(app: BrainCTToMRIApp) -> Iterator[None]:
+    """What goes wrong in the block becomes a sentence among the application's `failures`.
 
     An exception would end the graph too, but in the midst of the runtime's own messages.
     """
+    from scripts.errors import reason
 
-    def work(self, op_input: Any, op_output: Any) -> None:
-        """Take what came, send on what comes of it."""
-        raise NotImplementedError
-
-    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
-        """Work, or note why not."""
-        from scripts.errors import reason
-
-        try:
-            self.work(op_input, op_output)
-        except Exception as error:
-            self.fragment.failures.append(reason(error))
+    try:
+        yield
+    except Exception as error:
+        app.failures.append(reason(error))
 
 
-class SelectSeriesOperator(MainJobOperator):
+class SelectSeriesOperator(Operator):
     """Chooses the CT series of each study below the input folder, as the main job does (`scripts.data.studies`).
 
     Named output:
@@ -50,12 +46,13 @@ class SelectSeriesOperator(MainJobOperator):
         """Declare the port."""
         spec.output(CASES)
 
-    def work(self, op_input: Any, op_output: Any) -> None:
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         """Find the cases."""
-        op_output.emit(self.fragment.main_job(CASES), CASES)
+        with failures_noted(self.fragment):
+            op_output.emit(self.fragment.main_job(CASES), CASES)
 
 
-class TranslateOperator(MainJobOperator):
+class TranslateOperator(Operator):
     """Reads each series, translates it and writes the main job's files, the DICOM series among them.
 
     Named input:
@@ -66,16 +63,17 @@ class TranslateOperator(MainJobOperator):
         """Declare the port."""
         spec.input(CASES)
 
-    def work(self, op_input: Any, op_output: Any) -> None:
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         """Translate one case after the other; one that fails is noted, and the others go on."""
-        cases = op_input.receive(CASES)
-        for step in ("initialize", "load_weights"):
-            self.fragment.main_job(step)
-        evaluator = self.fragment.main_job("evaluator")
-        for case in cases:
-            told = evaluator.translate_case(case)
-            if "failure" in told:
-                self.fragment.failures.append(told["failure"])
+        with failures_noted(self.fragment):
+            cases = op_input.receive(CASES)
+            for step in ("initialize", "load_weights"):
+                self.fragment.main_job(step)
+            evaluator = self.fragment.main_job("evaluator")
+            for case in cases:
+                told = evaluator.translate_case(case)
+                if "failure" in told:
+                    self.fragment.failures.append(told["failure"])
 
 
 class BrainCTToMRIApp(Application):

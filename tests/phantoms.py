@@ -16,6 +16,17 @@ TINY_NETWORK = {
     "space_to_depth": 2,
 }
 """Arguments of a `BridgeUNet` that takes no time."""
+TINY_TRAINING = {
+    "network_def#channels": [8, 8],
+    "network_def#norm_num_groups": 4,
+    "network_def#num_head_channels": 8,
+    "spacing": [4.0, 4.0, 4.0],
+    "batch_size": 2,
+    "num_workers": 0,
+    "device": "$torch.device('cpu')",
+    "dtype": "float32",
+}
+"""Settings of train.json for one that takes no time."""
 
 
 def head_ct(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -29,23 +29,17 @@ from scripts.engines.processes import check_shared
 from scripts.errors import CaseError, machine_error, reason
 from scripts.evaluation.metrics import psnr
 from scripts.weights import load_weights
+from tests.phantoms import TINY_TRAINING
 
 TINY = {
-    "network_def#channels": [8, 8],
-    "network_def#norm_num_groups": 4,
-    "network_def#num_head_channels": 8,
-    "spacing": [4.0, 4.0, 4.0],
+    **TINY_TRAINING,
     "slab_shape": [32, 32],
     "max_epochs": 2,
     "iterations_per_epoch": 3,
-    "batch_size": 2,
     "warmup_iterations": 2,
-    "num_workers": 0,
     "prepare_workers": 1,
     "log_interval": 1,
     "val_interval": 0,
-    "device": "$torch.device('cpu')",
-    "dtype": "float32",
 }
 
 

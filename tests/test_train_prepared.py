@@ -12,23 +12,17 @@ from scipy import ndimage
 from scripts.data import listed_ct_window
 from scripts.errors import CaseError
 from scripts.prepare.command import prepare
+from tests.phantoms import TINY_TRAINING
 
 SHAPE = (40, 46, 40)
 AFFINE = nib.affines.from_matvec(np.diag([4.0] * 3), [-78, -90, -78])
 TINY = {
-    "network_def#channels": [8, 8],
-    "network_def#norm_num_groups": 4,
-    "network_def#num_head_channels": 8,
-    "spacing": [4.0, 4.0, 4.0],
+    **TINY_TRAINING,
     "slab_shape": [32, 40],
     "max_epochs": 1,
     "iterations_per_epoch": 2,
-    "batch_size": 2,
     "warmup_iterations": 1,
-    "num_workers": 0,
     "val_interval": 0,
-    "device": "$torch.device('cpu')",
-    "dtype": "float32",
 }
 
 

@@ -17,23 +17,17 @@ from monai.bundle import ConfigParser
 from scripts.errors import CaseError
 from scripts.federated.command import federate, federated_model, first_weights
 from scripts.federated.site import FAILURE, shared_identity, take_part
+from tests.phantoms import TINY_TRAINING
 
 pytestmark = pytest.mark.federated
 
 TINY = {
-    "network_def#channels": [8, 8],
-    "network_def#norm_num_groups": 4,
-    "network_def#num_head_channels": 8,
-    "spacing": [4.0, 4.0, 4.0],
+    **TINY_TRAINING,
     "slab_shape": [32, 32],
     "num_rounds": 2,
     "iterations_per_epoch": 2,
-    "batch_size": 2,
     "warmup_iterations": 1,
-    "num_workers": 0,
     "prepare_workers": 1,
-    "device": "$torch.device('cpu')",
-    "dtype": "float32",
 }
 KEEP_STARTS = """
 import torch
@@ -167,7 +161,7 @@ def test_a_site_that_fails_ends_the_training_with_its_reason(config_files, sites
 
 @pytest.fixture
 def one_site(config_files, tmp_path, monkeypatch):
-    """Call with a data set, what arrives in each round, and changes of the job; gives what is sent."""
+    """Call with a data set, what arrives in each round, and changes of the job; gives what is sent, as does `sent`."""
     flare = pytest.importorskip("nvflare.client")
     parser = ConfigParser()
     parser.read_config(config_files)
@@ -175,6 +169,7 @@ def one_site(config_files, tmp_path, monkeypatch):
 
     def function(dataset_dir, arrives=({}, {}), job_id="simulate_job", **changes):
         rounds, sent = iter(arrives), []
+        function.sent = sent  # also where the call raises
         waiting = [len(arrives)]
 
         def is_running():
@@ -231,7 +226,9 @@ def test_a_site_whose_log_would_leave_it_takes_no_part(one_site, sites, tmp_path
 def test_a_site_ends_where_another_training_or_nan_arrives_and_sends_nothing(one_site, sites, tmp_path):
     with pytest.raises(CaseError, match=r"another than the job's \(its spacing is \[4.0, 4.0, 4.0\], not \[1.5"):
         one_site(sites[0], identity={"spacing": [1.5, 1.5, 1.5]})
+    assert not one_site.sent
     bias = torch.full_like(torch.zeros(8), torch.nan)
     with pytest.raises(CaseError, match=r"The server sent weights that are NaN or infinite \(conv_in"):
         one_site(sites[0], arrives=({"conv_in.1.conv.bias": bias},))
+    assert not one_site.sent
     assert "NaN or infinite" in (tmp_path / "o" / FAILURE).read_text()
