@@ -116,7 +116,7 @@ def prepare(
     prepared = PreparedSet(folder, recipe, options)
     if prepared.may_take_hd_bet(pairs):
         print(
-            "Where a volume still has its skull, HD-BET looks for the brain: about ten minutes a subject on a CPU, "
+            "Where a volume still has its skull, HD-BET looks for the brain: about half a minute a subject on a CPU, "
             "without a word meanwhile. Stripped volumes or brain masks (skull_strip, or the column mask) do without."
         )
     failures += prepared.make(pairs, root if root.is_dir() else root.parent, min(workers, len(pairs)))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import nibabel as nib
 import numpy as np
+import torch
 
 from ..errors import CaseError
 from .ct_brain_mask import foreground
@@ -12,6 +17,7 @@ __all__ = ["hd_bet_mask", "is_stripped_mri", "mri_brain_mask"]
 
 LARGEST_BRAIN = 2200.0  # mL, with the fluid around it; a whole head has at least 3000
 SMALLEST_BACKGROUND = 0.15  # share of the volume; a head's field of view that is cut close leaves less of one value
+_Result = TypeVar("_Result")
 
 
 def is_stripped_mri(volume: np.ndarray, affine: np.ndarray) -> bool:
@@ -59,12 +65,25 @@ def hd_bet_mask(image: nib.Nifti1Image) -> np.ndarray:
             "it, or strip the skull by another program."
         ) from error
     spacing = image.header.get_zooms()[:3]
-    _, mask = hd_bet(
-        np.asarray(image.dataobj, dtype=np.float32).transpose(2, 1, 0),
-        tuple(float(s) for s in spacing[::-1]),
-        mode="fast",
-        device="cpu",
-        postprocess=True,
-        do_tta=False,
+    _, mask = _without_denormals(
+        lambda: hd_bet(
+            np.asarray(image.dataobj, dtype=np.float32).transpose(2, 1, 0),
+            tuple(float(s) for s in spacing[::-1]),
+            mode="fast",
+            device="cpu",
+            postprocess=True,
+            do_tta=False,
+        )
     )
     return mask.transpose(2, 1, 0) > 0
+
+
+def _without_denormals(compute: Callable[[], _Result]) -> _Result:
+    """The result of `compute` with numbers below 1e-38 taken for 0.
+
+    Half of HD-BET's weights are such numbers, with which processors compute many times more slowly. How they are taken
+    is a state of each thread, which those of OpenMP have from the thread that starts them: so one of its own does both,
+    and nothing else of this process computes otherwise than before.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as thread:
+        return thread.submit(compute).result()

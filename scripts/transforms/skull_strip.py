@@ -107,7 +107,7 @@ class SkullStripd(MapTransform):
             if is_stripped_mri(volume, affine):
                 return foreground(volume), "already stripped"
             logger.info(
-                f"{file_name(image)}: HD-BET looks for the brain, which takes about ten minutes on a CPU; a stripped "
+                f"{file_name(image)}: HD-BET looks for the brain, which takes about half a minute on a CPU; a stripped "
                 "volume, or skull_strip with a folder of masks or none, does without."
             )
             return mri_brain_mask(volume, affine), "hd-bet"
