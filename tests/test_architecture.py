@@ -29,7 +29,7 @@ ARROWS = {
     "slabs": set(),
     "losses": set(),
     "tissue_loss": {"codec"},
-    "conditioning": {"volumes"},  # the key of a volume that is given
+    "conditioning": {"contrasts", "volumes"},  # the names of keys; the key of a volume that is given
     "networks": {"schedulers", "slabs", "losses"},
     "slab_ranks": {"errors", "devices"},
     # devices: how many slabs a call takes; slab_ranks: who samples which slices

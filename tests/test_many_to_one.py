@@ -365,6 +365,14 @@ def test_only_what_was_made_from_other_contrasts_is_made_anew(results, translate
     assert record(folder, "anna")["contrasts_used"] == ["T2", "FLAIR", "PD"]
 
 
+def test_a_style_key_of_another_contrast_ends_the_run_at_once(results, translate):
+    with pytest.raises(RuntimeError) as raised:
+        # MONAI takes the # of a value for ::, which the program undoes in what is typed
+        translate(results / "in", results / "never", style_key="$'anna' + chr(35) + 'T2'")
+    assert "The style key anna#T2 is of a T2, but a T1 is made" in reason(raised.value)
+    assert not (results / "never").exists()
+
+
 @pytest.mark.parametrize(
     ("target", "match"),
     [

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..contrasts import CONTRASTS
 from ..volumes.load import read_volume
 
 _FOREGROUND = 0.001  # intensities up to here are background and not counted
@@ -120,19 +121,21 @@ def load_style_keys(path: str | Path) -> dict[str, np.ndarray]:
     return keys
 
 
-def resolve_style_key(name_or_path: str | Path, keys_file: str | Path) -> np.ndarray:
+def resolve_style_key(name_or_path: str | Path, keys_file: str | Path, contrast: str | None = None) -> np.ndarray:
     """Style key that a user asked for.
 
     Args:
         name_or_path: name of a key in keys_file, such as "average", or "none" for a key of zeros, or path to a
             skull-stripped T1 volume (NIfTI, NRRD, MHA, MGZ) of any intensity scale, whose key is computed.
         keys_file: JSON of `save_style_keys`; read for names alone.
+        contrast: of the target, where the file has keys of several, named `anna#T1`; None for keys of one.
 
     Returns:
         (3, B) float32.
 
     Raises:
-        ValueError: in one sentence, when it is neither, or the volume cannot be read or is no stripped brain.
+        ValueError: in one sentence, when it is neither, the volume cannot be read or is no stripped brain, or the name
+            is of another contrast's key.
     """
     if str(name_or_path) == "best":
         raise ValueError(
@@ -143,7 +146,18 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path) -> np.nda
     # volumes have a suffix: a file called like a key does not take its place
     if path.suffix and path.is_file():
         return _style_key_of_file(path)
-    return named_style_key(str(name_or_path), keys_file, "the path of a skull-stripped T1 volume")
+    _check_contrast(str(name_or_path), contrast)
+    return named_style_key(str(name_or_path), keys_file, f"the path of a skull-stripped {contrast or 'T1'} volume")
+
+
+def _check_contrast(name: str, contrast: str | None) -> None:
+    """Refuse the name of a key of another contrast than the target's."""
+    ending = name.rpartition("#")[2]
+    if contrast is not None and ending in CONTRASTS and ending != contrast:
+        raise ValueError(
+            f"The style key {name} is of a {ending}, but a {contrast} is made; give the name of a key that ends in "
+            f"#{contrast}, the path of a skull-stripped {contrast} volume, or {NO_STYLE}."
+        )
 
 
 def named_style_key(name: str, keys_file: str | Path, otherwise: str = "") -> np.ndarray:
@@ -189,6 +203,7 @@ def choose_style_key(
     keys_file: str | Path,
     target: np.ndarray | torch.Tensor,
     subject: str | None = None,
+    contrast: str | None = None,
 ) -> tuple[str | None, np.ndarray | None]:
     """Style key where the target is known, as in evaluation.
 
@@ -197,7 +212,8 @@ def choose_style_key(
             to the target's own (CT2MRI, table 2), which tells what a fitting key is worth and is no honest default.
         keys_file: JSON of `save_style_keys`.
         target: as `compute_style_key` takes it; read for "best" alone.
-        subject: name of the target's person, whose own key is never taken for "best".
+        subject: name of the target's subject, of whose person no key is ever taken for "best".
+        contrast: of the target, where the file has keys of several: "best" is one of them.
 
     Returns:
         name of the key used and the key (3, B) float32; None and None for no key.
@@ -208,10 +224,15 @@ def choose_style_key(
     if name_or_path is None:
         return None, None
     if str(name_or_path) != "best":
-        return Path(name_or_path).name, resolve_style_key(name_or_path, keys_file)
-    keys = {k: v for k, v in load_style_keys(keys_file).items() if k not in (*_NO_PEOPLE, subject)}
+        return Path(name_or_path).name, resolve_style_key(name_or_path, keys_file, contrast)
+    listed = load_style_keys(keys_file)
+    own = {name.split("#")[0] for name in listed if subject in name.split("#")}
+    keys = {name: key for name, key in listed.items() if name.split("#")[0] not in (*_NO_PEOPLE, *own)}
+    if contrast is not None:
+        keys = {name: key for name, key in keys.items() if name.endswith(f"#{contrast}")}
     if not keys:
-        raise ValueError(f"{keys_file} has no key of a training subject, of which best chooses; use average.")
+        what = "a training subject" if contrast is None else f"a training subject's {contrast}"
+        raise ValueError(f"{keys_file} has no key of {what}, of which best chooses; use average or {NO_STYLE}.")
     name = nearest_style_key(compute_style_key(target), keys)
     return name, keys[name]
 

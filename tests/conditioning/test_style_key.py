@@ -220,6 +220,25 @@ def test_best_is_the_nearest_training_subject_but_never_the_target_itself(tmp_pa
         resolve_style_key("best", file)
 
 
+def test_of_several_contrasts_the_key_is_one_of_the_target_s_contrast(tmp_path):
+    """`PERSON#SCAN#CONTRAST`: neither another contrast's nor one of the target's own person is taken for best."""
+    rng = np.random.default_rng(0)
+    images = {mean: rng.normal(mean, 0.1, (12, 12, 12)).clip(0.01, 1) for mean in (0.3, 0.5, 0.7)}
+    keys = {mean: compute_style_key(image) for mean, image in images.items()}
+    named = {"anna#T1": keys[0.7], "anna#T2": keys[0.3], "bert#first#T1": keys[0.3], "bert#later#T1": keys[0.5]}
+    file = tmp_path / "keys.json"
+    save_style_keys(named, file)
+    assert choose_style_key("best", file, images[0.3], "cleo", "T1")[0] == "bert#first#T1"
+    assert choose_style_key("best", file, images[0.5], "first", "T1")[0] == "anna#T1"  # both others are of bert
+    assert choose_style_key("best", file, images[0.7], "cleo", "T2")[0] == "anna#T2"
+    with pytest.raises(ValueError, match="no key of a training subject's PD"):
+        choose_style_key("best", file, images[0.3], "cleo", "PD")
+    np.testing.assert_array_equal(resolve_style_key("anna#T2", file, "T2"), keys[0.3])
+    with pytest.raises(ValueError, match=r"anna#T2 is of a T2, but a T1 is made; .* ends in #T1"):
+        resolve_style_key("anna#T2", file, "T1")
+    assert not resolve_style_key("none", file, "T1").any()
+
+
 def test_unknown_styles_are_those_of_the_people_part_of_the_way_from_the_average(tmp_path):
     keys = {name: np.full((3, 4), value, np.float32) for name, value in (("anna", 1), ("bert", 3), ("average", 2))}
     save_style_keys({**keys, "colin27": keys["anna"]}, tmp_path / "keys.json")
