@@ -6,15 +6,18 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from contextlib import suppress
 from traceback import extract_tb
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import NoReturn
 
 import torch
 
 __all__ = [
-    *("CaseError", "MachineError", "RefusedError"),
+    *("CaseError", "MachineError", "RefusedError", "TERMINATED"),
     *("is_lasting", "machine_error", "machine_reason", "place_of", "reason", "shorten_errors"),
 ]
 
@@ -40,6 +43,9 @@ _REFUSALS = {
         "raise the limit (ulimit -n), and type the command again",
     ),
 }
+_INTERRUPTED = "Interrupted; files that were written are whole, and the same command can be typed again."
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a program that SIGTERM ended in order, as of a shell whose program died of it."""
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 
 
@@ -128,10 +134,12 @@ def place_of(error: BaseException) -> str:
 def shorten_errors() -> None:
     """From here on, an error that can be said in one sentence ends the program without its traceback.
 
-    These are the package's own, what the operating system refused, and Ctrl-C. Names that are no UTF-8 can be printed.
-    A log that cannot be written, as on a full disk, is told once.
+    These are the package's own, what the operating system refused, and Ctrl-C. SIGTERM, which schedulers of jobs send,
+    ends it as Ctrl-C does, with the status `TERMINATED`. Names that are no UTF-8 can be printed. A log that cannot be
+    written, as on a full disk, is told once.
     """
     _tell_refused_log_once()
+    _end_in_order_when_told()
     previous = sys.excepthook
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -162,9 +170,22 @@ def _tell_refused_log_once() -> None:
     logging.Handler.handleError = handle
 
 
+def _end_in_order_when_told() -> None:
+    """What is being saved is saved and temporary files are removed, unless the program has its own way already."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set it
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    with suppress(OSError):
+        os.write(2, f"{_INTERRUPTED}\n".encode())  # print may be what was interrupted
+    sys.exit(TERMINATED)
+
+
 def _last_words(error: BaseException) -> str | None:
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted; files that were written are whole, and the same command can be typed again."
+        return _INTERRUPTED
     name = next((cause.filename for cause in reversed(_chain(error)) if isinstance(cause, OSError)), None)
     return _own_sentence(error) or machine_reason(error, *([] if name is None else [name]))
 

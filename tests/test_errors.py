@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from scripts.errors import CaseError, MachineError, machine_error, machine_reason, reason, shorten_errors
+from scripts.errors import TERMINATED, CaseError, MachineError, machine_error, machine_reason, reason, shorten_errors
 from scripts.inferers.ista import ISTAInferer
 
 
@@ -67,6 +67,7 @@ def test_a_broken_file_is_not_the_machine_s(caplog):
     ("ending", "said", "status"),
     [
         ("raise KeyboardInterrupt", "Interrupted; ", -signal.SIGINT),
+        ("import os; os.kill(os.getpid(), 15)", "Interrupted; ", TERMINATED),
         ("raise OSError(28, 'No space left on device', 'out/a.txt')", "The disk of out/a.txt is full ", 1),
         ("raise OSError(30, 'Read-only file system')", "The disk of a file that was to ", 1),
     ],
@@ -79,6 +80,13 @@ def test_the_last_words_of_a_program_are_one_sentence(bundle_root, ending, said,
     assert ended.stderr.startswith(said)
     assert ended.stderr.count("\n") == 1
     assert ended.stdout == "caf\\udce9\n"
+
+
+def test_who_has_a_way_to_end_by_sigterm_keeps_it(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    shorten_errors()
+    assert signal.signal(signal.SIGTERM, before) is signal.SIG_IGN
 
 
 def test_only_the_package_s_own_errors_are_shortened(monkeypatch, capsys):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CaseError
+from ..errors import TERMINATED, CaseError
 from ..workflow import bundle_root
 from . import StoppedError
 
@@ -136,8 +136,9 @@ def _why(failures: Path, log: Path, status: int) -> str:
     """Why the main job failed, without a foreign message: those may quote names."""
     if failures.exists():
         return " ".join(failure["reason"] for failure in json.loads(failures.read_text(encoding="utf-8")))
-    if status < 0:
-        return f"The translation was ended by {signal.Signals(-status).name}; the memory may have run out."
+    if status < 0 or status == TERMINATED:
+        ended_by = signal.SIGTERM if status == TERMINATED else signal.Signals(-status)
+        return f"The translation was ended by {ended_by.name}; the memory may have run out."
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if not lines:
         return f"The main job ended with status {status} and said nothing; run it on the study to see more."

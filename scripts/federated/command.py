@@ -104,7 +104,10 @@ def federated_model(result: str, *, output_dir: str) -> str:
     key = np.asarray(kept["model"][STYLE_KEY])
     if np.isnan(key).any():
         (output / "style_keys.json").unlink(missing_ok=True)  # of another result
-        return f"{output / 'model.pt'}; no site has people enough to share a style key"
+        return (
+            f"{output / 'model.pt'}; no site has people enough to share a style key: translate with the style_keys.json"
+            " in your own site's folder (style_keys_file)"
+        )
     with written_whole(output / "style_keys.json") as temporary:
         save_style_keys({"average": key}, temporary)
     return f"{output / 'model.pt'} and {output / 'style_keys.json'}"

@@ -1,13 +1,16 @@
 """Cohorts whose process is killed at random moments: in the end they are as if nothing had happened."""
 
 import json
+import os
+import signal
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from tests.killing import contents, done_with_kills, random_waits, translate_all
+from scripts.errors import TERMINATED
+from tests.killing import contents, done_with_kills, random_waits, started, translate_all
 from tests.phantoms import centred_affine, head_ct
 
 SHAPE = (17, 20, 16)
@@ -30,21 +33,53 @@ def is_bad(number):
     return number % 10 == 3
 
 
+def settings_for(folder, number):
+    """The main job's options for so many cases, which it writes, and a network that returns the source."""
+    (folder / "in").mkdir()
+    for case in range(number):
+        write_case(folder / "in" / f"c{case:03d}.nii.gz", case)
+    torch.save({}, folder / "echo.pt")
+    return {
+        "dataset_dir": str(folder / "in"),
+        "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
+        "weights": str(folder / "echo.pt"),
+        **{"spacing": [12.0] * 3, "size_multiple": 1, "num_inference_steps": 1, "detail": 0.0},
+        **{"dtype": "float32", "skull_strip": "none", "check_hounsfield": False, "lesion_watch": False},
+    }
+
+
+def stopped_while_saving(process, folder):
+    """Stop (SIGSTOP) a process while it has a case half written."""
+    while process.is_alive():
+        if list(folder.glob(".*.partial.case")):
+            os.kill(process.pid, signal.SIGSTOP)
+            if any(path.is_file() for path in folder.glob(".*.partial.case/*")):
+                return
+            os.kill(process.pid, signal.SIGCONT)
+    raise AssertionError("it ended before")
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_when_the_case_that_is_being_saved_is_saved(bundle_root, tmp_path):
+    """As SLURM ends a job whose time is over: SIGCONT, SIGTERM. Nothing half is left, hidden or not."""
+    settings = {**settings_for(tmp_path, 12), "output_dir": str(tmp_path / "out")}
+    process = started(translate_all, str(bundle_root / "configs" / "inference.json"), settings)
+    stopped_while_saving(process, tmp_path / "out")
+    process.terminate()
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(60)
+    assert process.exitcode == TERMINATED
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"failures.json"}
+    stems = {name.split(".")[0] for name in names}
+    assert 1 <= len(stems) < 11
+    assert names == {f"{stem}{ending}" for stem in stems for ending in (".json", ".nii.gz", ".png")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "kills", "longest"), SIZES)
 def test_the_main_job(bundle_root, tmp_path, number, kills, longest):
     """Every good output is there, bit for bit, none is made twice, every bad case is listed, nothing else is left."""
-    (tmp_path / "in").mkdir()
-    for case in range(number):
-        write_case(tmp_path / "in" / f"c{case:03d}.nii.gz", case)
-    torch.save({}, tmp_path / "echo.pt")
-    settings = {
-        "dataset_dir": str(tmp_path / "in"),
-        "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
-        "weights": str(tmp_path / "echo.pt"),
-        **{"spacing": [12.0] * 3, "size_multiple": 1, "num_inference_steps": 1, "detail": 0.0},
-        **{"dtype": "float32", "skull_strip": "none", "check_hounsfield": False, "lesion_watch": False},
-    }
+    settings = settings_for(tmp_path, number)
     config = str(bundle_root / "configs" / "inference.json")
     done_with_kills(translate_all, (config, {**settings, "output_dir": str(tmp_path / "whole")}), [], lambda: None)
     made = {}

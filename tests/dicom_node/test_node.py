@@ -960,6 +960,7 @@ def job_that(tmp_path, monkeypatch, script, **settings):
         ("echo 'Traceback (most recent call last):'; echo 'KeyError: Doe^Jane'; exit 1", "Unforeseen KeyError in the"),
         ("exit 3", "status 3 and said nothing"),
         ("kill -9 $$", "ended by SIGKILL"),
+        ("exit 143", "ended by SIGTERM"),
         ("exit 0", "left no DICOM series"),
         ("sleep 60", "took more than 1 s"),
     ],

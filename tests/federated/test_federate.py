@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 
 from scripts.errors import CaseError
 from scripts.federated.command import federate, federated_model, first_weights
+from scripts.federated.sharing import STYLE_KEY
 from scripts.federated.site import FAILURE, shared_identity, take_part
 from tests.phantoms import TINY_TRAINING
 
@@ -100,13 +101,14 @@ def weights(path, part=None):
     return held if part is None else held[part]
 
 
-def assert_mean(mean, small, large):
-    """By people: 2 at the small site, 6 at the large one."""
-    assert mean.keys() == small.keys() == large.keys()
+def assert_mean(mean, first, second, people=(2, 6)):
+    """By the people of the sites."""
+    assert mean.keys() == first.keys() == second.keys()
     # apart far beyond the tolerance; in the first steps not in every layer, since the last one starts at zero
-    assert max((small[name] - large[name]).abs().max() for name in mean) > 1e-4
+    assert max((first[name] - second[name]).abs().max() for name in mean) > 1e-4
     for name, value in mean.items():
-        torch.testing.assert_close(value, (2 * small[name] + 6 * large[name]) / 8, rtol=1e-5, atol=1e-6)
+        expected = (people[0] * first[name] + people[1] * second[name]) / sum(people)
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_each_round_starts_from_the_mean_by_people_of_the_one_before_and_the_result_is_that_of_the_last(
@@ -132,6 +134,22 @@ def test_the_style_key_is_that_of_the_site_with_people_enough(trained):
     assert ours.keys() == {"average"}
     np.testing.assert_allclose(ours["average"], large["average"], rtol=1e-5, atol=1e-6)
     assert not np.allclose(ours["average"], small["average"], rtol=1e-5, atol=1e-6)
+
+
+def test_of_small_sites_alone_no_style_key_leaves_any(config_files, tmp_path):
+    """The network is their mean all the same, and each keeps its own keys."""
+    sites = [site_of(tmp_path / "of_two", 2), site_of(tmp_path / "of_three", 3)]
+    output = tmp_path / "out"
+    said = federate(*sites, output_dir=str(output), config_file=config_files)
+    assert said.startswith(f"{output / 'model.pt'}; no site has people enough to share a style key: translate with")
+    last = [weights(output / f"site-{number}" / "checkpoint_epoch=2.pt", "network") for number in (1, 2)]
+    assert_mean(weights(output / "model.pt"), *last, people=(2, 3))
+    assert not (output / "style_keys.json").exists()
+    kept = torch.load(next(output.rglob("FL_global_model.pt")), weights_only=True)["model"]
+    assert torch.isnan(kept[STYLE_KEY]).all()
+    for number, people in ((1, 2), (2, 3)):
+        own = json.loads((output / f"site-{number}" / "style_keys.json").read_text())["keys"]
+        assert len(own) == people + 1  # and their average
 
 
 def test_the_job_runs_by_the_command_of_nvflare_to_the_same_network(trained, config_files, sites, tmp_path):
