@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hatchling.builders.wheel import WheelBuilder
 
 BASE = re.compile(r"FROM python:\$\{PYTHON\}( AS \w+)?")
 
@@ -74,6 +75,27 @@ def test_all_that_the_wheel_is_built_from_gets_into_the_image_and_nothing_else(b
     assert {"**/*.nii*", "**/*.dcm"} <= set(rules)  # scans, wherever in those folders they lie
 
 
+def test_what_lies_beside_the_bundles_files_does_not_get_into_the_wheel_and_so_not_into_the_image(bundle_root):
+    """Neither a scan of any name nor a result nor weights, wherever in the folders of the wheel."""
+    wheel = WheelBuilder(str(bundle_root)).config
+    strangers = [
+        *("docs/ct.nii.gz", "docs/CT.NII.GZ", "docs/sample/ct.nii.gz", "docs/ct.mgz", "docs/ct.nrrd", "docs/ct.mha"),
+        *("docs/IM0001", "docs/study/1.2.840.1", "docs/study/ct.DCM", "scripts/IM0001", "scripts/report/IM0001"),
+        *("docs/ct_t1.png", "docs/ct_t1.json", "models/ct_t1.json", "brain_ct_to_mri/ct_t1.json", "scripts/ct_t1.json"),
+        *("models/mine.pt", "models/runs/model.pt", "scripts/runs/model.pt", "configs/IM0001", "scripts/.env"),
+    ]
+    assert [path for path in strangers if not wheel.path_is_excluded(path)] == []
+
+
+def test_all_of_the_bundles_own_files_get_into_the_wheel(bundle_root):
+    git = ["git", "ls-files", "-z", "brain_ct_to_mri", "configs", "docs", "models", "scripts"]
+    listed = subprocess.run(git, cwd=bundle_root, capture_output=True, text=True, check=False)
+    if not listed.stdout:
+        pytest.skip("this is no git checkout")
+    wheel = WheelBuilder(str(bundle_root)).config
+    assert [path for path in listed.stdout.split("\0") if path and wheel.path_is_excluded(path)] == []
+
+
 def test_the_job_fails_for_good_only_by_its_own_exit_status(job):
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     pod = job["spec"]["template"]["spec"]
@@ -83,6 +105,7 @@ def test_the_job_fails_for_good_only_by_its_own_exit_status(job):
     assert 1 in fails["onExitCodes"]["values"]
     assert 137 not in fails["onExitCodes"]["values"]  # killed, for memory say, and worth another try
     assert ignored["action"] == "Ignore"
+    assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]  # required before 1.35
 
 
 def test_the_job_cannot_write_but_where_it_should(job):

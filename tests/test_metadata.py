@@ -59,6 +59,14 @@ def test_wheel_and_sdist_have_every_list_of_requirements(bundle_root):
     assert wanted <= set(targets["sdist"]["only-include"])
 
 
+def test_the_pages_name_this_version(metadata, bundle_root):
+    """In the names of images, wheels and zips, and where a command asks for a version."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted((bundle_root / "docs").glob("*.md")))
+    named = re.findall(r"(?:brain[-_]ct[-_]to[-_]mri[\w-]*(?:[:-]|_v)|--version )(\d+\.\d+\.\d+)", text)
+    assert len(named) >= 8
+    assert set(named) == {metadata["version"]}
+
+
 def test_names_the_versions_it_is_tested_with(metadata):
     named = {**metadata["required_packages_version"]}
     named |= {
