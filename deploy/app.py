@@ -6,16 +6,32 @@ job and adds nothing to it. For research and demonstration, not for diagnosis.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from monai.deploy.conditions import CountCondition
-from monai.deploy.core import AppContext, Application, Operator, OperatorSpec, parse_args
-from monai.deploy.logger import LogLevel, set_log_level
+
+def load_cuda_runtime() -> None:
+    """Load CUDA's runtime library as pip installs it, which Holoscan needs even without a GPU.
+
+    Holoscan looks for it only where the system does, and the smaller PyTorch, without CUDA, does not load it.
+    """
+    package = find_spec("nvidia")
+    for folder in (package and package.submodule_search_locations) or ():
+        for library in Path(folder).glob("cu13/lib/libcudart.so.13"):
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+load_cuda_runtime()  # before the next lines, which import Holoscan
+
+from monai.deploy.conditions import CountCondition  # noqa: E402
+from monai.deploy.core import AppContext, Application, Operator, OperatorSpec, parse_args  # noqa: E402
+from monai.deploy.logger import LogLevel, set_log_level  # noqa: E402
 
 CASES = "cases"
 """Port with the cases, a list of `{"case": CASE, "image": paths of a series' slices}`."""
