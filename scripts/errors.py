@@ -135,8 +135,9 @@ def shorten_errors() -> None:
     """From here on, an error that can be said in one sentence ends the program without its traceback.
 
     These are the package's own, what the operating system refused, and Ctrl-C. SIGTERM, which schedulers of jobs send,
-    ends it as Ctrl-C does, with the status `TERMINATED`. Names that are no UTF-8 can be printed. A log that cannot be
-    written, as on a full disk, is told once.
+    ends it as Ctrl-C does, with the status `TERMINATED`, except in an interactive session, which would catch that, and
+    under torchrun, which waits for processes that sit in an exchange with a lost one. Names that are no UTF-8 can be
+    printed. A log that cannot be written, as on a full disk, is told once.
     """
     _tell_refused_log_once()
     _end_in_order_when_told()
@@ -171,13 +172,15 @@ def _tell_refused_log_once() -> None:
 
 
 def _end_in_order_when_told() -> None:
-    """What is being saved is saved and temporary files are removed, unless the program has its own way already."""
+    """What is being saved is saved and temporary files are removed, unless the program has a handler of its own."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set it
-    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    hosted = hasattr(sys, "ps1") or "TORCHELASTIC_RUN_ID" in os.environ
+    if in_main_thread and not hosted and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the orderly end off
     with suppress(OSError):
         os.write(2, f"{_INTERRUPTED}\n".encode())  # print may be what was interrupted
     sys.exit(TERMINATED)

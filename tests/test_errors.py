@@ -82,6 +82,25 @@ def test_the_last_words_of_a_program_are_one_sentence(bundle_root, ending, said,
     assert ended.stdout == "caf\\udce9\n"
 
 
+def test_a_second_sigterm_does_not_cut_the_end_off(bundle_root):
+    lines = (
+        "import os, time; from scripts.errors import shorten_errors; shorten_errors()",
+        "try: os.kill(os.getpid(), 15); time.sleep(5)",
+        "finally: os.kill(os.getpid(), 15); time.sleep(0.1); print('removed')",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    ended = subprocess.run(command, cwd=bundle_root, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (TERMINATED, "removed\n")
+    assert ended.stderr.count("Interrupted; ") == 1
+
+
+@pytest.mark.parametrize("told", ["import os; os.environ['TORCHELASTIC_RUN_ID'] = '1'", "import sys; sys.ps1 = '>>> '"])
+def test_sigterm_is_left_to_torchrun_and_to_interactive_sessions(bundle_root, told):
+    lines = f"{told}; from scripts.errors import shorten_errors; shorten_errors(); import os; os.kill(os.getpid(), 15)"
+    ended = subprocess.run([sys.executable, "-c", lines], cwd=bundle_root, check=False)
+    assert ended.returncode == -signal.SIGTERM
+
+
 def test_who_has_a_way_to_end_by_sigterm_keeps_it(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -15,6 +15,7 @@ import torch
 
 from ..contrasts import CONTRASTS
 from ..volumes.load import read_volume
+from .training_range import NO_PEOPLE, person_of
 
 _FOREGROUND = 0.001  # intensities up to here are background and not counted
 _TOTAL = 10.0
@@ -22,7 +23,6 @@ _TOTAL = 10.0
 _FEW_LEVELS = range(16, 257)
 NO_STYLE = "none"
 """Name of the key of zeros, which training puts in the place of some keys: the network goes by the source alone."""
-_NO_PEOPLE = ("average", "colin27")  # names in a file of keys that stand for no training subject of their own
 _LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3
 
 
@@ -140,14 +140,15 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path, contrast:
     if str(name_or_path) == "best":
         raise ValueError(
             "The style key best is that of the training subject nearest to the real MRI, which is not known here; it "
-            "is for evaluation alone: use average, or the path of a skull-stripped T1 volume."
+            f"is for evaluation alone: use {'average' if contrast is None else NO_STYLE}, or the path of a "
+            f"skull-stripped {contrast or 'T1'} volume."
         )
     path = Path(name_or_path).expanduser()
     # volumes have a suffix: a file called like a key does not take its place
     if path.suffix and path.is_file():
         return _style_key_of_file(path)
-    _check_contrast(str(name_or_path), contrast)
-    return named_style_key(str(name_or_path), keys_file, f"the path of a skull-stripped {contrast or 'T1'} volume")
+    otherwise = f"the path of a skull-stripped {contrast or 'T1'} volume"
+    return named_style_key(str(name_or_path), keys_file, otherwise, contrast)
 
 
 def _check_contrast(name: str, contrast: str | None) -> None:
@@ -160,12 +161,14 @@ def _check_contrast(name: str, contrast: str | None) -> None:
         )
 
 
-def named_style_key(name: str, keys_file: str | Path, otherwise: str = "") -> np.ndarray:
+def named_style_key(name: str, keys_file: str | Path, otherwise: str = "", contrast: str | None = None) -> np.ndarray:
     """Style key of a name in a file of `save_style_keys`, or the key of zeros for "none"; (3, B) float32.
 
     Raises:
-        ValueError: there is no such key; `otherwise` says what else could be given.
+        ValueError: there is no such key, and `otherwise` says what else could be given; or the name is of another
+            contrast's key than `contrast`.
     """
+    _check_contrast(name, contrast)
     keys = load_style_keys(keys_file)
     if name in keys:
         return keys[name]
@@ -195,7 +198,7 @@ def unknown_style_keys(name_or_path: str | Path, keys_file: str | Path, spread: 
         return []
     keys = load_style_keys(keys_file)
     average = keys["average"]
-    return [average + spread * (key - average) for name, key in keys.items() if name not in _NO_PEOPLE]
+    return [average + spread * (key - average) for name, key in keys.items() if name not in NO_PEOPLE]
 
 
 def choose_style_key(
@@ -212,7 +215,8 @@ def choose_style_key(
             to the target's own (CT2MRI, table 2), which tells what a fitting key is worth and is no honest default.
         keys_file: JSON of `save_style_keys`.
         target: as `compute_style_key` takes it; read for "best" alone.
-        subject: name of the target's subject, of whose person no key is ever taken for "best".
+        subject: name of the target's person, or of a subject that the file names after its person: no key of that
+            person is ever taken for "best".
         contrast: of the target, where the file has keys of several: "best" is one of them.
 
     Returns:
@@ -226,13 +230,12 @@ def choose_style_key(
     if str(name_or_path) != "best":
         return Path(name_or_path).name, resolve_style_key(name_or_path, keys_file, contrast)
     listed = load_style_keys(keys_file)
-    own = {name.split("#")[0] for name in listed if subject in name.split("#")}
-    keys = {name: key for name, key in listed.items() if name.split("#")[0] not in (*_NO_PEOPLE, *own)}
-    if contrast is not None:
-        keys = {name: key for name, key in keys.items() if name.endswith(f"#{contrast}")}
+    own = {subject, *(person_of(name) for name in listed if subject in name.split("#"))}
+    keys = listed if contrast is None else {name: key for name, key in listed.items() if name.endswith(f"#{contrast}")}
+    keys = {name: key for name, key in keys.items() if name not in NO_PEOPLE and person_of(name) not in own}
     if not keys:
         what = "a training subject" if contrast is None else f"a training subject's {contrast}"
-        raise ValueError(f"{keys_file} has no key of {what}, of which best chooses; use average or {NO_STYLE}.")
+        raise ValueError(f"{keys_file} has no key of {what}, of which best chooses; use {NO_STYLE}.")
     name = nearest_style_key(compute_style_key(target), keys)
     return name, keys[name]
 

@@ -117,12 +117,16 @@ class RequestInferer(Inferer):
         keys_file: where a style key is looked up by name. A request takes no paths: it would look into other files.
         max_evaluations: of the network on each slab that a request may ask for; meanwhile a server answers nobody else.
             The paper's most are 100.
+        contrast: of the target, where the file has keys of several.
     """
 
-    def __init__(self, inferer: ISTAInferer, keys_file: str | Path, max_evaluations: int = 100) -> None:
+    def __init__(
+        self, inferer: ISTAInferer, keys_file: str | Path, max_evaluations: int = 100, contrast: str | None = None
+    ) -> None:
         super().__init__()
         self.inferer = inferer
         self.keys_file = keys_file
+        self.contrast = contrast
         self.max_evaluations = max_evaluations
 
     @property
@@ -182,7 +186,7 @@ class RequestInferer(Inferer):
 
     def _style_key(self, name: str) -> np.ndarray:
         try:
-            return named_style_key(name, self.keys_file)
+            return named_style_key(name, self.keys_file, contrast=self.contrast)
         except ValueError as error:
             raise CaseError(str(error)) from error
 

