@@ -94,7 +94,7 @@ def _without_denormals(compute: Callable[[], _Result]) -> _Result:
         torch.set_num_threads(number)  # a new thread has that of the thread which set it last
         try:
             outcome.set_result(compute())
-        except BaseException as error:
+        except BaseException as error:  # noqa: B036 (raised where the result is asked for)
             outcome.set_exception(error)
 
     threading.Thread(target=work, name="HD-BET", daemon=True).start()
