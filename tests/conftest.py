@@ -12,6 +12,11 @@ import pytest
 import torch
 from monai.bundle import run
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10; pytest needs tomli there
+    import tomli as tomllib
+
 import scripts  # noqa: F401  before brain_ct_to_mri, which would import another copy for itself
 
 
@@ -51,6 +56,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory):
 def bundle_root() -> Path:
     """The repository's root, which is the bundle's."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def pyproject(bundle_root: Path) -> dict:
+    """pyproject.toml, read."""
+    return tomllib.loads((bundle_root / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

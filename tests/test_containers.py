@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,12 +61,11 @@ def test_pytorch_is_of_the_tested_version(bundle_root, dockerfile):
     assert "COPY requirements.txt /constraints.txt" in dockerfile
 
 
-def test_all_that_the_wheel_is_built_from_gets_into_the_image_and_nothing_else(bundle_root):
+def test_all_that_the_wheel_is_built_from_gets_into_the_image_and_nothing_else(bundle_root, pyproject):
     rules = (bundle_root / ".dockerignore").read_text().splitlines()
     assert rules[1] == "*"
     kept = {rule[1:].split("/")[0] for rule in rules if rule.startswith("!")}
-    settings = tomllib.loads((bundle_root / "pyproject.toml").read_text(encoding="utf-8"))
-    wheel = settings.get("tool", {}).get("hatch", {}).get("build", {}).get("targets", {}).get("wheel", {})
+    wheel = pyproject.get("tool", {}).get("hatch", {}).get("build", {}).get("targets", {}).get("wheel", {})
     wanted = {*wheel.get("only-include", ["configs", "docs", "models", "scripts"]), *wheel.get("force-include", {})}
     assert {name for name in wanted if not name.startswith("requirements")} <= kept
     assert "requirements*.txt" in kept

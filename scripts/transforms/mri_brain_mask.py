@@ -94,8 +94,10 @@ def _without_denormals(compute: Callable[[], _Result]) -> _Result:
         torch.set_num_threads(number)  # a new thread has that of the thread which set it last
         try:
             outcome.set_result(compute())
-        except BaseException as error:  # noqa: B036 (raised where the result is asked for)
+        except Exception as error:
             outcome.set_exception(error)
+        finally:
+            outcome.cancel()  # what no Exception ended, such as SystemExit
 
     threading.Thread(target=work, name="HD-BET", daemon=True).start()
     while not outcome.done():  # in short waits: an interruption reaches this thread only between them

@@ -28,10 +28,9 @@ STRONG = {
 def head(present=(0, 2, 3), renderings: int = 1, subject: str = "a", extras: int = 0) -> PackedVolume:
     """Noise in a box of 8 slices, all but the outer two of which hold brain, in some of the contrasts."""
     rng = np.random.default_rng(len(subject))
-    box = (slice(1, 7), slice(5, 20), slice(6, 28))
     sources = np.zeros((renderings, len(CONTRASTS), 8, 24, 32), np.uint8)
     for contrast in present:
-        sources[:, contrast, *box] = rng.integers(60, 255, (renderings, 6, 15, 22))
+        sources[:, contrast, 1:7, 5:20, 6:28] = rng.integers(60, 255, (renderings, 6, 15, 22))
     in_brain = np.repeat([(np.arange(8) > 0) & (np.arange(8) < 7)], renderings, axis=0)
     histograms = np.array([[np.histogram(c[c > 0] / 255, 4096, (0, 1))[0] for c in s] for s in sources])
     beside = rng.integers(0, 255, (extras, 8, 24, 32)).astype(np.uint8) if extras else None

@@ -63,7 +63,8 @@ def write_source(folder, not_square=False, change=None, **series):
     """A CT of 48 x 48 pixels of 5 mm; `not_square` leaves 40 rows and every other column, which is 24 of 10 mm."""
     write_dicom_series(folder, **{"heights": EVEN, "voxels": 48, "spacing": 5.0, **series})
     for path in sorted(folder.iterdir()):
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             header = pydicom.dcmread(path)
             for place in ("ImagePositionPatient", "ImageOrientationPatient"):  # 16 characters at most
                 setattr(header, place, [round(float(value), 9) for value in header[place].value])
