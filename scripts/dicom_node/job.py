@@ -138,7 +138,8 @@ def _why(failures: Path, log: Path, status: int) -> str:
         return " ".join(failure["reason"] for failure in json.loads(failures.read_text(encoding="utf-8")))
     if status < 0 or status == TERMINATED:
         ended_by = signal.SIGTERM if status == TERMINATED else signal.Signals(-status)
-        return f"The translation was ended by {ended_by.name}; the memory may have run out."
+        memory = "; the memory may have run out" if ended_by == signal.SIGKILL else ""
+        return f"The translation was ended by {ended_by.name}{memory}."
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if not lines:
         return f"The main job ended with status {status} and said nothing; run it on the study to see more."

@@ -1,8 +1,11 @@
 """Cohorts whose process is killed at random moments: in the end they are as if nothing had happened."""
 
+import contextlib
 import json
 import os
 import signal
+import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -50,13 +53,26 @@ def settings_for(folder, number):
 
 def stopped_while_saving(process, folder):
     """Stop (SIGSTOP) a process while it has a case half written."""
-    while process.is_alive():
+    deadline = time.monotonic() + 120
+    while process.is_alive() and time.monotonic() < deadline:
         if list(folder.glob(".*.partial.case")):
             os.kill(process.pid, signal.SIGSTOP)
+            while not stands_still(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.001)
             if any(path.is_file() for path in folder.glob(".*.partial.case/*")):
                 return
             os.kill(process.pid, signal.SIGCONT)
-    raise AssertionError("it ended before")
+        time.sleep(0.001)
+    process.kill()
+    raise AssertionError("it was not met with a case half written")
+
+
+def stands_still(pid):
+    """Whether all threads of a process are stopped: SIGSTOP takes its time, and a thread of its own saves."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # of a thread that ends meanwhile
+        stats = [(thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+    return False
 
 
 @pytest.mark.slow
