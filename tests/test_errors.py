@@ -125,7 +125,7 @@ def test_a_log_on_a_full_disk_is_told_once_and_the_work_goes_on(bundle_root):
         "print('done', file=sys.stderr)"
     )
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", script]
+        command = [sys.executable, "-u", "-c", script]  # else Python complains once more at its end
         ended = subprocess.run(command, cwd=bundle_root, stdout=full, stderr=subprocess.PIPE, text=True)
     said = ended.stderr.splitlines()
     assert said == ["The log cannot be written (No space left on device); free space on its disk.", "done"]

@@ -1,6 +1,6 @@
 """The brain in an MRI: a stripped one is known as such, the mask comes back in the volume's own orientation."""
 
-import _thread
+import ctypes
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -109,8 +109,14 @@ def test_an_interruption_does_not_wait_for_hd_bet(monkeypatch):
         ended.wait(60)
         raise ValueError("nobody hears of it")
 
+    here = ctypes.c_ulong(threading.get_ident())
+
+    def interrupt():
+        begun.wait(60)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(here, ctypes.py_object(KeyboardInterrupt))
+
     stand_in(monkeypatch, hd_bet)
-    threading.Thread(target=lambda: begun.wait(60) and _thread.interrupt_main(), daemon=True).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         room.mri_brain_mask(ball(92), AFFINE)
     assert not ended.is_set()
