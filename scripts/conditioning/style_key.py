@@ -151,13 +151,13 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path, contrast:
     return named_style_key(str(name_or_path), keys_file, otherwise, contrast)
 
 
-def _check_contrast(name: str, contrast: str | None) -> None:
-    """Refuse the name of a key of another contrast than the target's."""
+def _check_contrast(name: str, contrast: str | None, otherwise: str) -> None:
+    """Refuse the name of a key of another contrast than the target's; `otherwise` says what else could be given."""
     ending = name.rpartition("#")[2]
     if contrast is not None and ending in CONTRASTS and ending != contrast:
         raise ValueError(
             f"The style key {name} is of a {ending}, but a {contrast} is made; give the name of a key that ends in "
-            f"#{contrast}, the path of a skull-stripped {contrast} volume, or {NO_STYLE}."
+            f"#{contrast}, {otherwise + ', ' if otherwise else ''}or {NO_STYLE}."
         )
 
 
@@ -168,7 +168,7 @@ def named_style_key(name: str, keys_file: str | Path, otherwise: str = "", contr
         ValueError: there is no such key, and `otherwise` says what else could be given; or the name is of another
             contrast's key than `contrast`.
     """
-    _check_contrast(name, contrast)
+    _check_contrast(name, contrast, otherwise)
     keys = load_style_keys(keys_file)
     if name in keys:
         return keys[name]

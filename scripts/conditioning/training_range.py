@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["TrainingRange", "histogram_distance", "key_contrast", "keys_of_contrast", "person_of"]
+__all__ = ["NO_PEOPLE", "TrainingRange", "histogram_distance", "key_contrast", "keys_of_contrast", "person_of"]
 
 # names in a file of style keys that stand for no person of their own: a mean, and a second name
 NO_PEOPLE = ("average", "colin27")

@@ -12,6 +12,7 @@ from scripts.conditioning.style_key import (
     choose_style_key,
     compute_style_key,
     load_style_keys,
+    named_style_key,
     nearest_style_key,
     resolve_style_key,
     save_style_keys,
@@ -240,6 +241,8 @@ def test_of_several_contrasts_the_key_is_one_of_the_target_s_contrast(tmp_path):
     np.testing.assert_array_equal(resolve_style_key("anna#T2", file, "T2"), keys[0.3])
     with pytest.raises(ValueError, match=r"anna#T2 is of a T2, but a T1 is made; .* ends in #T1"):
         resolve_style_key("anna#T2", file, "T1")
+    with pytest.raises(ValueError, match=r"ends in #T1, or none\.$"):  # a request takes no paths
+        named_style_key("anna#T2", file, contrast="T1")
     assert not resolve_style_key("none", file, "T1").any()
 
 
