@@ -166,7 +166,15 @@ class LatentCodec(PixelCodec):
         self.latent_std.copy_(std)
 
     def _latents(self, images: Tensor) -> Tensor:
-        """Images (n, 1, H, W), [0, 1], to the encoder's means."""
+        """Images (n, 1, H, W), [0, 1], to the encoder's means.
+
+        All empty ones are encoded as one: of six contrasts, often only two are there.
+        """
         self._check_size(images)
-        states = (2 * images - 1).to(self.latent_std.dtype)
-        return torch.cat([self.autoencoder.encode(part)[0] for part in states.split(self.batch_size)])
+        filled = images.flatten(1).any(dim=1)
+        kept = images[filled]
+        if len(kept) < len(images):
+            kept = torch.cat([kept, images[~filled][:1]])
+        states = (2 * kept - 1).to(self.latent_std.dtype)
+        latents = torch.cat([self.autoencoder.encode(part)[0] for part in states.split(self.batch_size)])
+        return latents[torch.where(filled, filled.cumsum(0) - 1, len(kept) - 1)]

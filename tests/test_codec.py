@@ -210,6 +210,23 @@ def test_each_channel_of_a_measured_latent_is_standardised():
     torch.testing.assert_close(std, torch.ones(4), rtol=0, atol=1e-4)
 
 
+def test_empty_images_are_encoded_as_one(monkeypatch):
+    """Absent contrasts cost nothing, and what is there has the state it has alone, in its own place."""
+    codec, images = tiny_codec(batch_size=2), torch.rand(4, 3, 16, 24)
+    images[:, 1] = 0
+    images[2] = 0
+    alone = torch.cat([codec.encode(image[None, None]) for image in images.flatten(0, 1)]).unflatten(0, (4, 3))
+    encoded, encode = [], codec.autoencoder.encode
+    monkeypatch.setattr(codec.autoencoder, "encode", lambda part: encoded.append(len(part)) or encode(part))
+    states = codec.encode(images)
+    torch.testing.assert_close(states, alone.flatten(1, 2), rtol=0, atol=1e-5)
+    assert torch.equal(states[2, :4], states[0, 4:8])
+    assert sum(encoded) == 6 + 1
+    encoded.clear()
+    codec.encode(torch.zeros(2, 1, 16, 24))
+    assert sum(encoded) == 1
+
+
 def test_a_codec_without_a_scale_is_refused():
     with pytest.raises(ValueError, match="has not been trained"):
         tiny_codec(measured=False).encode(torch.rand(1, 1, 16, 16))
