@@ -22,6 +22,8 @@ class PixelCodec(nn.Module):
 
     channels = 1
     factor = 1
+    lossless = True
+    """Whether decoding gives back what was encoded."""
 
     @property
     def source_channels(self) -> int:
@@ -86,6 +88,7 @@ class LatentCodec(PixelCodec):
         source_pixels: whether a source is its state and then its pixels, each block of f x f as f^2 channels.
     """
 
+    lossless = False
     latent_mean: Tensor
     latent_std: Tensor
 

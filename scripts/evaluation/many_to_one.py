@@ -39,6 +39,7 @@ DIFFERENT_PEOPLE = (
     "are over the people who have both."
 )
 MATCHED = "{} itself, histogram matched"
+THROUGH_CODEC = "{} itself, through the codec"
 
 
 def contrast_figures(
@@ -153,6 +154,38 @@ def run_translations(
         rows = {row or row_name(sources): {**settings, "target_contrast": list(contrasts).index(target)}}
         if measured := run_study(pairs, rows, sampler(system, target), folder):
             results.setdefault(target, []).extend(measured)
+    return results
+
+
+def codec_results(
+    cases: Sequence[Mapping[str, Any]],
+    contrasts: Sequence[str],
+    wanted: Iterable[Translation],
+    system: System,
+    sampler: Callable[[System, str], SystemSampler],
+    folder: str | os.PathLike,
+) -> dict[str, list[Result]]:
+    """What a network in a latent could at best reach: each target as the codec gives it back, of all cases with it.
+
+    Args:
+        cases, contrasts, wanted, system, sampler, folder: as of `run_translations`.
+
+    Returns:
+        target -> results; none where the codec loses nothing.
+    """
+    results: dict[str, list[Result]] = {}
+    targets = {} if system.inferer.codec.lossless else dict.fromkeys(target for target, _ in wanted)
+    for target in targets:
+        index = list(contrasts).index(target)
+        stacks = {number: all_contrasts(case)[index, None] for number, case in enumerate(cases)}
+        pairs = [
+            {"subject": cases[number]["subject"], "source": image, "target": image, "mask": cases[number]["mask"]}
+            for number, image in stacks.items()
+            if image.any()
+        ]
+        if pairs:
+            rows = {THROUGH_CODEC.format(target): {"codec_alone": True}}
+            results[target] = run_study(pairs, rows, sampler(system, target), folder)
     return results
 
 

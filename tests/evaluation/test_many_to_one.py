@@ -1,6 +1,7 @@
 """Tables of any contrasts to any other: which rows there are, what a row shows its network, and the command."""
 
 import json
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.calibration import read_calibration
+from scripts.codec import PixelCodec
 from scripts.conditioning.style_key import save_style_keys, style_key_from_histogram
 from scripts.errors import CaseError, reason
 from scripts.evaluation.contrast_tasks import PUBLISHED, TASKS, published_table, subsets, task_named, translations
@@ -20,6 +22,7 @@ from scripts.evaluation.many_to_one import (
     best_single_source,
     by_number,
     by_person,
+    codec_results,
     compared,
     drawn_translations,
     matched,
@@ -30,6 +33,7 @@ from scripts.evaluation.many_to_one import (
     write_many_to_one,
 )
 from scripts.evaluation.study import Result
+from scripts.evaluation.systems import SystemSampler
 from tests.evaluation.test_workflows import run  # noqa: F401 - a fixture
 
 CONTRASTS = ["T1", "T1ce", "T2", "FLAIR"]
@@ -154,6 +158,41 @@ def test_the_baseline_is_of_single_sources_and_of_targets_with_a_key():
 
 def result(row, subject, value):
     return Result(row, subject, {"psnr_brain": value, "ssim_brain": value / 100}, evaluations=2, seconds=1)
+
+
+class Halving(PixelCodec):
+    """Loses half of what it is given."""
+
+    lossless = False
+
+    def decode(self, states):
+        return super().decode(states) / 2
+
+
+def test_what_a_codec_loses_is_measured_on_every_case_with_the_target(tmp_path):
+    cases = [case(held_out="T1", subject="anna"), case(held_out="FLAIR", subject="bert"), case(("T1", "T2"), "T2")]
+    wanted = [("FLAIR", ("T1",)), ("FLAIR", ("T2",)), ("T1ce", ("T1",))]
+    shown = []
+
+    def sampler(system, target):
+        def figures(image, reference, mask):
+            shown.append((target, float(image.mean()), float(reference.mean())))
+            return {}
+
+        return SystemSampler(system, lambda name, pair: (None, None), figures)
+
+    def system(codec):
+        inferer = SimpleNamespace(codec=codec)
+        return SimpleNamespace(inferer=inferer, network=None, device=torch.device("cpu"), identity={})
+
+    found = codec_results(cases, CONTRASTS, wanted, system(Halving()), sampler, tmp_path)
+    assert [(one.row, one.subject) for one in found.pop("FLAIR")] == [
+        ("FLAIR itself, through the codec", "anna"),
+        ("FLAIR itself, through the codec", "bert"),
+    ]
+    assert found == {}
+    assert shown == [("FLAIR", pytest.approx(0.35), pytest.approx(0.7))] * 2
+    assert codec_results(cases, CONTRASTS, wanted, system(PixelCodec()), sampler, tmp_path) == {}
 
 
 def test_two_studies_of_a_person_are_one_value():
