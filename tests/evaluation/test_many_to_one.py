@@ -379,16 +379,18 @@ TINY_LATENT = {
 
 @pytest.mark.slow
 def test_networks_without_a_part_are_compared(run, bundle_root, tmp_path, capsys):  # noqa: F811
-    """Where their weights are given; by the network in the latent."""
+    """Where their weights are given; by the network in the latent, here of a bridge, and by the one on pixels."""
+    bridge = "scripts.schedulers.BrownianBridgeScheduler"
     (tmp_path / "tiny.json").write_text(json.dumps(TINY_LATENT))
     parser, weights, tiny = ConfigParser(), {}, {}
     parser.read_config([bundle_root / "configs" / f"{name}.json" for name in ("train", *OVERLAYS)])
     for row in ("full", "without structure"):
-        first, *more = parser[f"parts#{row}#config"]
-        tiny[f"parts#{row}#config"] = [first, str(tmp_path / "tiny.json"), *more]
+        first, scheduler, *more = parser[f"parts#{row}#config"]
+        tiny[f"parts#{row}#config"] = [first, str(tmp_path / "tiny.json"), scheduler, *more]
         made = ConfigParser()
         made.read_config([bundle_root / "configs" / name for name in ("train.json", "many_to_one_train.json", first)])
-        changes = {"device": "cpu", **TINY_LATENT, **({"structure": None} if more else {})}
+        changes = {"device": "cpu", "scheduler#_target_": bridge, **TINY_LATENT}
+        changes |= {"structure": None} if more else {}
         made.update(changes)
         torch.manual_seed(1)
         state = made.get_parsed_content("network_def").state_dict()
@@ -398,14 +400,15 @@ def test_networks_without_a_part_are_compared(run, bundle_root, tmp_path, capsys
         }
         weights[f"{row.replace(' ', '_')}_weights"] = str(tmp_path / f"{row}.pt")
         torch.save(drawn, tmp_path / f"{row}.pt")
-    run_table(run, targets="T2", subjects="head0,head1", task="brats_t2", **weights, **tiny)
+    run_table(run, targets="T2", subjects="head0,head1", task="brats_t2", parts_scheduler=bridge, **weights, **tiny)
     said = capsys.readouterr().out
     assert "The row without filtering is left out: its weights are not given." in said
     assert "- the paper's (T1 + T1ce + FLAIR to T2, PSNR / SSIM %): without network 27.1074 / 90.1268" in said
     table = said[said.rindex("## To T2") :]
     assert "| without structure | 1 |" in table
     assert "| full | 1 |" in table
-    assert "Not tested against full, since fewer than 3 people have both: without structure." in table
+    assert "| in pixels | 1 |" in table
+    assert "Not tested against full, since fewer than 3 people have both: without structure, in pixels." in table
 
 
 @pytest.mark.slow
