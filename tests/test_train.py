@@ -340,7 +340,7 @@ def test_sigterm_to_a_training_and_its_loading_processes_ends_it_in_order_and_it
     torch.save(workflow().network_def.state_dict(), tmp_path / "start.pt")  # a network starts at random
 
     def start(name):
-        settings = {"max_epochs": 40, "num_workers": 2, "init_weights": tmp_path / "start.pt"}
+        settings = {"max_epochs": 20, "num_workers": 2, "init_weights": tmp_path / "start.pt"}
         arguments = [sys.executable, *command(bundle_root, dataset_dir, tmp_path / name, **settings)]
         with (tmp_path / f"{name}.log").open("w") as log:
             return subprocess.Popen(arguments, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -353,7 +353,7 @@ def test_sigterm_to_a_training_and_its_loading_processes_ends_it_in_order_and_it
         log = (tmp_path / "ended.log").read_text()
         assert (log.count("Interrupted; "), log.count("Traceback")) == (1, 0)
         assert not list((tmp_path / "ended").rglob(".*"))
-        assert latest_checkpoint(tmp_path / "ended").name != "checkpoint_epoch=40.pt"
+        assert latest_checkpoint(tmp_path / "ended").name != "checkpoint_epoch=20.pt"
         for name in ("ended", "whole"):
             process = start(name)
             assert process.wait(240) == 0
