@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from traceback import extract_tb
 from types import FrameType, TracebackType
 from typing import NoReturn
@@ -176,14 +177,50 @@ def _end_in_order_when_told() -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set it
     hosted = hasattr(sys, "ps1") or "TORCHELASTIC_RUN_ID" in os.environ
     if in_main_thread and not hosted and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, partial(_terminate, os.getpid()))
+        if os.name != "nt":  # where one program does not tell another, and `os.kill` ends it at once
+            _insist_on_ending()
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the orderly end off
+def _terminate(process: int, number: int, _frame: FrameType | None) -> None:
+    if os.getpid() != process:  # forked a moment ago, such as one that loads slabs: it has nothing to save
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    if hasattr(signal, "SIGCHLD"):  # of a whole group that is told, PyTorch would report the end of its own processes
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # not SIG_DFL, of which Python complains where one is on its way
     with suppress(OSError):
         os.write(2, f"{_INTERRUPTED}\n".encode())  # print may be what was interrupted
+    _leave(number)
+
+
+def _leave(number: int, _frame: FrameType | None = None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not cut the orderly end off
     sys.exit(TERMINATED)
+
+
+def _insist_on_ending() -> None:
+    """End also where SIGTERM or Ctrl-C came in what Python lets no exception out of, such as a fork or a `__del__`.
+
+    Without it the program would go on, and ignore the SIGTERM that comes next.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        error = unraisable.exc_value
+        told = isinstance(error, SystemExit) and error.code == TERMINATED
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not in_main_thread or not (told or isinstance(error, KeyboardInterrupt)):
+            previous(unraisable)
+            return
+        if told:
+            signal.signal(signal.SIGTERM, _leave)
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM if told else signal.SIGINT))
+        again.daemon = True
+        with suppress(RuntimeError):  # no thread is started any more where the program is ending anyway
+            again.start()
+
+    sys.unraisablehook = hook
 
 
 def _last_words(error: BaseException) -> str | None:

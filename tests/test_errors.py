@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import os
 import signal
 import subprocess
 import sys
@@ -92,6 +93,56 @@ def test_a_second_sigterm_does_not_cut_the_end_off(bundle_root):
     ended = subprocess.run(command, cwd=bundle_root, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (TERMINATED, "removed\n")
     assert ended.stderr.count("Interrupted; ") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, -signal.SIGINT)], ids=lambda n: str(int(n))
+)
+def test_a_signal_ends_the_program_though_python_ignores_exceptions_where_it_came(bundle_root, number, status):
+    """As in a fork, where each SIGTERM would be lost that came meanwhile, and all that follow it ignored."""
+    lines = (
+        "import os, time; from scripts.errors import shorten_errors; shorten_errors()",
+        "class Deleted:",
+        f"    def __del__(self): os.kill(os.getpid(), {int(number)}); time.sleep(5)",
+        "deleted = Deleted(); del deleted",
+        "for _ in range(500): time.sleep(0.01)",
+        "print('goes on')",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    ended = subprocess.run(command, cwd=bundle_root, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert ended.stderr.startswith("Interrupted; ")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="processes are not forked there")
+def test_the_end_of_its_processes_does_not_take_the_place_of_its_own(bundle_root):
+    """SLURM tells all processes of a task; PyTorch raises an error, anywhere, where one that loads is killed."""
+    lines = (
+        "import os, signal, time; from scripts.errors import shorten_errors; shorten_errors()",
+        "def report(*_): raise RuntimeError('DataLoader worker is killed by signal: Terminated.')",
+        "signal.signal(signal.SIGCHLD, report)",
+        "try: os.kill(os.getpid(), 15); time.sleep(5)",
+        "finally: os.kill(os.getpid(), signal.SIGCHLD); time.sleep(0.1); print('removed')",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    ended = subprocess.run(command, cwd=bundle_root, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (TERMINATED, "removed\n")
+    assert ended.stderr.startswith("Interrupted; ")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked there")
+def test_a_forked_process_is_ended_by_sigterm_and_says_nothing(bundle_root):
+    lines = (
+        "import os, time; from scripts.errors import shorten_errors; shorten_errors()",
+        "child = os.fork()",
+        "if child == 0: os.kill(os.getpid(), 15); time.sleep(5); os._exit(0)",
+        "print(os.WTERMSIG(os.waitpid(child, 0)[1]))",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    ended = subprocess.run(command, cwd=bundle_root, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{int(signal.SIGTERM)}\n", "")
 
 
 @pytest.mark.parametrize("told", ["import os; os.environ['TORCHELASTIC_RUN_ID'] = '1'", "import sys; sys.ps1 = '>>> '"])

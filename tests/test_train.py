@@ -19,14 +19,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.conditioning.style_key import load_style_keys, save_style_keys, style_key_from_histogram
 from scripts.engines import OneStepPrepareBatch, SeedEpochs, checkpoints, cosine_decay, latest_checkpoint, run_together
-from scripts.engines.processes import check_shared
-from scripts.errors import CaseError, machine_error, reason
+from scripts.engines.processes import check_shared, tell_lost_loader
+from scripts.errors import TERMINATED, CaseError, machine_error, reason
 from scripts.evaluation.metrics import psnr
 from scripts.weights import load_weights
 from tests.phantoms import TINY_TRAINING
@@ -331,6 +331,40 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(workflow, bundle_roo
     load_weights(resumed.network_def, tmp_path / "out" / "model.pt")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no groups of processes")
+def test_sigterm_to_a_training_and_its_loading_processes_ends_it_in_order_and_it_goes_on(
+    workflow, bundle_root, dataset_dir, environment, tmp_path
+):
+    """As SLURM ends a task: all its processes are told. The weights are those of a training that was not ended."""
+    torch.save(workflow().network_def.state_dict(), tmp_path / "start.pt")  # a network starts at random
+
+    def start(name):
+        settings = {"max_epochs": 20, "num_workers": 2, "init_weights": tmp_path / "start.pt"}
+        arguments = [sys.executable, *command(bundle_root, dataset_dir, tmp_path / name, **settings)]
+        with (tmp_path / f"{name}.log").open("w") as log:
+            return subprocess.Popen(arguments, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    process = start("ended")
+    try:
+        wait_until(lambda: (tmp_path / "ended" / "checkpoint_epoch=2.pt").is_file(), [process])
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(60) == TERMINATED
+        log = (tmp_path / "ended.log").read_text()
+        assert (log.count("Interrupted; "), log.count("Traceback")) == (1, 0)
+        assert not list((tmp_path / "ended").rglob(".*"))
+        assert latest_checkpoint(tmp_path / "ended").name != "checkpoint_epoch=20.pt"
+        for name in ("ended", "whole"):
+            process = start(name)
+            assert process.wait(240) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    weights = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("ended", "whole")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["train", "autoencoder", "rebrain_retrieval"])
 def test_several_processes_do_all_that_one_does(bundle_root, name):
     """Their overlay takes the place of the first step of `run`, the training, and of no other."""
@@ -443,6 +477,57 @@ def test_a_lost_process_is_one_sentence_and_other_errors_stay(words, kind):
         run_together(types.SimpleNamespace(run=fail))
     assert type(caught.value) is kind
     assert kind is RuntimeError or "goes on from its last checkpoint" in str(caught.value)
+
+
+class Killed(torch.utils.data.Dataset):
+    """Slabs of which one kills the process that loads it, as the system does for want of memory."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.dataset[index]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_killed_loading_process_is_one_sentence_with_what_to_do(workflow, caplog):
+    made = workflow(num_workers=1)
+    trainer = made.trainer
+    trainer.data_loader = torch.utils.data.DataLoader(Killed(made.train_dataset), batch_size=2, num_workers=1)
+    with pytest.raises(RuntimeError) as caught:
+        made.run()
+    sentence = reason(caught.value)
+    assert sentence.startswith("A process that loaded slabs was killed (DataLoader worker (pid")
+    assert "lower num_workers" in sentence
+    assert "Traceback" not in caplog.text
+
+
+def from_loader(error):
+    """An error as it is raised within PyTorch's loader."""
+    code = compile("raise error", "dataloader.py", "exec")
+    try:
+        exec(code, {"__name__": "torch.utils.data.dataloader", "error": error})
+    except Exception as caught:
+        return caught
+
+
+def test_only_what_a_lost_loading_process_leaves_is_told_as_such():
+    trainer = Engine(lambda engine, batch: None)
+    tell_lost_loader(trainer)
+    lost = [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), from_loader(EOFError("closed"))]
+    others = [RuntimeError("sizes differ"), ConnectionResetError("of MLflow"), from_loader(ValueError("of a slab"))]
+    for error in lost:
+        with pytest.raises(CaseError, match="goes on from its last checkpoint"):
+            trainer._fire_event(Events.EXCEPTION_RAISED, error)
+    for error in others:
+        with pytest.raises(type(error)) as caught:
+            trainer._fire_event(Events.EXCEPTION_RAISED, error)
+        assert caught.value is error
 
 
 def test_two_processes_share_an_epoch_without_overlap(workflow):

@@ -6,12 +6,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import engine_apply_transform
@@ -24,6 +23,7 @@ from ..errors import CaseError, MachineError, machine_error, reason
 from ..outputs.saver import SaveSyntheticd
 from .failures import Failures
 from .loading import Overlap, timed
+from .threads import worker_thread
 
 __all__ = ["CaseEvaluator", "pending_case", "pending_cases"]
 
@@ -239,16 +239,10 @@ class CaseEvaluator(SupervisedEvaluator):
         self._failures.finish(self.num_cases)
 
 
-@contextmanager
-def _saving_thread() -> Iterator[ThreadPoolExecutor]:
+def _saving_thread() -> AbstractContextManager[ThreadPoolExecutor]:
     """A thread for what comes after the sampling; at the end it has done what it was given.
 
     It has one OpenMP thread: a second team changes how those of the sampling wait for each other, which made it 15 %
-    slower on two cores. Setting the number of one thread's sets that of threads started later; they get back theirs.
+    slower on two cores.
     """
-    number = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
-            yield thread
-    finally:
-        torch.set_num_threads(number)
+    return worker_thread(1)

@@ -7,16 +7,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
-import torch
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
 from ..errors import CaseError, reason
+from .threads import worker_thread
 
 __all__ = ["CaseDataset", "CaseLoader", "Overlap", "timed"]
 
@@ -109,7 +108,7 @@ class CaseLoader(DataLoader):
 def _in_advance(items: Iterator[Any]) -> Iterator[Any]:
     """Items of an iterator, each made in a thread while the one before it is in use."""
     end = object()
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as thread:
+    with worker_thread() as thread:
         identity = thread.submit(threading.get_ident).result()
         following = thread.submit(next, items, end)
         try:

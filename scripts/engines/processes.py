@@ -1,16 +1,53 @@
-"""A training of several processes, on one machine or several: what all must agree on, and one that is lost."""
+"""A training of several processes, on one machine or several: what all must agree on, and one that is lost.
+
+Also those of one machine that load slabs for it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from traceback import walk_tb
 
 import torch.distributed as dist
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from ..errors import CaseError
 
 # what gloo says, in an error of no type of its own, where the other end of a connection is gone
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+# what PyTorch says, in an error of no type of its own, where a process that loads was killed
+_LOADER_LOST = "DataLoader worker (pid"
+
+
+def tell_lost_loader(trainer: Engine) -> None:
+    """Have a trainer say in one sentence that a process which loads slabs for it (`num_workers`) was killed.
+
+    To be attached before what else hears of its exceptions.
+
+    Raises:
+        CaseError: in the trainer's run, in the place of PyTorch's errors.
+    """
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, _raise_lost_loader)
+
+
+def _raise_lost_loader(_engine: Engine, error: BaseException) -> None:
+    if not _is_lost_loader(error):
+        raise error
+    said = str(error).strip().partition("\n")[0].rstrip(". ")[:200]
+    raise CaseError(
+        f"A process that loaded slabs was killed ({said}), for want of memory or shared memory as a rule; lower"
+        " num_workers (0 loads in the training's own process), and type the same command again: the training goes on"
+        " from its last checkpoint."
+    ) from error
+
+
+def _is_lost_loader(error: BaseException) -> bool:
+    """Whether it is PyTorch's error of a loading process that ended, or of a connection to one."""
+    if isinstance(error, RuntimeError) and str(error).startswith(_LOADER_LOST):
+        return True
+    modules = {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
+    return isinstance(error, ConnectionError | EOFError) and "torch.utils.data.dataloader" in modules
 
 
 def run_together(trainer: Engine) -> None:

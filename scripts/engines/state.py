@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..conditioning.style_key import save_style_keys
 from ..errors import CaseError
 from ..files import write_whole, written_whole
-from .processes import check_shared
+from .processes import check_shared, tell_lost_loader
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class ResumableTraining:
 
     Raises:
         CaseError: when it is attached, where the checkpoints are of a training with other objects, or the newest cannot
-            be read, or where several processes find different ones.
+            be read, or where several processes find different ones; in the run, a process that loads slabs was killed.
     """
 
     def __init__(
@@ -224,6 +224,7 @@ class ResumableTraining:
 
     def attach(self, engine: Engine) -> None:
         """Load at the trainer's start, save at the end of each epoch."""
+        tell_lost_loader(engine)
         state = {**self.objects, "trainer": engine}
         newest = latest_checkpoint(self.folder)
         check_shared(self.folder, newest)
