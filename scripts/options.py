@@ -31,7 +31,7 @@ __all__ = [
 TEXTS = frozenset(
     {
         *("weights", "against"),
-        *("style_key", "shipped_style_key", "shipped_style_keys", "skull_strip"),
+        *("style_key", "shipped_style_key", "skull_strip"),
         *("knowledge_base", "codec"),
         *("section", "section_of", "val_section", "fit_section", "subjects", "rows", "series_uid"),
         *("source_contrast", "target_contrast", "tracking_uri", "experiment_name", "run_name"),

@@ -14,8 +14,25 @@ from torch import Tensor, nn
 from .errors import CaseError
 from .files import sha256_of_file
 
-__all__ = ["check_start", "load_codec", "load_start", "load_weights", "misfits", "read_tensors"]
+__all__ = ["check_start", "file_beside", "load_codec", "load_start", "load_weights", "misfits", "read_tensors"]
 __all__ += ["sha256_of_file", "some"]
+
+
+_OF_TRAINING = ("model", "model_best")  # the names, without suffix, that every training gives its weights
+
+
+def file_beside(weights: str | os.PathLike, name: str) -> str:
+    """Path of a file that belongs to weights, such as their style keys. It lies in their folder.
+
+    A training has a folder of its own, where `model.pt` and `model_best.pt` share one `style_keys.json`. Weights of any
+    other name, such as `anna.pt`, have `anna_style_keys.json`, so that they are never taken for their neighbours'.
+
+    Args:
+        weights: path of the weights, in any format; it need not be there.
+        name: of the file of a training, such as `style_keys.json`.
+    """
+    path = Path(weights)
+    return str(path.with_name(name if path.stem in _OF_TRAINING else f"{path.stem}_{name}"))
 
 
 def load_start(network: nn.Module, path: str | os.PathLike) -> str:

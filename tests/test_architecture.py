@@ -29,7 +29,8 @@ ARROWS = {
     "slabs": set(),
     "losses": set(),
     "tissue_loss": {"codec"},
-    "conditioning": {"contrasts", "volumes"},  # the names of keys; the key of a volume that is given
+    # the names of keys; the key of a volume that is given; keys that are not beside the weights
+    "conditioning": {"contrasts", "errors", "volumes"},
     "networks": {"schedulers", "slabs", "losses"},
     "slab_ranks": {"errors", "devices"},
     # devices: how many slabs a call takes; slab_ranks: who samples which slices

@@ -2,11 +2,14 @@
 
 import copy
 import filecmp
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import itk
 import nibabel as nib
@@ -16,7 +19,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose, SaveImaged
 
-from scripts.conditioning.style_key import compute_style_key, save_style_keys
+from scripts.conditioning.style_key import compute_style_key, load_style_keys, save_style_keys
 from scripts.errors import CaseError, reason
 from scripts.files import sha256_of_file
 from scripts.inferers.ista import ISTAInferer
@@ -41,7 +44,6 @@ def models(tmp_path_factory):
     return {
         "network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY_NETWORK},
         "weights": str(folder / "model.pt"),
-        "style_keys_file": str(folder / "style_keys.json"),
         "spacing": [6.0, 6.0, 6.0],
         "size_multiple": 4,
         "dtype": "float32",
@@ -73,6 +75,7 @@ def echo(models, tmp_path):
     return {
         "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
         "weights": str(tmp_path / "echo.pt"),
+        "style_key": "none",
     }
 
 
@@ -133,9 +136,10 @@ def test_a_folder_becomes_three_files_a_case(tmp_path, translate, models):
         "spacing_mm": [6.0, 6.0, 6.0],
         "hu_window": [0, 80],
         "ct_window": None,
-        "style_keys_sha256": sha256_of_file(models["style_keys_file"]),
+        "style_keys_sha256": sha256_of_file(Path(models["weights"]).with_name("style_keys.json")),
     }
     assert {key: record[key] for key in expected} == expected
+    assert "source_keys_sha256" not in record  # there are none beside the weights
 
 
 ROTATION = nib.eulerangles.euler2mat(0.25, -0.15, 0.35)
@@ -486,6 +490,71 @@ def test_typed_with_an_unknown_style_key(tmp_path, typed):
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("The style key nobody is neither")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def own_weights(models, tmp_path):
+    """The tiny weights in the folder of a training, with style keys and source keys of its own."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    shutil.copy(models["weights"], folder / "model.pt")
+    rng = np.random.default_rng(5)
+    for name in ("style_keys", "source_keys"):
+        keys = {person: compute_style_key(rng.beta(2, 2, 5000)) for person in ("average", *"abc")}
+        save_style_keys(keys, folder / f"{name}.json")
+    return folder / "model.pt"
+
+
+def keys_in_record(folder, case="a"):
+    record = json.loads((folder / f"{case}_t1.json").read_text())
+    return [record.get(name) for name in ("style_keys_sha256", "source_keys_sha256", "style_key_sha256")]
+
+
+def test_weights_alone_bring_their_keys(tmp_path, typed, models, own_weights):
+    """In the place of those that the config's weights have; a path that is typed too is taken."""
+    write_head_ct(tmp_path / "a.nii.gz")
+    own = [sha256_of_file(own_weights.with_name(f"{kind}.json")) for kind in ("style_keys", "source_keys")]
+    done = typed("--dataset_dir", "a.nii.gz", "--output_dir", "out", "--weights", str(own_weights))
+    assert done.returncode == 0, done.stderr
+    assert "is not measured" not in done.stderr + done.stdout
+    *files, used = keys_in_record(tmp_path / "out")
+    assert files == own
+    average = load_style_keys(own_weights.with_name("style_keys.json"))["average"]
+    assert used == hashlib.sha256(average.tobytes()).hexdigest()
+    options = ("--style_keys_file", "runs/source_keys.json", "--source_keys_file", "runs/style_keys.json")
+    done = typed("--dataset_dir", "a.nii.gz", "--output_dir", "other", "--weights", "runs/model.pt", *options)
+    assert done.returncode == 0, done.stderr
+    assert keys_in_record(tmp_path / "other")[:2] == own[::-1]
+
+
+def test_weights_without_keys_are_not_given_those_of_others(tmp_path, translate, own_weights, caplog):
+    path = write_head_ct(tmp_path / "a.nii.gz")
+    keys = own_weights.with_name("style_keys.json")
+    own_weights.with_name("source_keys.json").unlink()
+    keys.unlink()
+    with pytest.raises((RuntimeError, CaseError)) as caught:
+        translate(path, weights=str(own_weights))
+    assert reason(caught.value) == (
+        f"There is no {keys} with the keys of these weights; give --style_keys_file, or --style_key none or the path "
+        "of a skull-stripped T1 volume."
+    )
+    assert not (tmp_path / "out").exists()
+    assert translate(path, weights=str(own_weights), style_key="none") is None
+    assert keys_in_record(tmp_path / "out")[:2] == [None, None]
+    missing = own_weights.with_name("source_keys.json")
+    assert f"How far cases are from the training is not measured: There is no {missing} with the keys" in caplog.text
+
+
+def test_renamed_weights_are_not_given_the_keys_of_their_neighbours(tmp_path, translate, own_weights):
+    path = write_head_ct(tmp_path / "a.nii.gz")
+    renamed = own_weights.rename(own_weights.with_name("anna.pt"))
+    with pytest.raises((RuntimeError, CaseError)) as caught:
+        translate(path, weights=str(renamed))
+    assert "There is no " + str(renamed.with_name("anna_style_keys.json")) in reason(caught.value)
+    own_weights.with_name("style_keys.json").rename(own_weights.with_name("anna_style_keys.json"))
+    assert translate(path, weights=str(renamed)) is None
+    expected = sha256_of_file(own_weights.with_name("anna_style_keys.json"))
+    assert keys_in_record(tmp_path / "out")[:2] == [expected, None]
 
 
 def test_the_lesion_watch_decides_what_counts_as_done(tmp_path, translate):

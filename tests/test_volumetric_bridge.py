@@ -70,7 +70,7 @@ def translate(bundle_root, tmp_path, monkeypatch):
             **{**NETWORK, "dataset_dir": str(tmp_path / "ct.nii.gz"), "output_dir": str(tmp_path / "out")},
             **{"dtype": "float32", "spacing": [EDGE] * 3, "device": "$torch.device('cpu')"},
             **({"weights": str(weights)} if weights else {}),
-            **overrides,
+            **{"style_key": "none", **overrides},
         )
         return nib.load(tmp_path / "out" / "ct_t1.nii.gz").get_fdata()
 

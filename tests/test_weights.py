@@ -9,7 +9,24 @@ from torch import nn
 
 from scripts.errors import CaseError
 from scripts.networks import BridgeUNet
-from scripts.weights import load_weights, sha256_of_file
+from scripts.weights import file_beside, load_weights, sha256_of_file
+
+
+@pytest.mark.parametrize(
+    ("weights", "file"),
+    [
+        ("models/model.pt", "models/style_keys.json"),
+        ("/runs/train/model_best.pt", "/runs/train/style_keys.json"),
+        ("model.onnx", "style_keys.json"),
+        ("models/flair_to_t1.pt", "models/flair_to_t1_style_keys.json"),
+        ("runs/train/model_of_anna.pt", "runs/train/model_of_anna_style_keys.json"),
+        ("runs/checkpoint_epoch=3.pt", "runs/checkpoint_epoch=3_style_keys.json"),
+        ("a.b/v1.2.pt", "a.b/v1.2_style_keys.json"),
+    ],
+)
+def test_what_belongs_to_weights_is_called_after_them(weights: str, file: str) -> None:
+    assert file_beside(weights, "style_keys.json") == file
+    assert file_beside(Path(weights), "style_keys.json") == file
 
 
 def network(seed: int = 0, **options: object) -> BridgeUNet:

@@ -97,7 +97,7 @@ def tiny(tmp_path_factory) -> dict[str, str]:
     torch.save(BridgeUNet(**TINY_NETWORK).state_dict(), folder / "tiny.pt")
     network = {"_target_": "scripts.networks.BridgeUNet", **TINY_NETWORK}
     config = {"network_def": network, "spacing": [8.0, 8.0, 8.0], "size_multiple": 4, "dtype": "float32"}
-    (folder / "tiny.json").write_text(json.dumps({**config, "device": "cpu"}))
+    (folder / "tiny.json").write_text(json.dumps({**config, "style_key": "none", "device": "cpu"}))
     ct = write_head_ct(folder / "head.nii.gz")
     return {"ct": str(ct), "config": str(folder / "tiny.json"), "weights": str(folder / "tiny.pt")}
 

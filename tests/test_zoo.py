@@ -266,6 +266,7 @@ def tiny(tmp_path_factory) -> dict[str, object]:
     return {
         "network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY_NETWORK},
         "weights": str(folder / "model.pt"),
+        "style_key": "none",
         "spacing": [6.0, 6.0, 6.0],
         "size_multiple": 4,
         "device": "cpu",

@@ -7,6 +7,7 @@ first difference d. It is computed from a skull-stripped volume scaled to [0, 1]
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 
 from ..contrasts import CONTRASTS
+from ..errors import CaseError
 from ..volumes.load import read_volume
 from .training_range import NO_PEOPLE, person_of
 
 _FOREGROUND = 0.001  # intensities up to here are background and not counted
 _TOTAL = 10.0
+_BINS = 128
 # An 8-bit image has at most 256 levels. With fewer than 16 it is a label map, whose levels are meant as they are.
 _FEW_LEVELS = range(16, 257)
 NO_STYLE = "none"
@@ -26,7 +29,7 @@ NO_STYLE = "none"
 _LARGEST_BRAIN = 2.2  # litres, with its cerebrospinal fluid; a whole head has at least 3
 
 
-def compute_style_key(image: np.ndarray | torch.Tensor, num_bins: int = 128) -> np.ndarray:
+def compute_style_key(image: np.ndarray | torch.Tensor, num_bins: int = _BINS) -> np.ndarray:
     """Style key of one image.
 
     Images of few grey levels (an 8-bit source) would leave empty bins: each level is spread evenly half-way to its
@@ -102,15 +105,24 @@ def save_style_keys(keys: Mapping[str, np.ndarray], path: str | Path, **notes: o
     Path(path).write_text(json.dumps({**notes, "keys": listed}) + "\n", encoding="utf-8")
 
 
-def load_style_keys(path: str | Path) -> dict[str, np.ndarray]:
+def load_style_keys(
+    path: str | Path, otherwise: str = "give --style_keys_file or --source_keys_file"
+) -> dict[str, np.ndarray]:
     """Read what `save_style_keys` wrote: name to (3, B) float32.
 
+    Args:
+        path: of the file.
+        otherwise: what to do where there is none, for the error.
+
     Raises:
-        ValueError: when the file is missing or holds something else.
+        CaseError: when there is no such file.
+        ValueError: when it holds something else.
     """
     try:
         listed = json.loads(Path(path).read_text(encoding="utf-8"))["keys"]
         keys = {name: np.asarray(key, dtype=np.float32) for name, key in listed.items()}
+    except FileNotFoundError:
+        raise CaseError(f"There is no {path} with the keys of these weights; {otherwise}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read as style keys ({error!r}); give a file with names under keys."
@@ -127,7 +139,7 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path, contrast:
     Args:
         name_or_path: name of a key in keys_file, such as "average", or "none" for a key of zeros, or path to a
             skull-stripped T1 volume (NIfTI, NRRD, MHA, MGZ) of any intensity scale, whose key is computed.
-        keys_file: JSON of `save_style_keys`; read for names alone.
+        keys_file: JSON of `save_style_keys`; read for names alone, and needed for all but "none".
         contrast: of the target, where the file has keys of several, named `anna#T1`; None for keys of one.
 
     Returns:
@@ -135,7 +147,7 @@ def resolve_style_key(name_or_path: str | Path, keys_file: str | Path, contrast:
 
     Raises:
         ValueError: in one sentence, when it is neither, the volume cannot be read or is no stripped brain, or the name
-            is of another contrast's key.
+            is of another contrast's key; a CaseError where a name is given and the file is not there.
     """
     if str(name_or_path) == "best":
         raise ValueError(
@@ -164,12 +176,17 @@ def _check_contrast(name: str, contrast: str | None, otherwise: str) -> None:
 def named_style_key(name: str, keys_file: str | Path, otherwise: str = "", contrast: str | None = None) -> np.ndarray:
     """Style key of a name in a file of `save_style_keys`, or the key of zeros for "none"; (3, B) float32.
 
+    "none" needs no file; where there is one, the key of zeros has as many bins as those of the file.
+
     Raises:
+        CaseError: there is no such file.
         ValueError: there is no such key, and `otherwise` says what else could be given; or the name is of another
             contrast's key than `contrast`.
     """
     _check_contrast(name, contrast, otherwise)
-    keys = load_style_keys(keys_file)
+    if name == NO_STYLE and not os.path.exists(keys_file):
+        return np.zeros((3, _BINS), np.float32)
+    keys = load_style_keys(keys_file, _instead_of_a_file(otherwise))
     if name in keys:
         return keys[name]
     if name == NO_STYLE and keys:
@@ -180,6 +197,11 @@ def named_style_key(name: str, keys_file: str | Path, otherwise: str = "", contr
         if otherwise
         else f"There is no style key {name}; use one of {known}."
     )
+
+
+def _instead_of_a_file(otherwise: str = "") -> str:
+    """What to do where a key is asked for by name and the file is not there."""
+    return f"give --style_keys_file, or --style_key {NO_STYLE}{' or ' + otherwise if otherwise else ''}"
 
 
 def unknown_style_keys(name_or_path: str | Path, keys_file: str | Path, spread: float = 0.25) -> list[np.ndarray]:
@@ -229,7 +251,7 @@ def choose_style_key(
         return None, None
     if str(name_or_path) != "best":
         return Path(name_or_path).name, resolve_style_key(name_or_path, keys_file, contrast)
-    listed = load_style_keys(keys_file)
+    listed = load_style_keys(keys_file, _instead_of_a_file())
     own = {subject, *(person_of(name) for name in listed if subject in name.split("#"))}
     keys = listed if contrast is None else {name: key for name, key in listed.items() if name.endswith(f"#{contrast}")}
     keys = {name: key for name, key in keys.items() if name not in NO_PEOPLE and person_of(name) not in own}

@@ -150,12 +150,18 @@ def run_study(
 def _with_known_keys(
     variants: Mapping[str, Mapping[str, Any]], pairs: Sequence[Mapping], sampler: VariantSampler
 ) -> dict[str, Mapping[str, Any]]:
-    """The variants whose style key there is; the others are told and left out."""
+    """The variants whose style key there is; the others are told and left out.
+
+    Raises:
+        CaseError: what style keys there are is not known, since their file is not there.
+    """
     known = {}
     for row, variant in variants.items():
         try:
             sampler.style_key(variant.get("style_key"), pairs[0])
             known[row] = variant
+        except CaseError:
+            raise
         except ValueError as error:
             tqdm.write(f"The row {row} is left out: {error}")
     return known

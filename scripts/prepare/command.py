@@ -281,7 +281,7 @@ def _tell_next(folder: Path, pairs: Sequence[Subject], count: Mapping[str, int])
     else:
         print("Nobody is left to train on; add people, or lower validation_fraction and test_fraction.")
     if count["test"]:
-        trained = f"{options} --weights runs/train/model.pt --style_keys_file runs/train/style_keys.json"
+        trained = f"{options} --weights runs/train/model.pt"
         print(_bundle_command([*configs, evaluation], folder) + trained)
     else:
         print("Nobody is held out to measure the result with; raise test_fraction, or name test_people.")

@@ -46,6 +46,7 @@ def settings(cases, tmp_path_factory):
         "dataset_dir": str(cases),
         "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
         "weights": str(weights),
+        "style_key": "none",
         **{"spacing": [12.0] * 3, "size_multiple": 1, "num_inference_steps": 2, "detail": 1.0, "sampler": "ancestral"},
         **{"dtype": "float32", "skull_strip": "none", "check_hounsfield": False, "lesion_watch": False},
         **{"device": "cpu"},

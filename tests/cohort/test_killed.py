@@ -46,6 +46,7 @@ def settings_for(folder, number):
         "dataset_dir": str(folder / "in"),
         "network_def": {"_target_": "tests.phantoms.EchoNetwork", "slab_size": 3},
         "weights": str(folder / "echo.pt"),
+        "style_key": "none",
         **{"spacing": [12.0] * 3, "size_multiple": 1, "num_inference_steps": 1, "detail": 0.0},
         **{"dtype": "float32", "skull_strip": "none", "check_hounsfield": False, "lesion_watch": False},
     }

@@ -125,6 +125,20 @@ def test_keys_on_disk(tmp_path):
             load_style_keys(path)
 
 
+def test_without_a_file_a_name_is_told_what_to_do_and_no_style_needs_none(tmp_path, keys_file):
+    missing = tmp_path / "runs" / "style_keys.json"
+    said = f"There is no {missing} with the keys of these weights; give --style_keys_file, or --style_key none"
+    with pytest.raises(ValueError, match=f"^{said} or the path of a skull-stripped T1 volume\\.$"):
+        resolve_style_key("average", missing)
+    with pytest.raises(ValueError, match=f"^{said}\\.$"):
+        choose_style_key("best", missing, brain(0))
+    with pytest.raises(ValueError, match=f"^{said}\\.$"):
+        named_style_key("average", missing)
+    none = resolve_style_key("none", missing, "T1")
+    np.testing.assert_array_equal(none, np.zeros_like(resolve_style_key("average", keys_file)))
+    assert none.dtype == np.float32
+
+
 def test_a_volume_needs_no_keys_file_and_does_not_hide_a_name(tmp_path, keys_file, monkeypatch):
     path = write(tmp_path / "t1.nii.gz", brain(4))
     np.testing.assert_array_equal(resolve_style_key(path, tmp_path / "none.json"), resolve_style_key(path, keys_file))

@@ -48,6 +48,7 @@ def tiny(tmp_path_factory):
     settings = {
         "network_def": {"_target_": "scripts.networks.BridgeUNet", **TINY_NETWORK},
         "weights": str(folder / "tiny.pt"),
+        "style_key": "none",
         **{"spacing": [6.0, 6.0, 6.0], "size_multiple": 4, "num_inference_steps": 2},
         **{"dtype": "float32", "device": "cpu"},
     }

@@ -1010,6 +1010,7 @@ def tiny(tmp_path):
     settings = {
         "network_def": network,
         "weights": tmp_path / "model.pt",
+        "style_key": "none",
         "spacing": [6.0, 6.0, 6.0],
         "dtype": "float32",
     }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.conditioning.style_key import choose_style_key
 from scripts.errors import CaseError
 from scripts.evaluation.study import (
     VariantSampler,
@@ -143,6 +144,18 @@ def test_a_row_whose_style_key_is_not_there_is_left_out(pairs, network, tmp_path
     )
     assert [r.row for r in results] == ["without"]
     assert "The row with is left out: The style key colin27" in capsys.readouterr().out
+
+
+def test_without_a_file_of_style_keys_the_study_ends(pairs, network, tmp_path):
+    """All rows that name one would be left out of a table that looks finished."""
+    missing = tmp_path / "style_keys.json"
+    inferer = ISTAInferer(BrownianBridgeScheduler(prediction_type="sample"), num_inference_steps=1)
+    sampler = VariantSampler(
+        network, lambda **settings: inferer, lambda name, pair: choose_style_key(name, missing, pair["target"])
+    )
+    with pytest.raises(CaseError, match=r"^There is no .*style_keys\.json with the keys of these weights; give"):
+        run_study(pairs[:1], {"with": {"style_key": "average"}, "without": {}}, sampler, tmp_path / "out")
+    assert [r.row for r in run_study(pairs[:1], {"without": {}}, sampler, tmp_path / "out")] == ["without"]
 
 
 def test_a_result_on_disk_is_json(pairs, sampler, tmp_path):
