@@ -97,7 +97,8 @@ class SaveSyntheticd(SaveImaged):
         source_key: key of the source volume as loaded, (1, H, W, Z), shown beside it; its file is what the JSON names.
         input_key: key of what the network was given, if it is there; its meta tells whether other people's slices were
             used (`RetrieveReferencesd`).
-        mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` of its meta).
+        mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` and
+            `mask_sha256` of its meta).
         output_dir: the folder, made where it is not there.
         source_window: lowest and highest value of the source in the picture, in its unit (HU); None for MRI.
         source_contrast: what the source is, over its picture; the `contrast` of the source's meta comes before it.
@@ -115,6 +116,8 @@ class SaveSyntheticd(SaveImaged):
         dicom: such as `scripts.dicom.output.DicomSeriesWriter`: given the written NIfTI, the source volume, the record
             and a folder to make, writes DICOM files there; what it returns goes into the JSON as `dicom`.
         lesion_mask_of: such as `LesionMaskd.path_of`: given CASE, returns the file of its lesion mask, or None.
+        brain_mask_of: such as `MaskFiles`: given the path or paths of a case and CASE, returns the file of its brain
+            mask, or None; made with another one, it is made anew.
         allow_missing_keys: no error where a key is missing.
 
     Raises:
@@ -139,6 +142,7 @@ class SaveSyntheticd(SaveImaged):
         measures: Callable[[Mapping[Hashable, Any]], dict[str, float]] | None = None,
         dicom: Callable[[nib.Nifti1Image, Any, Mapping[str, Any], Path], dict[str, Any]] | None = None,
         lesion_mask_of: Callable[[str], Path | None] | None = None,
+        brain_mask_of: Callable[[Any, str], Path | None] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(
@@ -163,6 +167,7 @@ class SaveSyntheticd(SaveImaged):
         self.measures = measures
         self.dicom = dicom
         self.lesion_mask_of = lesion_mask_of
+        self.brain_mask_of = brain_mask_of
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the volume at each key; the dictionary comes back unchanged."""
@@ -350,10 +355,15 @@ class SaveSyntheticd(SaveImaged):
         try:
             sources = {name: self.source_recorder.record(image) for name, image in several.items()}
             alike = alike and (made.get("sources") or {}) == sources
+            alike = alike and made.get("mask_sha256") == self._brain_mask_sha256(item)
             alike = alike and (made.get("lesion_mask") or {}).get("sha256") == self._lesion_mask_sha256(item["case"])
             return alike and whole and made.get("source") == self.source_recorder.record(item["image"])
         except CaseError:  # the reason is given when the case is loaded
             return False
+
+    def _brain_mask_sha256(self, item: Mapping[str, Any]) -> str | None:
+        path = None if self.brain_mask_of is None else self.brain_mask_of(item["image"], item["case"])
+        return None if path is None else self.source_recorder.record(path)["sha256"]
 
     def _lesion_mask_sha256(self, case: str) -> str | None:
         path = None if self.lesion_mask_of is None else self.lesion_mask_of(case)

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from scripts.errors import CaseError
 from scripts.transforms.ct_brain_mask import ct_brain_mask, foreground, is_stripped
-from scripts.transforms.skull_strip import SkullStripd, method_name
+from scripts.transforms.skull_strip import MaskFiles, SkullStripd, method_name, recorded_method
 from tests.phantoms import centred_affine
 
 
@@ -368,6 +368,25 @@ def test_records_name_a_method_without_folders_or_arguments():
     assert method_name("builtin") == "builtin"
     assert method_name("/data/jane doe/mask.nii.gz") == "mask.nii.gz"
     assert method_name("/opt/tools/strip --patient jane {input} {mask}") == "strip"
+
+
+def test_records_tell_the_arguments_of_a_command_apart():
+    commands = [f"/opt/tools/strip --patient jane -f {share} {{input}} {{mask}}" for share in (0.3, 0.5)]
+    first, second = map(recorded_method, commands)
+    assert first != second
+    assert first.startswith("strip, arguments ")
+    assert "jane" not in first + second
+    assert recorded_method("masks/hd") == "hd"
+
+
+def test_the_file_of_a_mask_is_known_before_the_volume_is_read(tmp_path):
+    path = write(tmp_path / "masks" / "deep_a.nii.gz", BRAIN)
+    masks = MaskFiles(str(tmp_path / "masks"))
+    assert masks(str(tmp_path / "deep" / "a.nrrd"), "deep_a") == path
+    assert MaskFiles(path)(str(tmp_path / "b.nii"), "b") == path
+    assert MaskFiles("builtin")(str(tmp_path / "b.nii"), "b") is None
+    with pytest.raises(CaseError, match="holds no mask for b"):
+        masks(str(tmp_path / "b.nii"), "b")
 
 
 @pytest.mark.parametrize(("contrast", "expected"), [("CT", "builtin"), ("T2", "hd-bet"), (None, "hd-bet")])
