@@ -303,18 +303,17 @@ class SaveSyntheticd(SaveImaged):
         """Move staged files to their own names.
 
         An older JSON must not vouch for newer files, nor an older series stay beside them: killed at any moment, what
-        is there is the case as it was, or no case with a JSON, or the new one.
+        is there is the case as it was, or no case with a JSON, or the new one. What a killed run left has no JSON that
+        would tell of its series.
         """
-        replaced = self.dicom is not None or "dicom" in self._made(stem)
         (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
         for ending in BESIDE_ENDINGS:
             (self.output_dir / f"{stem}{ending}").unlink(missing_ok=True)
         for ending in (".nii.gz", ".png", *BESIDE_ENDINGS):
             if (working / f"{stem}{ending}").is_file():
                 move(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
-        if replaced:
-            with contextlib.suppress(FileNotFoundError):
-                move(self.output_dir / f"{stem}_dicom", working / "replaced")
+        with contextlib.suppress(FileNotFoundError):
+            move(self.output_dir / f"{stem}_dicom", working / "replaced")
         if self.dicom is not None:
             move(working / f"{stem}_dicom", self.output_dir / f"{stem}_dicom")
         move(working / f"{stem}.json", self.output_dir / f"{stem}.json")

@@ -410,6 +410,15 @@ def test_killed_at_any_rename_the_dicom_series_is_an_old_or_a_new_one_and_the_ne
     assert len(list(folder.iterdir())) == 3
 
 
+def test_a_series_that_a_killed_run_left_without_its_json_is_not_kept_beside_a_new_image(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(4))(item_of(path))
+    (tmp_path / "out" / "case_t1.json").unlink()  # as the run that replaces a case does first
+    SaveSyntheticd(output_dir=tmp_path / "out", record={**RECORD, "seed": 1})(item_of(path))
+    endings = (".json", ".nii.gz", ".png")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"case_t1{ending}" for ending in endings]
+
+
 def test_a_source_that_vanished_is_not_done_and_no_error(tmp_path):
     path = write_source(tmp_path / "ct.nii.gz")
     saver = SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD)
