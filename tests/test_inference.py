@@ -342,6 +342,32 @@ def test_overlap_changes_no_byte(tmp_path, translate):
         assert filecmp.cmpfiles(tmp_path / "none", tmp_path / overlap, names, shallow=False) == (names, [], [])
 
 
+def test_a_source_that_changes_while_it_is_translated_is_not_taken_for_what_was_translated(
+    tmp_path, translate, echo, monkeypatch
+):
+    """As one that is still being copied when the run begins."""
+    path, whole = write_head_ct(tmp_path / "in" / "ct.nii.gz"), tmp_path / "whole.nii.gz"
+    source = nib.load(path)
+    values = np.where(np.arange(source.shape[0])[:, None, None] < 15, source.get_fdata(), -1000)
+    nib.save(nib.Nifti1Image(source.get_fdata().astype(np.int16), source.affine), whole)
+    nib.save(nib.Nifti1Image(values.astype(np.int16), source.affine), path)
+    whole_call = ISTAInferer.__call__
+
+    def copied_meanwhile(self, *args, **kwargs):
+        if whole.exists():
+            os.replace(whole, path)
+        return whole_call(self, *args, **kwargs)
+
+    monkeypatch.setattr(ISTAInferer, "__call__", copied_meanwhile)
+    options = {**echo, "skull_strip": "none", "check_hounsfield": False}
+    assert translate(path, **options).startswith("1 of 1 cases failed")
+    [failure] = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["reason"].startswith("The source of ct was changed while it was translated")
+    assert outputs(tmp_path / "out") == ["failures.json"]
+    assert translate(path, **options) is None
+    assert json.loads((tmp_path / "out" / "ct_t1.json").read_text())["source"]["sha256"] == sha256_of_file(path)
+
+
 def test_a_single_case_is_translated_as_in_a_run(tmp_path, translate, bundle_root, models):
     """`translate_case`, which needs no loader: the same bytes; a case that fails gives its reason."""
     cases = [{"case": name, "image": str(tmp_path / "in" / f"{name}.nii.gz")} for name in ("a", "bad")]
