@@ -99,6 +99,16 @@ def test_what_may_hold_a_case_is_listed_and_what_holds_none_is_counted(tmp_path,
     assert not list(tmp_path.parent.glob("outside*"))
 
 
+def test_what_is_counted_has_no_name_in_place_of_a_suffix(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    write_dicom_series(tmp_path / "series", [0, 4, 8, 12], voxels=8, spacing=30)
+    for name in ("IM0001.Doe", "Letter to Dr. Petronella", "notes.txt"):
+        (tmp_path / name).touch()
+    listed(tmp_path)
+    assert "3 files are no volumes and were passed over (2 of other kinds, 1 .txt)." in caplog.text
+    assert "petronella" not in caplog.text.lower()
+
+
 def test_empty_volumes_and_links_to_nowhere_are_cases(tmp_path):
     (tmp_path / "empty.nii.gz").touch()
     os.symlink(tmp_path / "nowhere", tmp_path / "link.nii")
