@@ -25,7 +25,7 @@ from ..dicom.series import series_identity
 from ..errors import CaseError
 from ..files import sha256_of_file, temporary_folder
 from ..volumes.find import IMAGE_SUFFIXES, stem_of
-from ..volumes.load import LoadVolume, file_name
+from ..volumes.load import LoadVolume, file_name, tell_doubt
 from .ct_brain_mask import ct_brain_mask, foreground, is_stripped
 from .mri_brain_mask import is_stripped_mri, mri_brain_mask
 
@@ -290,6 +290,9 @@ def _load_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str
     to_mask = np.linalg.inv(np.asarray(mask.affine, dtype=np.float64)) @ affine
     if inside.shape == tuple(shape) and np.allclose(to_mask, np.eye(4), atol=1e-2):
         return inside
+    if mask.meta.get("unplaced"):
+        return _voxel_by_voxel(inside, tuple(shape), f"The mask {path.name} of {name}")
+    tell_doubt(mask)
     centres = np.argwhere(inside)[:: max(1, inside.sum() // 100_000)]
     indices = nib.affines.apply_affine(np.linalg.inv(to_mask), centres)
     within = np.mean(((indices > -0.5) & (indices < np.array(shape) - 0.5)).all(axis=1))
@@ -303,3 +306,14 @@ def _load_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str
         inside.astype(np.float32), to_mask, output_shape=tuple(shape), order=1, mode="grid-constant"
     )
     return resampled > 0.5
+
+
+def _voxel_by_voxel(inside: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """A mask whose header does not say where it lies: readers take it for mirrored left to right."""
+    if inside.shape != shape:
+        raise CaseError(
+            f"{what} does not say how its axes lie, and has other voxels than the image; give a mask in the image's "
+            "own space."
+        )
+    logger.warning(f"{what} does not say how its axes lie; it is taken voxel by voxel, look at the picture.")
+    return inside

@@ -27,7 +27,7 @@ from .content import check_content, close_whole, unpacked
 from .placement import Placement, nifti_placement
 from .size import check_size
 
-__all__ = ["LoadVolume", "LoadVolumed", "file_name", "open_image", "read_volume", "stored_placement"]
+__all__ = ["LoadVolume", "LoadVolumed", "file_name", "open_image", "read_volume", "stored_placement", "tell_doubt"]
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +304,8 @@ class LoadVolumed(LoadImaged):
         self._loader = LoadVolume(dtype=dtype, image_only=image_only)
 
 
-def _tell_doubt(volume: MetaTensor) -> None:
+def tell_doubt(volume: MetaTensor) -> None:
+    """Warn where the header of a volume's file contradicts itself, or does not say how its axes lie."""
     if doubt := volume.meta.get("doubt"):
         logger.warning(f"{file_name(volume)} contradicts itself: {doubt}.")
     if volume.meta.get("unplaced"):
@@ -329,7 +330,7 @@ def read_volume(path: Any, *steps: Callable[[dict], dict], name: str | os.PathLi
     data = {"image": EnsureChannelFirst()(LoadVolume()(path))}
     if name is not None:
         data["image"].meta["filename_or_obj"] = os.fspath(name)
-    _tell_doubt(data["image"])
+    tell_doubt(data["image"])
     for step in steps:
         data = step(data)
     volume = data["image"]

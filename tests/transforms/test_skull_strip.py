@@ -250,6 +250,21 @@ def test_a_mask_that_does_not_fit_is_an_error(tmp_path):
         strip(HU, method=write(tmp_path / "none.nii.gz", BRAIN & False))
 
 
+def test_a_mask_that_says_no_sides_is_not_mirrored_in_silence(tmp_path, caplog):
+    """nibabel takes it for one about 0 whose first axis goes to the left."""
+    affine = centred_affine(np.diag([3.0, 3.0, 3.0]), SHAPE)
+    half = BRAIN & (np.arange(SHAPE[0]) < SHAPE[0] // 2)[:, None, None]
+    for name, mask in (("a", half), ("b", half[:, :, 1:])):
+        image = nib.Nifti1Image(mask.astype(np.uint8), None)
+        image.header.set_zooms((3, 3, 3))
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    made = SkullStripd(method=tmp_path / "a.nii.gz")({"image": image_of(HU, affine)})
+    np.testing.assert_array_equal(made["mask"][0].numpy() > 0, half)
+    assert "a.nii.gz of case.nii.gz does not say how its axes lie; it is taken voxel by voxel" in caplog.text
+    with pytest.raises(CaseError, match="has other voxels than the image"):
+        SkullStripd(method=tmp_path / "b.nii.gz")({"image": image_of(HU, affine)})
+
+
 def test_a_folder_of_masks_is_searched_by_the_longest_name(tmp_path):
     masks = tmp_path / "masks"
     write(masks / "sub1_ct.nii.gz", BRAIN)
