@@ -186,14 +186,15 @@ class SaveSyntheticd(SaveImaged):
             )
         source_file = Path(source.meta["filename_or_obj"])
         affine = np.asarray(source.meta["original_affine"], dtype=np.float64)
-        image, *others = (nifti_like(channel, source_file, affine) for channel in synthetic)
+        code = ALIGNED if source.meta.get("unplaced") else 1  # which claims no more than the source says
+        image, *others = (nifti_like(channel, source_file, affine, code=code) for channel in synthetic)
         measured = {**data, "synthetic": synthetic[:1], **({"uncertainty": synthetic[1:]} if others else {})}
         beside = {}
         for other in others:
             other.header["cal_max"] = UNCERTAINTY_WINDOW[1]
             beside[UNCERTAINTY_ENDING] = other
         if "watch" in data:
-            beside[WATCH_ENDING] = nifti_like(data["watch"][0], source_file, affine, np.uint8, largest=2)
+            beside[WATCH_ENDING] = nifti_like(data["watch"][0], source_file, affine, np.uint8, 2, code)
         if "dense" in data:
             beside[DENSE_ENDING] = self._dense_image(data["dense"], source, image)
         return _CaseOutputs(

@@ -109,6 +109,17 @@ def test_a_form_that_was_not_believed_is_not_passed_on(tmp_path):
         np.testing.assert_allclose(made.header.get_zooms(), nib.affines.voxel_sizes(OBLIQUE), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("space", "code"), [("RAS", 1), ("scanner-xyz", 2)])
+def test_the_place_of_the_result_is_the_scanners_only_where_the_source_says_so(tmp_path, space, code):
+    directions = "space directions: (2,0,0) (0,2,0) (0,0,3)"
+    lines = f"space: {space}\n{directions}\nsizes: 4 5 6\nencoding: raw\nendian: little"
+    voxels = np.arange(120, dtype="<i2").tobytes()
+    (tmp_path / "ct.nrrd").write_bytes(f"NRRD0004\ntype: short\ndimension: 3\n{lines}\n\n".encode() + voxels)
+    SaveSyntheticd(output_dir=tmp_path)(item_of(tmp_path / "ct.nrrd"))
+    made = nib.load(tmp_path / "case_t1.nii.gz")
+    assert (int(made.header["sform_code"]), int(made.header["qform_code"])) == (code, code)
+
+
 @pytest.mark.parametrize("name", ["ct.nrrd", "ct.mha"])
 def test_another_format_becomes_nifti_in_the_same_space(tmp_path, name):
     image = itk.image_from_array(np.arange(12 * 14 * 10, dtype=np.float32).reshape(12, 14, 10))
