@@ -273,6 +273,50 @@ def test_runs_again_only_what_is_not_done_alike(tmp_path, translate):
         assert all(changed[name] > last[name] for name in last)
 
 
+def test_another_mask_or_another_command_is_another_case(tmp_path, translate, echo):
+    """Whoever mends a mask and types the same command is not to see the old brain."""
+    path = write_head_ct(tmp_path / "ct.nii.gz")
+    source = nib.load(path)
+
+    def brain(radius):
+        distance = np.linalg.norm(np.argwhere(np.ones(source.shape)) - (np.array(source.shape) - 1) / 2, axis=1)
+        return nib.Nifti1Image((distance < radius).reshape(source.shape).astype(np.uint8), source.affine)
+
+    def brain_ml(**options):
+        assert translate(path, **echo, **options) is None
+        return json.loads((tmp_path / "out" / "ct_t1.json").read_text())["measured"]["brain_ml"]
+
+    (tmp_path / "masks").mkdir()
+    nib.save(brain(9), tmp_path / "masks" / "ct.nii.gz")
+    nib.save(brain(8), tmp_path / "smaller.nii.gz")
+    first = brain_ml(skull_strip=str(tmp_path / "masks"))
+    before = times(tmp_path / "out")
+    assert brain_ml(skull_strip=str(tmp_path / "masks")) == first
+    assert times(tmp_path / "out") == before
+    os.replace(tmp_path / "smaller.nii.gz", tmp_path / "masks" / "ct.nii.gz")
+    assert brain_ml(skull_strip=str(tmp_path / "masks")) < 0.8 * first
+    record = json.loads((tmp_path / "out" / "ct_t1.json").read_text())
+    assert record["mask_sha256"] == sha256_of_file(tmp_path / "masks" / "ct.nii.gz")
+    (tmp_path / "masks" / "ct.nii.gz").unlink()
+    assert translate(path, **echo, skull_strip=str(tmp_path / "masks")) is not None
+
+    nib.save(brain(9), tmp_path / "large.nii.gz")
+    nib.save(brain(8), tmp_path / "small.nii.gz")
+    commands = [f"sh -c 'cp {tmp_path / name} $1' -- {{mask}} {{input}}" for name in ("large.nii.gz", "small.nii.gz")]
+    made = [brain_ml(skull_strip=command) for command in commands]
+    assert made[1] < 0.8 * made[0]
+    assert str(tmp_path) not in (tmp_path / "out" / "ct_t1.json").read_text()  # a command may name a patient
+
+
+@pytest.mark.parametrize("option", [{"crop_margin": 1}, {"size_multiple": 16}, {"check_hounsfield": False}])
+def test_settings_that_are_not_the_samplers_count_too(tmp_path, translate, echo, option):
+    path = write_head_ct(tmp_path / "ct.nii.gz")
+    assert translate(path, **echo) is None
+    before = times(tmp_path / "out")
+    assert translate(path, **{**echo, **option}) is None
+    assert all(later > before[name] for name, later in times(tmp_path / "out").items())
+
+
 def test_two_runs_are_bit_identical_and_settings_matter(tmp_path, translate):
     path = write_head_ct(tmp_path / "ct.nii.gz")
     runs = {
@@ -300,6 +344,32 @@ def test_overlap_changes_no_byte(tmp_path, translate):
         assert translate(tmp_path / "in", tmp_path / overlap, overlap=overlap).startswith("1 of 4 cases failed")
         assert outputs(tmp_path / overlap) == sorted(names)
         assert filecmp.cmpfiles(tmp_path / "none", tmp_path / overlap, names, shallow=False) == (names, [], [])
+
+
+def test_a_source_that_changes_while_it_is_translated_is_not_taken_for_what_was_translated(
+    tmp_path, translate, echo, monkeypatch
+):
+    """As one that is still being copied when the run begins."""
+    path, whole = write_head_ct(tmp_path / "in" / "ct.nii.gz"), tmp_path / "whole.nii.gz"
+    source = nib.load(path)
+    values = np.where(np.arange(source.shape[0])[:, None, None] < 15, source.get_fdata(), -1000)
+    nib.save(nib.Nifti1Image(source.get_fdata().astype(np.int16), source.affine), whole)
+    nib.save(nib.Nifti1Image(values.astype(np.int16), source.affine), path)
+    whole_call = ISTAInferer.__call__
+
+    def copied_meanwhile(self, *args, **kwargs):
+        if whole.exists():
+            os.replace(whole, path)
+        return whole_call(self, *args, **kwargs)
+
+    monkeypatch.setattr(ISTAInferer, "__call__", copied_meanwhile)
+    options = {**echo, "skull_strip": "none", "check_hounsfield": False}
+    assert translate(path, **options).startswith("1 of 1 cases failed")
+    [failure] = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["reason"].startswith("The source of ct was changed while it was translated")
+    assert outputs(tmp_path / "out") == ["failures.json"]
+    assert translate(path, **options) is None
+    assert json.loads((tmp_path / "out" / "ct_t1.json").read_text())["source"]["sha256"] == sha256_of_file(path)
 
 
 def test_a_single_case_is_translated_as_in_a_run(tmp_path, translate, bundle_root, models):

@@ -234,6 +234,9 @@ def test_a_mask_is_found_by_the_case_or_the_uid(tmp_path, translate):
         nib.save(nib.Nifti1Image(ball.astype(np.uint8), affine), tmp_path / "masks" / f"{name}.nii.gz")
         assert translate(tmp_path / "in", tmp_path / name, skull_strip=str(tmp_path / "masks")) is None
         assert case_of(tmp_path / name)[1]["mask_from"] == f"{name}.nii.gz"
+        before = (tmp_path / name / f"{case}_t1.json").stat().st_mtime_ns
+        assert translate(tmp_path / "in", tmp_path / name, skull_strip=str(tmp_path / "masks")) is None
+        assert (tmp_path / name / f"{case}_t1.json").stat().st_mtime_ns == before
         (tmp_path / "masks" / f"{name}.nii.gz").unlink()
     assert translate(tmp_path / "in", tmp_path / "no", skull_strip=str(tmp_path / "masks")) is not None
     (failure,) = json.loads((tmp_path / "no" / "failures.json").read_text())

@@ -363,6 +363,9 @@ def test_only_what_was_made_from_other_contrasts_is_made_anew(results, translate
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "out").glob("*.json")}
     assert {name for name in after if after[name] != before[name]} == {"anna_t1.json"}
     assert record(folder, "anna")["contrasts_used"] == ["T2", "FLAIR", "PD"]
+    assert translate(folder / "in", folder / "out", endpoint="first") is None
+    begun = {path.name: path.stat().st_mtime_ns for path in (folder / "out").glob("*.json")}
+    assert all(begun[name] > after[name] for name in after)  # another beginning is another image
 
 
 def test_a_style_key_of_another_contrast_ends_the_run_at_once(results, translate):

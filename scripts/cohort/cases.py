@@ -22,7 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..errors import CaseError, MachineError, machine_error, reason
 from ..outputs.saver import SaveSyntheticd
 from .failures import Failures
-from .loading import Overlap, timed
+from .loading import STAMPS, Overlap, check_unchanged, timed
 from .threads import worker_thread
 
 __all__ = ["CaseEvaluator", "pending_case", "pending_cases"]
@@ -212,7 +212,13 @@ class CaseEvaluator(SupervisedEvaluator):
             self._close(index)
 
     def _postprocess(self, batch: dict[str, Any], output: dict[str, Any]) -> None:
-        """Take a sampled case back to its source's grid and save it."""
+        """Take a sampled case back to its source's grid and save it.
+
+        Raises:
+            CaseError: see `check_unchanged`; what the postprocessing raises.
+        """
+        if STAMPS in batch:
+            check_unchanged(batch[STAMPS], batch["case"])
         with timed(self.seconds, "postprocessing"):
             engine_apply_transform(batch, output, self._postprocessing)
 

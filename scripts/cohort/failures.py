@@ -72,12 +72,17 @@ class Failures:
             why: the reason, in one sentence.
         """
         self._listed[index] = {"case": case, "file": file, "reason": why}
-        write_whole(self.file, json.dumps(self.listed, indent=2) + "\n")
+        self._write()
         logger.error(f"{case} failed: {why}")
+
+    def _write(self) -> None:
+        write_whole(self.file, json.dumps(self.listed, indent=2) + "\n")
 
     def finish(self, num_cases: int) -> None:
         """Say where the outputs are; where cases failed, end the program with status 1 and a sentence."""
         folder = self.folder.resolve()
         logger.info(f"Translated {num_cases - len(self._listed)} of {num_cases}; the outputs are in {folder}")
         if self._listed:
+            if not self.file.is_file():  # another run that began in this folder meanwhile took it for an old one
+                self._write()
             sys.exit(f"{len(self._listed)} of {num_cases} cases failed; {folder / self.file.name} tells why.")

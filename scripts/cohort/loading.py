@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
@@ -14,16 +16,21 @@ from typing import Any
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
+from ..contrasts import contrasts_in
 from ..errors import CaseError, reason
 from .threads import worker_thread
 
-__all__ = ["CaseDataset", "CaseLoader", "Overlap", "timed"]
+__all__ = ["STAMPS", "CaseDataset", "CaseLoader", "Overlap", "check_unchanged", "stamps_of", "timed"]
+
+STAMPS = "stamps"
+"""Key of an item for `stamps_of` its case."""
 
 
 class CaseDataset(Dataset):
     """A dataset whose items do not fail: where the transform raises, the item is the case and the reason instead.
 
-    Items are those of MONAI's `Dataset`, or `{"case": CASE, "image": path, "failure": reason}`.
+    Items are those of MONAI's `Dataset` with `stamps_of` their files, or `{"case": CASE, "image": path, "failure":
+    reason}`.
 
     Args:
         data: `{"case": CASE, "image": path}` for each case; one that has a `failure` already comes out as it is.
@@ -45,12 +52,45 @@ class CaseDataset(Dataset):
         if "failure" in case:
             return case
         try:
+            stamps = stamps_of(case)
             with timed(self.seconds, "loading"):
                 loaded = self.transform(case, end=1)
             with timed(self.seconds, "preprocessing"):
-                return self.transform(loaded, start=1)
+                return {**self.transform(loaded, start=1), STAMPS: stamps}
         except Exception as error:
             return {**case, "failure": reason(error)}
+
+
+def stamps_of(case: Mapping[str, Any]) -> str:
+    """Size (bytes) and time of change (ns) of each file of a case by its path, as a text in JSON."""
+    named = [case["image"], *contrasts_in(case).values()]
+    paths = [path for value in named for path in (value if isinstance(value, list) else [value])]
+    return json.dumps({str(path): _stamp(str(path)) for path in paths})
+
+
+def check_unchanged(stamps: str, case: str) -> None:
+    """Refuse a case of which a file is not any more the one that was loaded: the digest in its record is taken later.
+
+    Args:
+        stamps: `stamps_of` it, before it was loaded.
+        case: CASE.
+
+    Raises:
+        CaseError: a file changed.
+    """
+    if any(_stamp(path) != stamp for path, stamp in json.loads(stamps).items()):
+        raise CaseError(
+            f"The source of {case} was changed while it was translated, so nothing was saved; see that it is copied to "
+            "its end, and type the command again."
+        )
+
+
+def _stamp(path: str) -> list[int] | None:
+    try:
+        told = os.stat(os.path.expanduser(path))
+    except (OSError, ValueError):
+        return None
+    return [told.st_size, told.st_mtime_ns]
 
 
 class Overlap(str, Enum):

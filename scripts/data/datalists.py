@@ -135,16 +135,17 @@ def _unread(
     read = {item["image"] for item in files}
     volumes = [path for path in files_below(root, output_dir) if volume_suffix(path) and str(path) not in read]
     items = left_unread([*below.others, *volumes], below.unseen, root)
-    if below.series and not keep_names:  # beside DICOM, what is named after a patient keeps no name either
+    if (below.series or below.damaged) and not keep_names:  # beside DICOM, no name of a patient either
         items = [_without_name(item, number) for number, item in enumerate(items, start=1)]
     return [*below.failures, *items]
 
 
 def _without_name(item: dict[str, Any], number: int) -> dict[str, Any]:
-    """An item of what is not read, whose sentence calls it by a number and its suffix."""
+    """An item of what is not read, which is called by a number and, if it is no folder, by its suffix."""
     path = Path(item["image"])
-    called = f"unread_{number}{path.suffix}"
-    return {**item, "case": called, "failure": item["failure"].replace(readable(path.name), called)}
+    called = f"unread_{number}{'' if path.is_dir() else path.suffix}"
+    why = item["failure"].replace(readable(path.name), called)
+    return {"image": called, "case": called, "failure": why}  # records name the image, too
 
 
 def _not_named_otherwise(

@@ -62,7 +62,12 @@ def write_nifti(image: nib.Nifti1Image, path: Path) -> None:
 
 
 def nifti_like(
-    volume: torch.Tensor, source_file: Path, affine: np.ndarray, dtype: type = np.float32, largest: float = 1.0
+    volume: torch.Tensor,
+    source_file: Path,
+    affine: np.ndarray,
+    dtype: type = np.float32,
+    largest: float = 1.0,
+    code: int = 1,
 ) -> nib.Nifti1Image:
     """A NIfTI of (H, W, Z) voxels that lies exactly where the source lies.
 
@@ -70,13 +75,14 @@ def nifti_like(
         volume: the voxels, in the order of the source's.
         source_file: where a NIfTI source's sform, qform and codes are taken from. Where they contradict each other, the
             affine that was decided on is both of them.
-        affine: voxel to RAS+ mm, for a source of another format; written as sform and qform with code 1.
+        affine: voxel to RAS+ mm, for a source of another format; written as sform and qform.
         dtype: of the voxels.
         largest: what a viewer shows as white.
+        code: of sform and qform for a source of another format; 1 is the scanner's space.
     """
     array = np.asarray(torch.as_tensor(volume).detach().cpu(), dtype=dtype)
     image = nib.Nifti1Image(array, affine)
-    header, code = None, 1
+    header = None
     if source_file.name.lower().endswith(NIFTI_SUFFIXES):
         source = open_image(source_file)
         placement = stored_placement(source, source_file.name)

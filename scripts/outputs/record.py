@@ -80,7 +80,8 @@ def case_record(
         source: see `SourceRecorder.record`.
         image: the synthetic volume as it is written.
         meta: of the source as `LoadVolume` loaded it: what of its place was corrected, is in doubt or is not known.
-        mask: the brain mask; a MetaTensor says where it came from (`skull_strip` of its meta).
+        mask: the brain mask; a MetaTensor says where it came from (`skull_strip` and, of a file, `mask_sha256` of its
+            meta).
         measured: see `CaseMeasures`.
         batch_size_used: slabs the network was given at a time.
         lesion_watch: findings of `LesionWatchd`, where it looked.
@@ -91,6 +92,7 @@ def case_record(
     record = {**settings, "source": dict(source), **(contrasts or {}), "grid": _grid_record(image, meta or {})}
     if isinstance(mask, MetaTensor):
         record["mask_from"] = mask.meta.get("skull_strip")
+        record |= {key: mask.meta[key] for key in ("mask_sha256",) if key in mask.meta}
     if measured is not None:
         record["measured"] = dict(measured)
     if batch_size_used is not None:  # no setting: it does not decide what counts as done

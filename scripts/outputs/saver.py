@@ -97,7 +97,8 @@ class SaveSyntheticd(SaveImaged):
         source_key: key of the source volume as loaded, (1, H, W, Z), shown beside it; its file is what the JSON names.
         input_key: key of what the network was given, if it is there; its meta tells whether other people's slices were
             used (`RetrieveReferencesd`).
-        mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` of its meta).
+        mask_key: key of the brain mask, if there is one; the JSON says where it came from (`skull_strip` and
+            `mask_sha256` of its meta).
         output_dir: the folder, made where it is not there.
         source_window: lowest and highest value of the source in the picture, in its unit (HU); None for MRI.
         source_contrast: what the source is, over its picture; the `contrast` of the source's meta comes before it.
@@ -115,6 +116,8 @@ class SaveSyntheticd(SaveImaged):
         dicom: such as `scripts.dicom.output.DicomSeriesWriter`: given the written NIfTI, the source volume, the record
             and a folder to make, writes DICOM files there; what it returns goes into the JSON as `dicom`.
         lesion_mask_of: such as `LesionMaskd.path_of`: given CASE, returns the file of its lesion mask, or None.
+        brain_mask_of: such as `MaskFiles`: given the path or paths of a case and CASE, returns the file of its brain
+            mask, or None; made with another one, it is made anew.
         allow_missing_keys: no error where a key is missing.
 
     Raises:
@@ -139,6 +142,7 @@ class SaveSyntheticd(SaveImaged):
         measures: Callable[[Mapping[Hashable, Any]], dict[str, float]] | None = None,
         dicom: Callable[[nib.Nifti1Image, Any, Mapping[str, Any], Path], dict[str, Any]] | None = None,
         lesion_mask_of: Callable[[str], Path | None] | None = None,
+        brain_mask_of: Callable[[Any, str], Path | None] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(
@@ -163,6 +167,7 @@ class SaveSyntheticd(SaveImaged):
         self.measures = measures
         self.dicom = dicom
         self.lesion_mask_of = lesion_mask_of
+        self.brain_mask_of = brain_mask_of
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the volume at each key; the dictionary comes back unchanged."""
@@ -181,14 +186,15 @@ class SaveSyntheticd(SaveImaged):
             )
         source_file = Path(source.meta["filename_or_obj"])
         affine = np.asarray(source.meta["original_affine"], dtype=np.float64)
-        image, *others = (nifti_like(channel, source_file, affine) for channel in synthetic)
+        code = ALIGNED if source.meta.get("unplaced") else 1  # which claims no more than the source says
+        image, *others = (nifti_like(channel, source_file, affine, code=code) for channel in synthetic)
         measured = {**data, "synthetic": synthetic[:1], **({"uncertainty": synthetic[1:]} if others else {})}
         beside = {}
         for other in others:
             other.header["cal_max"] = UNCERTAINTY_WINDOW[1]
             beside[UNCERTAINTY_ENDING] = other
         if "watch" in data:
-            beside[WATCH_ENDING] = nifti_like(data["watch"][0], source_file, affine, np.uint8, largest=2)
+            beside[WATCH_ENDING] = nifti_like(data["watch"][0], source_file, affine, np.uint8, 2, code)
         if "dense" in data:
             beside[DENSE_ENDING] = self._dense_image(data["dense"], source, image)
         return _CaseOutputs(
@@ -298,18 +304,17 @@ class SaveSyntheticd(SaveImaged):
         """Move staged files to their own names.
 
         An older JSON must not vouch for newer files, nor an older series stay beside them: killed at any moment, what
-        is there is the case as it was, or no case with a JSON, or the new one.
+        is there is the case as it was, or no case with a JSON, or the new one. What a killed run left has no JSON that
+        would tell of its series.
         """
-        replaced = self.dicom is not None or "dicom" in self._made(stem)
         (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
         for ending in BESIDE_ENDINGS:
             (self.output_dir / f"{stem}{ending}").unlink(missing_ok=True)
         for ending in (".nii.gz", ".png", *BESIDE_ENDINGS):
             if (working / f"{stem}{ending}").is_file():
                 move(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
-        if replaced:
-            with contextlib.suppress(FileNotFoundError):
-                move(self.output_dir / f"{stem}_dicom", working / "replaced")
+        with contextlib.suppress(FileNotFoundError):
+            move(self.output_dir / f"{stem}_dicom", working / "replaced")
         if self.dicom is not None:
             move(working / f"{stem}_dicom", self.output_dir / f"{stem}_dicom")
         move(working / f"{stem}.json", self.output_dir / f"{stem}.json")
@@ -350,10 +355,15 @@ class SaveSyntheticd(SaveImaged):
         try:
             sources = {name: self.source_recorder.record(image) for name, image in several.items()}
             alike = alike and (made.get("sources") or {}) == sources
+            alike = alike and made.get("mask_sha256") == self._brain_mask_sha256(item)
             alike = alike and (made.get("lesion_mask") or {}).get("sha256") == self._lesion_mask_sha256(item["case"])
             return alike and whole and made.get("source") == self.source_recorder.record(item["image"])
         except CaseError:  # the reason is given when the case is loaded
             return False
+
+    def _brain_mask_sha256(self, item: Mapping[str, Any]) -> str | None:
+        path = None if self.brain_mask_of is None else self.brain_mask_of(item["image"], item["case"])
+        return None if path is None else self.source_recorder.record(path)["sha256"]
 
     def _lesion_mask_sha256(self, case: str) -> str | None:
         path = None if self.lesion_mask_of is None else self.lesion_mask_of(case)

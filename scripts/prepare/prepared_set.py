@@ -67,6 +67,7 @@ class PreparedSet:
         except (OSError, ValueError, KeyError, TypeError):
             alike = False
         self._made_before = before["subjects"] if alike else {}
+        self._is_new = not alike
 
     @property
     def subjects(self) -> dict[str, Any]:
@@ -86,6 +87,8 @@ class PreparedSet:
             MachineError: what the machine refuses one pair and would refuse the others, such as on a full disk.
         """
         failures: list[dict[str, str]] = []
+        if self._is_new:  # a training must not take volumes of two recipes for one set
+            (self.folder / "datalist.json").unlink(missing_ok=True)
         self._save()  # an interrupted run with another recipe must not leave its volumes under the old one
         items = [(pair, self._made_before.get(pair.subject)) for pair in pairs]
         work = partial(_attempt, recipe=self.recipe, output=self.folder, root=root)

@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ..contrasts import CONTRAST_PREFIX
+from ..volumes.load import tell_doubt
 from .rigid import register_checked
 
 __all__ = ["RegisterContrastsd", "on_one_grid"]
@@ -27,9 +28,9 @@ class RegisterContrastsd(MapTransform):
     """Makes the first contrast that is there the reference, and registers rigidly to it what is on another grid.
 
     Only affines change, so that each volume is interpolated once, later. Volumes on the reference's own grid, in
-    whatever order they are stored, are trusted. The meta of the reference tells its `contrast`; `contrasts`, for each
-    that is there `moved_mm`, the longest way of a point of the head, below 0 where it was not registered; and
-    `contrast_files`, the file or files of each.
+    whatever order they are stored, are trusted, unless their headers do not say how their axes lie. The meta of the
+    reference tells its `contrast`; `contrasts`, for each that is there `moved_mm`, the longest way of a point of the
+    head, below 0 where it was not registered; and `contrast_files`, the file or files of each.
 
     Args:
         keys: keys of the contrasts in their order (`contrast_key`), MetaTensors (1, H, W, Z); those missing are absent.
@@ -53,7 +54,8 @@ class RegisterContrastsd(MapTransform):
         fixed, moved = d[key], {first: -1.0}
         for name, other in others:
             moved[name] = -1.0
-            if self.enabled and not on_one_grid(fixed, d[other]):
+            tell_doubt(d[other])  # that of the reference is told of the result
+            if self.enabled and not _trusted(fixed, d[other]):
                 d[other], moved[name] = _registered(d[other], fixed, f"{d.get('case', 'The case')}, {name} to {first}")
         told = {
             "contrast": first,
@@ -63,6 +65,12 @@ class RegisterContrastsd(MapTransform):
         d[self.reference] = MetaTensor(fixed.as_tensor(), meta={**deepcopy(fixed.meta), **told})
         logger.info(_told(str(d.get("case", "The case")), first, moved))
         return d
+
+
+def _trusted(fixed: MetaTensor, other: MetaTensor) -> bool:
+    """Whether both are on one grid, and it is no guess of one of them how its axes lie."""
+    alike = fixed.meta.get("unplaced", False) == other.meta.get("unplaced", False)
+    return alike and on_one_grid(fixed, other)
 
 
 def on_one_grid(one: MetaTensor, other: MetaTensor, tolerance: float = 0.1) -> bool:

@@ -34,6 +34,7 @@ class Case:
         record: the JSON that the main job wrote beside it; empty where there is none.
         figures: of the synthetic image against the real one, by name.
         notes: what the page has to say about missing files, one sentence each.
+        warnings: what is odd about it that its record does not tell, one sentence each.
         target_contrast: what the synthetic image is of.
         subject: what its real image is named like; the name without its contrast.
     """
@@ -46,6 +47,7 @@ class Case:
     record: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     target_contrast: str = "T1"
     subject: str = ""
     uncertainty: Path | None = None

@@ -112,7 +112,12 @@ def _write_cases(
         the pages, without their images, and a row of the table for each.
     """
     pages, rows = [], []
+    reasons = {failure["case"]: failure["reason"] for failure in failures}
     for case in tqdm(cases, desc="cases", unit="case"):
+        if case.subject in reasons:
+            case.warnings.append(
+                f"This image is of an earlier run; in the latest one the case failed: {reasons[case.subject]}"
+            )
         page = _make_page(case, f"case-{len(pages) + 1:03d}.html", failures)
         if page is not None:
             if pages:
@@ -132,7 +137,7 @@ def _make_page(case: Case, file: str, failures: list[dict[str, str]]) -> Page | 
     """The case with its images; one that cannot be read joins the failures."""
     try:
         volumes, figures = case_volumes(case)
-        page = Page(case, file, volumes, figures, case_warnings(case.record))
+        page = Page(case, file, volumes, figures, [*case.warnings, *case_warnings(case.record)])
         page.fields, page.row = _case_fields(page), _row(page)
         return page
     except CaseError as error:

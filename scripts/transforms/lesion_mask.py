@@ -111,7 +111,9 @@ def _mask(path: Path, source: MetaTensor) -> MetaTensor:
     """The mask in a file, (1, H, W, Z), 0 or 1; its voxels are the source's, in whatever order they are stored."""
     mask = EnsureChannelFirst()(LoadVolume(image_only=True)(path))
     apart = np.linalg.norm(_corners(mask)[:, None] - _corners(source)[None], axis=2).min(axis=1).max()
-    if sorted(mask.shape) != sorted(source.shape) or apart > _NEAR:
+    # by a guess it may fit the grid mirrored
+    guessed = mask.meta.get("unplaced", False) and not source.meta.get("unplaced", False)
+    if sorted(mask.shape) != sorted(source.shape) or apart > _NEAR or guessed:
         contrast = source.meta.get("contrast", "first contrast")
         raise CaseError(f"The lesion mask {path.name} is not on the grid of the {contrast}; save it on that grid.")
     values = mask.numpy()

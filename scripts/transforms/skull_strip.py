@@ -8,7 +8,8 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,19 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
+from ..dicom.series import series_identity
 from ..errors import CaseError
-from ..files import temporary_folder
+from ..files import sha256_of_file, temporary_folder
 from ..volumes.find import IMAGE_SUFFIXES, stem_of
-from ..volumes.load import LoadVolume, file_name
+from ..volumes.load import LoadVolume, file_name, tell_doubt
 from .ct_brain_mask import ct_brain_mask, foreground, is_stripped
 from .mri_brain_mask import is_stripped_mri, mri_brain_mask
 
-__all__ = ["SkullStripd", "method_name"]
+__all__ = ["MaskFiles", "SkullStripd", "method_name", "recorded_method"]
 
 logger = logging.getLogger(__name__)
+
+_METHODS = ("auto", "none", "builtin", "hd-bet")
 
 
 class SkullStripd(MapTransform):
@@ -38,7 +42,8 @@ class SkullStripd(MapTransform):
     Args:
         keys: key of the image, a MetaTensor (1, H, W, Z); for the method `builtin` a CT in HU.
         mask_key: key of the mask: a uint8 MetaTensor (1, H, W, Z), 1 in the brain, with the affine and the trace of
-            applied transforms of the image, so that it can be inverted like it. Its meta names the `skull_strip`.
+            applied transforms of the image, so that it can be inverted like it. Its meta names the `skull_strip`, and
+            has the `mask_sha256` of a mask that was read from a file.
         method: one of
             `builtin`: classical method for CT (`ct_brain_mask`); a CT that is stripped already is left alone: its mask
             is what is not background.
@@ -81,8 +86,8 @@ class SkullStripd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image = d[key]
-            mask, method = self._mask(image, d.get("case"))
-            meta = {**copy.deepcopy(image.meta), "skull_strip": method}
+            mask, told = self._mask(image, d.get("case"))
+            meta = {**copy.deepcopy(image.meta), **told}
             d[self.mask_key] = MetaTensor(
                 torch.from_numpy(mask.astype(np.uint8))[None].to(image.device),
                 meta=meta,
@@ -90,10 +95,19 @@ class SkullStripd(MapTransform):
             )
         return d
 
-    def _mask(self, image: MetaTensor, case: str | None) -> tuple[np.ndarray, str]:
-        """(H, W, Z) bool and how it came about."""
+    def _mask(self, image: MetaTensor, case: str | None) -> tuple[np.ndarray, dict[str, str]]:
+        """(H, W, Z) bool, and for the meta how it came about."""
         volume = image[0].detach().cpu().numpy()
         affine = np.asarray(image.affine.cpu(), dtype=np.float64)
+        if self.method not in _METHODS and "{input}" not in self.method:
+            path = _mask_path(Path(self.method), _source_of(image), image.meta.get("series_uid"), case)
+            mask = _load_mask(path, volume.shape, affine, file_name(image))
+            return mask, {"skull_strip": path.name, "mask_sha256": sha256_of_file(path)}
+        mask, how = self._found_mask(volume, affine, image)
+        return mask, {"skull_strip": how}
+
+    def _found_mask(self, volume: np.ndarray, affine: np.ndarray, image: MetaTensor) -> tuple[np.ndarray, str]:
+        """As `_mask`, of a method that looks for the brain, and what it did."""
         method = self.method
         if method == "auto":
             method = "builtin" if image.meta.get("contrast") == "CT" else "hd-bet"
@@ -111,10 +125,7 @@ class SkullStripd(MapTransform):
                 "volume, or skull_strip with a folder of masks or none, does without."
             )
             return mri_brain_mask(volume, affine), "hd-bet"
-        if "{input}" in self.method:
-            return self._command_mask(volume, affine, file_name(image)), method_name(self.method)
-        path = _mask_path(Path(self.method), image, case)
-        return _load_mask(path, volume.shape, affine, file_name(image)), path.name
+        return self._command_mask(volume, affine, file_name(image)), method_name(self.method)
 
     def _command_mask(self, volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
         with temporary_folder() as folder:
@@ -132,6 +143,42 @@ class SkullStripd(MapTransform):
             return _load_mask(mask, volume.shape, affine, name)
 
 
+class MaskFiles:
+    """Which file a method takes the mask of a case from.
+
+    Args:
+        method: of `SkullStripd`.
+
+    Raises:
+        CaseError: see `SkullStripd`.
+    """
+
+    def __init__(self, method: str | os.PathLike) -> None:
+        self.method = _checked_method(os.fspath(method))
+
+    def __call__(self, image: str | Sequence[str], case: str) -> Path | None:
+        """The file; None for a method that looks for the brain.
+
+        Args:
+            image: path of a volume, or those of a DICOM series.
+            case: CASE.
+
+        Raises:
+            CaseError: the folder has none for the case, or the series cannot be read.
+        """
+        if self.method in _METHODS or "{input}" in self.method:
+            return None
+        uid = None if isinstance(image, str) else series_identity(image)[0]
+        return _mask_path(Path(self.method), image if isinstance(image, str) else image[0], uid, case)
+
+
+def recorded_method(method: str | os.PathLike) -> str:
+    """As `method_name`; of a command also digits that stand for its arguments, with which it finds another brain."""
+    method = os.fspath(method)
+    arguments = f", arguments {sha256(method.encode()).hexdigest()[:12]}" if "{input}" in method else ""
+    return f"{method_name(method)}{arguments}"
+
+
 def method_name(method: str | os.PathLike) -> str:
     """How records name a method: without the folders of a path or the arguments of a command, which may hold names."""
     method = os.fspath(method)
@@ -142,7 +189,7 @@ def method_name(method: str | os.PathLike) -> str:
 def _checked_method(method: str) -> str:
     """The method, or an error before the first case."""
     marks = ["{input}" in method, "{mask}" in method]
-    if method in ("auto", "none", "builtin", "hd-bet"):
+    if method in _METHODS:
         return method
     if any(marks):
         if not all(marks):
@@ -195,13 +242,17 @@ def _kill(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _mask_path(method: Path, image: MetaTensor, case: str | None) -> Path:
+def _source_of(image: MetaTensor) -> str:
+    """The path that an image was loaded from; "" where it came from no file."""
+    return str(image.meta.get("filename_or_obj") or "")
+
+
+def _mask_path(method: Path, source: str, uid: str | None, case: str | None) -> Path:
     """The mask's file: the path itself, or what in that folder matches most of the end of the image's path."""
     if method.is_file():
         return method
-    if uid := image.meta.get("series_uid"):
+    if uid:
         return _dicom_mask_path(method, uid, case)
-    source = image.meta.get("filename_or_obj")
     if not source:
         raise CaseError(f"A volume without a file name cannot be found in {method}; give the mask's file itself.")
     parts = list(Path(source).absolute().parts[1:])
@@ -239,6 +290,9 @@ def _load_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str
     to_mask = np.linalg.inv(np.asarray(mask.affine, dtype=np.float64)) @ affine
     if inside.shape == tuple(shape) and np.allclose(to_mask, np.eye(4), atol=1e-2):
         return inside
+    if mask.meta.get("unplaced"):
+        return _voxel_by_voxel(inside, tuple(shape), f"The mask {path.name} of {name}")
+    tell_doubt(mask)
     centres = np.argwhere(inside)[:: max(1, inside.sum() // 100_000)]
     indices = nib.affines.apply_affine(np.linalg.inv(to_mask), centres)
     within = np.mean(((indices > -0.5) & (indices < np.array(shape) - 0.5)).all(axis=1))
@@ -252,3 +306,14 @@ def _load_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str
         inside.astype(np.float32), to_mask, output_shape=tuple(shape), order=1, mode="grid-constant"
     )
     return resampled > 0.5
+
+
+def _voxel_by_voxel(inside: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """A mask whose header does not say where it lies: readers take it for mirrored left to right."""
+    if inside.shape != shape:
+        raise CaseError(
+            f"{what} does not say how its axes lie, and has other voxels than the image; give a mask in the image's "
+            "own space."
+        )
+    logger.warning(f"{what} does not say how its axes lie; it is taken voxel by voxel, look at the picture.")
+    return inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mimetypes
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -98,11 +99,18 @@ def _failed(path: Path, root: Path, why: str) -> dict[str, str]:
 
 def _count(others: Sequence[Path], hidden: Collection[Path]) -> None:
     if others:
-        kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
+        kinds = Counter(map(_kind, others))
         most = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
         logger.info(f"{len(others)} files are no volumes and were passed over ({most}).")
     if hidden:
         logger.info(f"{len(hidden)} hidden files and folders, whose names begin with a dot, were passed over.")
+
+
+def _kind(path: Path) -> str:
+    """The suffix of a file, for the log; of one that is none of a kind of files not even that: it may be a name."""
+    suffix = path.suffix.lower()
+    known = suffix in _TEXTS or suffix in mimetypes.types_map
+    return (suffix if known else "of other kinds") if suffix else "without suffix"
 
 
 def _why_unread(path: Path) -> str | None:

@@ -27,7 +27,7 @@ from .content import check_content, close_whole, unpacked
 from .placement import Placement, nifti_placement
 from .size import check_size
 
-__all__ = ["LoadVolume", "LoadVolumed", "file_name", "open_image", "read_volume", "stored_placement"]
+__all__ = ["LoadVolume", "LoadVolumed", "file_name", "open_image", "read_volume", "stored_placement", "tell_doubt"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR
 
 PAIR_SUFFIXES = (".hdr", ".img")
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", *PAIR_SUFFIXES)
+# the spaces of NRRD in which left and right are the patient's, in small letters
+_PATIENTS_SPACE = rb"space:\s*((right|left)-anterior-superior|left-posterior-superior|ras|las|lps)\s*$"
 
 
 def file_name(volume: Any) -> str:
@@ -255,12 +257,16 @@ def _note_placement(volume: MetaTensor, reader: Any, path: Path) -> None:
 
 
 def _itk_placed(path: Path) -> bool:
-    """Whether the text header of an NRRD or MetaImage says how its axes lie; ITK takes L, P, S where it does not."""
+    """Whether the text header of an NRRD or MetaImage says how its axes lie in the patient.
+
+    ITK takes L, P, S where it does not, and for NRRD's other spaces, `scanner-xyz` and `3D-left-handed` among them.
+    """
     with path.open("rb") as file:
         header = file.read(65536).split(b"\n\n")[0].lower()
-    names = (b"space:", b"space directions:") if header.startswith(b"nrrd") else (b"transformmatrix", b"orientation")
+    is_nrrd = header.startswith(b"nrrd")
+    names = (_PATIENTS_SPACE, rb"space directions:") if is_nrrd else (rb"transformmatrix", rb"orientation")
     found = [re.search(rb"^" + name, header, re.MULTILINE) is not None for name in names]
-    return all(found) if header.startswith(b"nrrd") else any(found)
+    return all(found) if is_nrrd else any(found)
 
 
 def _coloured(name: str) -> str:
@@ -270,8 +276,10 @@ def _coloured(name: str) -> str:
 def _unreadable(path: Path, error: Exception) -> str:
     """The readers' many ways to fail, as a sentence without folders, whose names may be a patient's."""
     # ITK begins with a line of its own source and the reader's address in memory
-    message = re.sub(r"^.*ITK ERROR: (\w+\(0x\w+\): )?", "", " ".join(str(error).split()))
-    what = message.replace(str(path), path.name)[:120] or type(error).__name__
+    message = re.sub(r"^.*(ITK ERROR|itk::ERROR): (\w+\(0x\w+\): )?", "", " ".join(str(error).split()))
+    for folder in (path.parent, path.parent.absolute(), path.parent.resolve()):  # of the file, and those read with it
+        message = message.replace(f"{folder}{os.sep}", "")
+    what = message[:120] or type(error).__name__
     return f"{path.name} cannot be read and is damaged, truncated or no image ({what}); copy or export it again."
 
 
@@ -296,7 +304,8 @@ class LoadVolumed(LoadImaged):
         self._loader = LoadVolume(dtype=dtype, image_only=image_only)
 
 
-def _tell_doubt(volume: MetaTensor) -> None:
+def tell_doubt(volume: MetaTensor) -> None:
+    """Warn where the header of a volume's file contradicts itself, or does not say how its axes lie."""
     if doubt := volume.meta.get("doubt"):
         logger.warning(f"{file_name(volume)} contradicts itself: {doubt}.")
     if volume.meta.get("unplaced"):
@@ -321,7 +330,7 @@ def read_volume(path: Any, *steps: Callable[[dict], dict], name: str | os.PathLi
     data = {"image": EnsureChannelFirst()(LoadVolume()(path))}
     if name is not None:
         data["image"].meta["filename_or_obj"] = os.fspath(name)
-    _tell_doubt(data["image"])
+    tell_doubt(data["image"])
     for step in steps:
         data = step(data)
     volume = data["image"]

@@ -80,6 +80,18 @@ def test_failures_are_those_of_the_latest_run(tmp_path):
     assert list_failures(tmp_path) == []
 
 
+def test_a_run_that_begins_in_the_same_folder_does_not_take_away_what_failed_in_another(tmp_path):
+    """Its last words say where the reasons stand."""
+    first, second = Failures(tmp_path), Failures(tmp_path)
+    first.begin()
+    first.note(0, "a", "a.nii", "It is cut off.")
+    second.begin()
+    second.finish(3)
+    with pytest.raises(SystemExit, match=r"1 of 2 cases failed; .*failures\.json tells why"):
+        first.finish(2)
+    assert list_failures(tmp_path) == first.listed
+
+
 def test_names_of_sections():
     assert str(Section.typed("3/16")) == "3_of_16"
 

@@ -109,6 +109,17 @@ def test_a_form_that_was_not_believed_is_not_passed_on(tmp_path):
         np.testing.assert_allclose(made.header.get_zooms(), nib.affines.voxel_sizes(OBLIQUE), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("space", "code"), [("RAS", 1), ("scanner-xyz", 2)])
+def test_the_place_of_the_result_is_the_scanners_only_where_the_source_says_so(tmp_path, space, code):
+    directions = "space directions: (2,0,0) (0,2,0) (0,0,3)"
+    lines = f"space: {space}\n{directions}\nsizes: 4 5 6\nencoding: raw\nendian: little"
+    voxels = np.arange(120, dtype="<i2").tobytes()
+    (tmp_path / "ct.nrrd").write_bytes(f"NRRD0004\ntype: short\ndimension: 3\n{lines}\n\n".encode() + voxels)
+    SaveSyntheticd(output_dir=tmp_path)(item_of(tmp_path / "ct.nrrd"))
+    made = nib.load(tmp_path / "case_t1.nii.gz")
+    assert (int(made.header["sform_code"]), int(made.header["qform_code"])) == (code, code)
+
+
 @pytest.mark.parametrize("name", ["ct.nrrd", "ct.mha"])
 def test_another_format_becomes_nifti_in_the_same_space(tmp_path, name):
     image = itk.image_from_array(np.arange(12 * 14 * 10, dtype=np.float32).reshape(12, 14, 10))
@@ -408,6 +419,15 @@ def test_killed_at_any_rename_the_dicom_series_is_an_old_or_a_new_one_and_the_ne
     saver(item_of(path))
     assert saver.is_done(item)
     assert len(list(folder.iterdir())) == 3
+
+
+def test_a_series_that_a_killed_run_left_without_its_json_is_not_kept_beside_a_new_image(tmp_path):
+    path = write_source(tmp_path / "ct.nii.gz")
+    SaveSyntheticd(output_dir=tmp_path / "out", record=RECORD, dicom=Series(4))(item_of(path))
+    (tmp_path / "out" / "case_t1.json").unlink()  # as the run that replaces a case does first
+    SaveSyntheticd(output_dir=tmp_path / "out", record={**RECORD, "seed": 1})(item_of(path))
+    endings = (".json", ".nii.gz", ".png")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"case_t1{ending}" for ending in endings]
 
 
 def test_a_source_that_vanished_is_not_done_and_no_error(tmp_path):

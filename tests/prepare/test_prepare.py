@@ -316,6 +316,7 @@ def test_volumes_of_a_recipe_that_was_cut_short_are_not_taken_for_those_of_the_o
     with pytest.raises(KeyboardInterrupt):
         run(people, out, margin=4.0)
     assert {path.name: nib.load(path).shape for path in out.glob("*.nii.gz")} != shapes
+    assert not (out / "datalist.json").exists()  # a training would take volumes of both for one set
     monkeypatch.undo()
     run(people, out)
     assert {path.name: nib.load(path).shape for path in out.glob("*.nii.gz")} == shapes

@@ -65,6 +65,20 @@ def test_what_is_on_another_grid_moves_and_what_is_on_one_is_trusted(found, capl
     assert "anna: used are T1, T2, FLAIR; registered to the T1: FLAIR was moved by 4.0 mm." in caplog.text
 
 
+def test_a_header_that_says_no_sides_is_told_and_not_trusted(found, caplog):
+    """A reader takes such a file for one about 0 whose first axis goes to the left: on a grid about 0, for mirrored."""
+    about_0 = nib.affines.from_matvec(np.diag([2.0, 2.0, 3.0]), -(np.array([8, 9, 7]) - 1) / 2 * [2, 2, 3])
+    guessed = volume("t2", np.diag([-1.0, 1.0, 1.0, 1.0]) @ about_0)
+    guessed.meta["unplaced"] = True
+    given = {"contrast_T1": volume("t1", about_0), "contrast_T2": guessed}
+    RegisterContrastsd(KEYS)(given)
+    assert len(found) == 1  # which finds out whether it is mirrored
+    assert "t2.nii.gz does not say how its axes lie, so that left and right are a guess" in caplog.text
+    given["contrast_T1"].meta["unplaced"] = True
+    RegisterContrastsd(KEYS)(given)
+    assert len(found) == 1  # both are a guess, and the same one
+
+
 def test_without_registration_headers_are_trusted(found):
     given = {"contrast_T2": volume("t2"), "contrast_FLAIR": volume("f", np.diag([1.0, 1.0, 1.0, 1.0]))}
     made = RegisterContrastsd(KEYS, enabled=False)(given)

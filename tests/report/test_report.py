@@ -259,6 +259,18 @@ def test_a_case_of_several_contrasts_tells_what_it_was_made_from(results, tmp_pa
     assert "on whose grid it lies" not in other.text
 
 
+def test_an_image_of_an_earlier_run_is_no_success_of_the_latest(results, tmp_path):
+    out, _, _ = results
+    for path in [*out.glob("*_t1.nii.gz"), *out.glob("*_t1.json")]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    failure = {"case": "b", "file": "b.nii.gz", "reason": "It is cut off; copy it again."}
+    (tmp_path / "failures.json").write_text(json.dumps([failure]))
+    report(str(tmp_path))
+    said = "This image is of an earlier run; in the latest one the case failed: It is cut off; copy it again."
+    pages = [path.read_text(encoding="utf-8") for path in sorted((tmp_path / "report").glob("*.html"))]
+    assert [page.count(said) for page in pages if said in page] == [1, 1]  # the case's own page, and the table
+
+
 def test_a_case_that_cannot_be_read_is_told_and_the_others_are_shown(results, tmp_path):
     out, _, _ = results
     for path in out.iterdir():

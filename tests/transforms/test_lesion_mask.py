@@ -63,6 +63,17 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path, options, said):
         LesionMaskd(tmp_path, "fractions")(case())
 
 
+def test_a_mask_that_says_no_sides_is_refused_though_it_would_fit_mirrored(tmp_path):
+    shape = (10, 8, 12)
+    about_0 = nib.affines.from_matvec(np.diag([2.0, 2.0, 2.0]), 1.0 - np.array(shape))
+    source = MetaTensor(torch.zeros(1, *shape), affine=about_0, meta={"contrast": "T2"})
+    image = write(tmp_path / "anna.nii.gz", affine=None)
+    image.header.set_zooms((2, 2, 2))
+    nib.save(image, tmp_path / "anna.nii.gz")
+    with pytest.raises(CaseError, match="is not on the grid of the T2"):
+        LesionMaskd(tmp_path, "fractions")({"case": "anna", "source": source, "image": source})
+
+
 def test_without_a_folder_or_a_mask_nothing_changes(tmp_path, caplog):
     given = case()
     assert LesionMaskd()(given).keys() == given.keys()

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from scripts.errors import CaseError
 from scripts.transforms.ct_brain_mask import ct_brain_mask, foreground, is_stripped
-from scripts.transforms.skull_strip import SkullStripd, method_name
+from scripts.transforms.skull_strip import MaskFiles, SkullStripd, method_name, recorded_method
 from tests.phantoms import centred_affine
 
 
@@ -250,6 +250,21 @@ def test_a_mask_that_does_not_fit_is_an_error(tmp_path):
         strip(HU, method=write(tmp_path / "none.nii.gz", BRAIN & False))
 
 
+def test_a_mask_that_says_no_sides_is_not_mirrored_in_silence(tmp_path, caplog):
+    """nibabel takes it for one about 0 whose first axis goes to the left."""
+    affine = centred_affine(np.diag([3.0, 3.0, 3.0]), SHAPE)
+    half = BRAIN & (np.arange(SHAPE[0]) < SHAPE[0] // 2)[:, None, None]
+    for name, mask in (("a", half), ("b", half[:, :, 1:])):
+        image = nib.Nifti1Image(mask.astype(np.uint8), None)
+        image.header.set_zooms((3, 3, 3))
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    made = SkullStripd(method=tmp_path / "a.nii.gz")({"image": image_of(HU, affine)})
+    np.testing.assert_array_equal(made["mask"][0].numpy() > 0, half)
+    assert "a.nii.gz of case.nii.gz does not say how its axes lie; it is taken voxel by voxel" in caplog.text
+    with pytest.raises(CaseError, match="has other voxels than the image"):
+        SkullStripd(method=tmp_path / "b.nii.gz")({"image": image_of(HU, affine)})
+
+
 def test_a_folder_of_masks_is_searched_by_the_longest_name(tmp_path):
     masks = tmp_path / "masks"
     write(masks / "sub1_ct.nii.gz", BRAIN)
@@ -368,6 +383,25 @@ def test_records_name_a_method_without_folders_or_arguments():
     assert method_name("builtin") == "builtin"
     assert method_name("/data/jane doe/mask.nii.gz") == "mask.nii.gz"
     assert method_name("/opt/tools/strip --patient jane {input} {mask}") == "strip"
+
+
+def test_records_tell_the_arguments_of_a_command_apart():
+    commands = [f"/opt/tools/strip --patient jane -f {share} {{input}} {{mask}}" for share in (0.3, 0.5)]
+    first, second = map(recorded_method, commands)
+    assert first != second
+    assert first.startswith("strip, arguments ")
+    assert "jane" not in first + second
+    assert recorded_method("masks/hd") == "hd"
+
+
+def test_the_file_of_a_mask_is_known_before_the_volume_is_read(tmp_path):
+    path = write(tmp_path / "masks" / "deep_a.nii.gz", BRAIN)
+    masks = MaskFiles(str(tmp_path / "masks"))
+    assert masks(str(tmp_path / "deep" / "a.nrrd"), "deep_a") == path
+    assert MaskFiles(path)(str(tmp_path / "b.nii"), "b") == path
+    assert MaskFiles("builtin")(str(tmp_path / "b.nii"), "b") is None
+    with pytest.raises(CaseError, match="holds no mask for b"):
+        masks(str(tmp_path / "b.nii"), "b")
 
 
 @pytest.mark.parametrize(("contrast", "expected"), [("CT", "builtin"), ("T2", "hd-bet"), (None, "hd-bet")])

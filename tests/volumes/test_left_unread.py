@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scripts.data.datalists import inference_datalist
+from scripts.outputs.record import SourceRecorder
 from scripts.prepare.layouts import list_pairs
 from scripts.volumes.load import LoadVolume
 from tests.trees import ixi_tree, write_cube, write_dicom_series
@@ -98,6 +99,16 @@ def test_what_may_hold_a_case_is_listed_and_what_holds_none_is_counted(tmp_path,
     assert not list(tmp_path.parent.glob("outside*"))
 
 
+def test_what_is_counted_has_no_name_in_place_of_a_suffix(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    write_dicom_series(tmp_path / "series", [0, 4, 8, 12], voxels=8, spacing=30)
+    for name in ("IM0001.Doe", "Letter to Dr. Petronella", "notes.txt"):
+        (tmp_path / name).touch()
+    listed(tmp_path)
+    assert "3 files are no volumes and were passed over (2 of other kinds, 1 .txt)." in caplog.text
+    assert "petronella" not in caplog.text.lower()
+
+
 def test_empty_volumes_and_links_to_nowhere_are_cases(tmp_path):
     (tmp_path / "empty.nii.gz").touch()
     os.symlink(tmp_path / "nowhere", tmp_path / "link.nii")
@@ -146,6 +157,31 @@ def test_beside_dicom_an_archive_keeps_no_name(tmp_path):
     assert list(found.values()) == [None]
     named = {item["case"] for item in inference_datalist(tmp_path, keep_names=True)}
     assert named == {"series", "DOE^JANE.zip"}
+
+
+def test_beside_dicom_no_part_of_an_item_that_is_not_read_has_a_name(tmp_path, monkeypatch):
+    """failures.json says of which file it speaks: neither its name may stand there nor that of its folder."""
+    write_dicom_series(tmp_path / "DOE" / "series", [0, 4, 8, 12], voxels=8, spacing=30)
+    (tmp_path / "DOE" / "JANE.par").write_bytes(b"1")
+    (tmp_path / "locked.JANE").mkdir()
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("locked.JANE"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    for damage in (False, True):  # what is damaged is hardly less a patient's
+        if damage:
+            for path in (tmp_path / "DOE" / "series").iterdir():
+                path.write_bytes(path.read_bytes()[:140])
+        recorder = SourceRecorder(tmp_path)
+        unread = [item for item in inference_datalist(tmp_path) if item["case"].startswith("unread_")]
+        said = [*unread, *(recorder.name(item["image"]) for item in unread)]
+        assert len(unread) == 2
+        assert "JANE" not in str(said)
+        assert "DOE" not in str(said)
 
 
 def test_nothing_but_what_is_not_read_is_still_listed(tmp_path):

@@ -209,8 +209,17 @@ def test_pairs_of_header_and_voxels(tmp_path, kind, unplaced):
 LPS = "space: LPS\nspace directions: (2,0,0) (0,2,0) (0,0,3)\n"
 
 
-@pytest.mark.parametrize(("lines", "unplaced"), [(LPS, False), ("spacings: 2 2 3\n", True)])
-def test_an_nrrd_without_a_space_is_a_guess(tmp_path, lines, unplaced):
+SPACES = {"left-anterior-superior": False, "scanner-xyz": True, "3D-left-handed": True}
+
+
+@pytest.mark.parametrize(
+    ("lines", "unplaced"),
+    [
+        *((LPS, False), ("spacings: 2 2 3\n", True)),
+        *((LPS.replace("LPS", space), unplaced) for space, unplaced in SPACES.items()),
+    ],
+)
+def test_an_nrrd_without_a_space_of_the_patient_is_a_guess(tmp_path, lines, unplaced):
     header = f"NRRD0004\ntype: short\ndimension: 3\n{lines}sizes: 4 5 6\nencoding: raw\nendian: little\n\n"
     (tmp_path / "a.nrrd").write_bytes(header.encode() + np.arange(120, dtype="<i2").tobytes())
     assert LoadVolume()(tmp_path / "a.nrrd").meta.get("unplaced", False) == unplaced

@@ -37,6 +37,21 @@ def test_steps_are_taken_and_several_volumes_refused(tmp_path):
         read_volume(tmp_path / "c.nii")
 
 
+def test_no_folder_stands_in_what_a_reader_says(tmp_path):
+    """The sentence goes into a JSON and to a server's clients; of a pair the other file is what is cut off."""
+    folder = tmp_path / "Doe_Jane"
+    folder.mkdir()
+    nib.save(nib.Nifti1Pair(np.ones((4, 5, 6), np.int16), np.eye(4)), folder / "a.hdr")
+    (folder / "a.img").write_bytes(bytes(9))
+    lines = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 5 6\nencoding: raw\nendian: little\ndata file: gone\n"
+    (folder / "b.nhdr").write_text(lines)
+    for name in ("a.hdr", "b.nhdr"):
+        with pytest.raises(CaseError, match=f"^{name} cannot be read") as refused:
+            read_volume(folder / name)
+        assert "Doe" not in str(refused.value)
+        assert "ITK" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("name", "stem"), [("a.b.nii.gz", "a.b"), ("A.MGZ", "A"), ("a.txt", "a.txt"), ("x/y.nhdr", "y")]
 )
