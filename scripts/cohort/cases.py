@@ -39,6 +39,11 @@ def pending_cases(cases: Sequence[dict[str, str]], saver: SaveSyntheticd, overwr
     pending = [item for item in checked if item is not None]
     if len(pending) < len(cases):
         logger.info(f"{len(cases) - len(pending)} of {len(cases)} cases are done already (overwrite does them again).")
+    if replaced := 0 if overwrite else sum("failure" not in item and saver.has_record(item) for item in pending):
+        logger.warning(
+            f"{replaced} of {len(cases)} cases have a result of another source, other weights, settings or version, or "
+            "not all of its files: it is replaced. To keep it, end this and give another output_dir."
+        )
     return pending
 
 

@@ -361,6 +361,10 @@ class SaveSyntheticd(SaveImaged):
         except CaseError:  # the reason is given when the case is loaded
             return False
 
+    def has_record(self, item: Mapping[str, Any]) -> bool:
+        """Whether a case has a JSON, of whatever it was made."""
+        return bool(self._made(item["case"] + self.suffix))
+
     def _brain_mask_sha256(self, item: Mapping[str, Any]) -> str | None:
         path = None if self.brain_mask_of is None else self.brain_mask_of(item["image"], item["case"])
         return None if path is None else self.source_recorder.record(path)["sha256"]

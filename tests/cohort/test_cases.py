@@ -252,6 +252,19 @@ def test_what_makes_one_case_s_record_unreadable_is_that_case_s_alone(tmp_path, 
     assert pending_cases(cases, saver, overwrite=True) == cases
 
 
+def test_a_result_of_something_else_is_replaced_with_a_word(tmp_path, caplog):
+    """As where two data sets have the same CASE names: the second would take the place of the first."""
+    saver = SaveSyntheticd(output_dir=tmp_path)
+    cases = [{"case": name, "image": str(tmp_path / f"{name}.nii")} for name in ("a", "b")]
+    (tmp_path / "b_t1.json").write_text('{"source": {"file": "b.nii", "sha256": "of another"}}')
+    assert pending_cases(cases, saver, overwrite=False) == cases
+    assert "1 of 2 cases have a result of another source" in caplog.text
+    caplog.clear()
+    assert pending_cases(cases, saver, overwrite=True) == cases
+    assert pending_cases(cases[:1], saver, overwrite=False) == cases[:1]
+    assert caplog.text == ""
+
+
 def test_a_name_that_no_file_can_have_fails_before_it_is_computed(tmp_path):
     saver = SaveSyntheticd(output_dir=tmp_path / "not" / "there")
     fits = "a" * (os.pathconf(tmp_path, "PC_NAME_MAX") - len("_t1_uncertainty.nii.gz"))
