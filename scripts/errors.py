@@ -176,9 +176,12 @@ def _end_in_order_when_told() -> None:
     """What is being saved is saved and temporary files are removed, unless the program has a handler of its own."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set it
     hosted = hasattr(sys, "ps1") or "TORCHELASTIC_RUN_ID" in os.environ
-    if in_main_thread and not hosted and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    handler = signal.getsignal(signal.SIGTERM)
+    # of the process that this one was forked from; a fork that comes here has something to save
+    inherited = isinstance(handler, partial) and handler.func is _terminate and handler.args != (os.getpid(),)
+    if in_main_thread and not hosted and (handler is signal.SIG_DFL or inherited):
         signal.signal(signal.SIGTERM, partial(_terminate, os.getpid()))
-        if os.name != "nt":  # where one program does not tell another, and `os.kill` ends it at once
+        if os.name != "nt" and not inherited:  # there no program tells another, and `os.kill` ends it at once
             _insist_on_ending()
 
 

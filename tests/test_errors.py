@@ -145,6 +145,23 @@ def test_a_forked_process_is_ended_by_sigterm_and_says_nothing(bundle_root):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{int(signal.SIGTERM)}\n", "")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked there")
+def test_a_forked_process_that_runs_a_workflow_of_its_own_ends_in_order(bundle_root):
+    lines = (
+        "import os, time; from scripts.errors import shorten_errors; shorten_errors()",
+        "child = os.fork()",
+        "if child == 0: shorten_errors()",
+        "try: child or os.kill(os.getpid(), 15) or time.sleep(5)",
+        "finally: child or os.write(1, b'removed ')",
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    ended = subprocess.run(command, cwd=bundle_root, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, f"removed {TERMINATED}\n")
+    assert ended.stderr.startswith("Interrupted; ")
+    assert ended.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("told", ["import os; os.environ['TORCHELASTIC_RUN_ID'] = '1'", "import sys; sys.ps1 = '>>> '"])
 def test_sigterm_is_left_to_torchrun_and_to_interactive_sessions(bundle_root, told):
     lines = f"{told}; from scripts.errors import shorten_errors; shorten_errors(); import os; os.kill(os.getpid(), 15)"

@@ -372,6 +372,24 @@ def test_a_source_that_changes_while_it_is_translated_is_not_taken_for_what_was_
     assert json.loads((tmp_path / "out" / "ct_t1.json").read_text())["source"]["sha256"] == sha256_of_file(path)
 
 
+def test_a_source_that_vanishes_while_it_is_translated_is_told_as_such(tmp_path, translate, echo, monkeypatch):
+    """As of a disk of the network that is gone: whoever read that it was changed would look for the wrong thing."""
+    path, whole_call = write_head_ct(tmp_path / "in" / "ct.nii.gz"), ISTAInferer.__call__
+
+    def removed_meanwhile(self, *args, **kwargs):
+        path.unlink()
+        return whole_call(self, *args, **kwargs)
+
+    monkeypatch.setattr(ISTAInferer, "__call__", removed_meanwhile)
+    options = {**echo, "skull_strip": "none", "check_hounsfield": False}
+    assert translate(tmp_path / "in", **options).startswith("1 of 1 cases failed")
+    [failure] = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["reason"] == (
+        "The source of ct is not there any more, so nothing was saved; put it back, and type the command again."
+    )
+    assert outputs(tmp_path / "out") == ["failures.json"]
+
+
 def test_a_single_case_is_translated_as_in_a_run(tmp_path, translate, bundle_root, models):
     """`translate_case`, which needs no loader: the same bytes; a case that fails gives its reason."""
     cases = [{"case": name, "image": str(tmp_path / "in" / f"{name}.nii.gz")} for name in ("a", "bad")]

@@ -76,9 +76,16 @@ def check_unchanged(stamps: str, case: str) -> None:
         case: CASE.
 
     Raises:
-        CaseError: a file changed.
+        CaseError: a file changed, or is not there any more.
     """
-    if any(_stamp(path) != stamp for path, stamp in json.loads(stamps).items()):
+    now = [(_stamp(path), stamp) for path, stamp in json.loads(stamps).items()]
+    changed = [found for found, stamp in now if found != stamp]
+    if None in changed:
+        raise CaseError(
+            f"The source of {case} is not there any more, so nothing was saved; put it back, and type the command "
+            "again."
+        )
+    if changed:
         raise CaseError(
             f"The source of {case} was changed while it was translated, so nothing was saved; see that it is copied to "
             "its end, and type the command again."

@@ -59,18 +59,20 @@ class Worker:
         instances = sorted(folder.glob("*.dcm"))
         study_uid = read_uids(instances[0]).study_uid
         logger.info(f"Study {study} ({study_uid}), {len(instances)} instances: translating.")
-        start = time.monotonic()
+        start, why = time.monotonic(), None
         try:
             self._refuse_remains(study)
             _refuse_several_patients(instances)
             series = self.translate(folder, self.spool.begin(study))
         except CaseError as error:
-            self.spool.fail(study, state, study_uid, str(error))
-            logger.error(f"Study {study} failed: {error}")
-            return
-        if self.spool.state(study) != state:
+            why = str(error)
+        if self.spool.state(study) != state:  # which the main job takes for a failure where an instance came again
             logger.info(f"Study {study}: more of it came meanwhile; it will be translated again.")
             self.spool.end(study)
+            return
+        if why is not None:
+            self.spool.fail(study, state, study_uid, why)
+            logger.error(f"Study {study} failed: {why}")
             return
         made = [read_uids(file).instance_uid for folder in series for file in sorted(folder.iterdir())]
         self.spool.finish(study, state, series, made)

@@ -177,10 +177,10 @@ def codec_results(
     targets = {} if system.inferer.codec.lossless else dict.fromkeys(target for target, _ in wanted)
     for target in targets:
         index = list(contrasts).index(target)
-        stacks = {number: all_contrasts(case)[index, None] for number, case in enumerate(cases)}
+        images = [all_contrasts(case)[index, None].clone() for case in cases]  # a view would keep all contrasts
         pairs = [
-            {"subject": cases[number]["subject"], "source": image, "target": image, "mask": cases[number]["mask"]}
-            for number, image in stacks.items()
+            {"subject": case["subject"], "source": image, "target": image, "mask": case["mask"]}
+            for case, image in zip(cases, images, strict=True)
             if image.any()
         ]
         if pairs:

@@ -111,10 +111,12 @@ def _mask(path: Path, source: MetaTensor) -> MetaTensor:
     """The mask in a file, (1, H, W, Z), 0 or 1; its voxels are the source's, in whatever order they are stored."""
     mask = EnsureChannelFirst()(LoadVolume(image_only=True)(path))
     apart = np.linalg.norm(_corners(mask)[:, None] - _corners(source)[None], axis=2).min(axis=1).max()
-    # by a guess it may fit the grid mirrored
-    guessed = mask.meta.get("unplaced", False) and not source.meta.get("unplaced", False)
-    if sorted(mask.shape) != sorted(source.shape) or apart > _NEAR or guessed:
-        contrast = source.meta.get("contrast", "first contrast")
+    contrast = source.meta.get("contrast", "first contrast")
+    if mask.meta.get("unplaced", False) and not source.meta.get("unplaced", False):  # by a guess it may fit mirrored
+        raise CaseError(
+            f"The lesion mask {path.name} does not say how its axes lie; save it with the header of the {contrast}."
+        )
+    if sorted(mask.shape) != sorted(source.shape) or apart > _NEAR:
         raise CaseError(f"The lesion mask {path.name} is not on the grid of the {contrast}; save it on that grid.")
     values = mask.numpy()
     if not np.isfinite(values).all() or (values < 0).any() or (values != values.round()).any():

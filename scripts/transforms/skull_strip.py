@@ -101,7 +101,8 @@ class SkullStripd(MapTransform):
         affine = np.asarray(image.affine.cpu(), dtype=np.float64)
         if self.method not in _METHODS and "{input}" not in self.method:
             path = _mask_path(Path(self.method), _source_of(image), image.meta.get("series_uid"), case)
-            mask = _load_mask(path, volume.shape, affine, file_name(image))
+            of_series = bool(image.meta.get("series_uid"))
+            mask = _load_mask(path, volume.shape, affine, file_name(image), of_series)
             return mask, {"skull_strip": path.name, "mask_sha256": sha256_of_file(path)}
         mask, how = self._found_mask(volume, affine, image)
         return mask, {"skull_strip": how}
@@ -280,8 +281,10 @@ def _dicom_mask_path(folder: Path, uid: str, case: str | None) -> Path:
     )
 
 
-def _load_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str) -> np.ndarray:
-    """A mask file on the image's grid, (H, W, Z) bool."""
+def _load_mask(
+    path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str, of_series: bool = False
+) -> np.ndarray:
+    """A mask file on the image's grid, (H, W, Z) bool; `of_series`: the image is read from DICOM, the mask was not."""
     mask = LoadVolume(image_only=True)(path)
     inside = np.squeeze(mask.numpy()) > 0.5
     if inside.ndim != 3 or not inside.any():
@@ -291,6 +294,11 @@ def _load_mask(path: Path, shape: tuple[int, ...], affine: np.ndarray, name: str
     if inside.shape == tuple(shape) and np.allclose(to_mask, np.eye(4), atol=1e-2):
         return inside
     if mask.meta.get("unplaced"):
+        if of_series:  # dcm2niix, for one, turns each slice upside down
+            raise CaseError(
+                f"The mask {path.name} of {name} does not say how its axes lie, and programs store the slices of a "
+                "DICOM series in different orders; give a mask whose header tells its place."
+            )
         return _voxel_by_voxel(inside, tuple(shape), f"The mask {path.name} of {name}")
     tell_doubt(mask)
     centres = np.argwhere(inside)[:: max(1, inside.sum() // 100_000)]

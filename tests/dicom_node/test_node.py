@@ -1,6 +1,7 @@
 """The DICOM node against real and simulated peers; killed at every stage; and what it says of patients: nothing."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -362,6 +363,22 @@ def test_a_study_that_fails_is_told_and_tried_again_when_sent_again(node, tmp_pa
     node.stop()
     again = node()
     until(lambda: again.translate.translated == [2])
+
+
+def test_a_failure_of_what_came_again_meanwhile_is_none(node, tmp_path, caplog):
+    """The main job refuses files that change while it works."""
+    caplog.set_level(logging.INFO)
+    mr = tmp_path / "mr"
+    write_dicom_series(mr, [0, 4], voxels=16, study=STUDY_UID, modality="MR", suffix=".dcm")
+    one = node(seconds=2.0)
+    send(one.port, sorted(mr.iterdir()))
+    until(lambda: one.translate.translated)
+    send(one.port, sorted(mr.iterdir()))
+    one.translate.seconds = 0.0  # of the next one
+    until((tmp_path / "spool" / "failed" / f"{STUDY}.json").exists)
+    assert one.translate.translated == [2, 2]
+    assert caplog.text.count("more of it came meanwhile; it will be translated again") == 1
+    assert caplog.text.count(f"Study {STUDY} failed: ") == 1
 
 
 def test_own_results_that_come_back_start_nothing(node, tmp_path, ct):

@@ -70,7 +70,7 @@ def test_a_mask_that_says_no_sides_is_refused_though_it_would_fit_mirrored(tmp_p
     image = write(tmp_path / "anna.nii.gz", affine=None)
     image.header.set_zooms((2, 2, 2))
     nib.save(image, tmp_path / "anna.nii.gz")
-    with pytest.raises(CaseError, match="is not on the grid of the T2"):
+    with pytest.raises(CaseError, match="does not say how its axes lie; save it with the header of the T2"):
         LesionMaskd(tmp_path, "fractions")({"case": "anna", "source": source, "image": source})
 
 

@@ -263,6 +263,10 @@ def test_a_mask_that_says_no_sides_is_not_mirrored_in_silence(tmp_path, caplog):
     assert "a.nii.gz of case.nii.gz does not say how its axes lie; it is taken voxel by voxel" in caplog.text
     with pytest.raises(CaseError, match="has other voxels than the image"):
         SkullStripd(method=tmp_path / "b.nii.gz")({"image": image_of(HU, affine)})
+    series = image_of(HU, affine)
+    series.meta["series_uid"] = "1.2.3"  # which dcm2niix would store upside down
+    with pytest.raises(CaseError, match="programs store the slices of a DICOM series in different orders"):
+        SkullStripd(method=tmp_path / "a.nii.gz")({"image": series})
 
 
 def test_a_folder_of_masks_is_searched_by_the_longest_name(tmp_path):
