@@ -64,7 +64,7 @@ ARROWS = {
     },
     "engines": {"errors", "files", "inferers", "schedulers", "conditioning"},  # it saves the style keys it trained on
     "federated": {"errors", "files", "options", "weights", "workflow", "conditioning"},  # the style keys of a site
-    "cohort": {"errors", "files", "contrasts", "outputs"},
+    "cohort": {"errors", "files", "contrasts", "volumes", "outputs"},
     # the main job as a user types it, one case at a time; what a prepared set is called, for its list in a store
     "cluster": {"errors", "files", "options", "workflow", "cohort", "outputs", "data", "volumes"},
     "dicom_node": {

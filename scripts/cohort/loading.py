@@ -18,6 +18,7 @@ from monai.transforms import Compose
 
 from ..contrasts import contrasts_in
 from ..errors import CaseError, reason
+from ..volumes.parts import files_of_volume
 from .threads import worker_thread
 
 __all__ = ["STAMPS", "CaseDataset", "CaseLoader", "Overlap", "check_unchanged", "stamps_of", "timed"]
@@ -65,7 +66,8 @@ def stamps_of(case: Mapping[str, Any]) -> str:
     """Size (bytes) and time of change (ns) of each file of a case by its path, as a text in JSON."""
     named = [case["image"], *contrasts_in(case).values()]
     paths = [path for value in named for path in (value if isinstance(value, list) else [value])]
-    return json.dumps({str(path): _stamp(str(path)) for path in paths})
+    files = [file for path in paths for file in files_of_volume(os.path.expanduser(path))]
+    return json.dumps({str(file): _stamp(file) for file in files})
 
 
 def check_unchanged(stamps: str, case: str) -> None:
@@ -92,9 +94,9 @@ def check_unchanged(stamps: str, case: str) -> None:
         )
 
 
-def _stamp(path: str) -> list[int] | None:
+def _stamp(path: str | os.PathLike) -> list[int] | None:
     try:
-        told = os.stat(os.path.expanduser(path))
+        told = os.stat(path)
     except (OSError, ValueError):
         return None
     return [told.st_size, told.st_mtime_ns]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,9 +142,9 @@ def _unread(
 
 
 def _without_name(item: dict[str, Any], number: int) -> dict[str, Any]:
-    """An item of what is not read, which is called by a number and, if it is no folder, by its suffix."""
+    """An item of what is not read, which is called by a number and, if it is a file, by its suffix."""
     path = Path(item["image"])
-    called = f"unread_{number}{'' if path.is_dir() else path.suffix}"
+    called = f"unread_{number}{path.suffix if os.path.isfile(path) else ''}"
     why = item["failure"].replace(readable(path.name), called)
     return {"image": called, "case": called, "failure": why}  # records name the image, too
 

@@ -24,6 +24,7 @@ from ..contrasts import CONTRAST_PREFIX
 from ..errors import CaseError
 from ..files import sha256_of_file, written_whole
 from ..processes import run_isolated
+from ..volumes.parts import sha256_of_volume
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def _cache_paths(items: Sequence[Mapping], make: Callable, folder: Path, unused:
 def _contents(item: Mapping, unused: set[str]) -> dict[str, Any]:
     """An item with the checksums of its images in the place of their paths."""
     used = {key: value for key, value in item.items() if key not in unused}
-    return {key: sha256_of_file(value) if is_image(key) else fingerprint(value) for key, value in used.items()}
+    return {key: sha256_of_volume(value) if is_image(key) else fingerprint(value) for key, value in used.items()}
 
 
 def _has_other_formats(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 
 from ..dicom.series import patient_of, series_folder, series_name, series_record
 from ..errors import CaseError, machine_reason
-from ..files import sha256_of_file
+from ..volumes.parts import sha256_of_volume
 from .measures import UNKNOWN_ORIENTATION
 
 __all__ = ["SourceRecorder", "case_record"]
@@ -48,7 +48,7 @@ class SourceRecorder:
         """
         if not isinstance(source, list):
             try:
-                return {"file": self.name(source), "sha256": sha256_of_file(source)}
+                return {"file": self.name(source), "sha256": sha256_of_volume(source)}
             except OSError as error:
                 name = Path(source).name
                 raise CaseError(

@@ -15,9 +15,9 @@ from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirst, ResampleToMatch, Transform
 
 from ..errors import CaseError
-from ..files import sha256_of_file
 from ..volumes.find import IMAGE_SUFFIXES
 from ..volumes.load import LoadVolume
+from ..volumes.parts import sha256_of_volume
 
 __all__ = ["LesionMaskd", "require_lesion_masks"]
 
@@ -73,7 +73,7 @@ class LesionMaskd(Transform):
         source = data[self.source_key]
         mask = _mask(path, source)
         voxel = abs(float(np.linalg.det(np.asarray(source.affine, dtype=np.float64)[:3, :3])))
-        told = {"file": path.name, "sha256": sha256_of_file(path), "ml": round(float(mask.sum()) * voxel / 1000, 2)}
+        told = {"file": path.name, "sha256": sha256_of_volume(path), "ml": round(float(mask.sum()) * voxel / 1000, 2)}
         meta = {**source.meta, "lesion_mask": told}
         return {
             **data,

@@ -23,9 +23,10 @@ from scipy import ndimage
 
 from ..dicom.series import series_identity
 from ..errors import CaseError
-from ..files import sha256_of_file, temporary_folder
+from ..files import temporary_folder
 from ..volumes.find import IMAGE_SUFFIXES, stem_of
 from ..volumes.load import LoadVolume, file_name, tell_doubt
+from ..volumes.parts import sha256_of_volume
 from .ct_brain_mask import ct_brain_mask, foreground, is_stripped
 from .mri_brain_mask import is_stripped_mri, mri_brain_mask
 
@@ -103,7 +104,7 @@ class SkullStripd(MapTransform):
             path = _mask_path(Path(self.method), _source_of(image), image.meta.get("series_uid"), case)
             of_series = bool(image.meta.get("series_uid"))
             mask = _load_mask(path, volume.shape, affine, file_name(image), of_series)
-            return mask, {"skull_strip": path.name, "mask_sha256": sha256_of_file(path)}
+            return mask, {"skull_strip": path.name, "mask_sha256": sha256_of_volume(path)}
         mask, how = self._found_mask(volume, affine, image)
         return mask, {"skull_strip": how}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import mimetypes
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ def _why_unread(path: Path) -> str | None:
     name, suffix = path.name.lower(), path.suffix.lower()
     if name.endswith(".hdr"):
         return _pair_problem(path)
-    if name.endswith(".img") and not path.with_suffix("").with_suffix(".hdr").exists():
+    if name.endswith(".img") and not os.path.exists(path.with_suffix("").with_suffix(".hdr")):
         return None if _has_header(path) else "is the half of a pair, whose .hdr is not there; add it"
     if suffix in _PACKED and Path(path.stem).suffix.lower() not in _TEXTS:
         return "is packed, and archives are not opened; unpack it and give what is in it"
@@ -129,16 +130,16 @@ def _why_unread(path: Path) -> str | None:
 
 def _has_header(path: Path) -> bool:
     """Whether another file is the header of this one, which is read with it."""
-    return any(path.with_suffix(suffix).exists() for suffix in (".hdr", ".HDR", ".mhd", ".nhdr"))
+    return any(os.path.exists(path.with_suffix(suffix)) for suffix in (".hdr", ".HDR", ".mhd", ".nhdr"))
 
 
 def _pair_problem(path: Path) -> str | None:
     """What keeps a .hdr/.img pair from being read, as the end of a sentence; None where nothing does, or it is none."""
     if not path.name.lower().endswith(".hdr"):
         return None
-    if not any(path.with_suffix(suffix).exists() for suffix in (".img", ".IMG")):
+    if not any(os.path.exists(path.with_suffix(suffix)) for suffix in (".img", ".IMG")):
         return "is the half of a pair, whose .img is not there; add it"
-    if any(path.with_name(f"{stem_of(path)}{suffix}").exists() for suffix in IMAGE_SUFFIXES if suffix != ".hdr"):
+    if any(os.path.exists(path.with_name(stem_of(path) + end)) for end in IMAGE_SUFFIXES if end != ".hdr"):
         return "is named like another volume beside it; rename one of them, or remove the copy"
     try:
         header = nib.load(path).header

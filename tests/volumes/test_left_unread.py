@@ -159,6 +159,29 @@ def test_beside_dicom_an_archive_keeps_no_name(tmp_path):
     assert named == {"series", "DOE^JANE.zip"}
 
 
+@pytest.mark.parametrize("beside_dicom", [False, True])
+def test_a_folder_that_may_be_listed_and_not_entered_does_not_end_the_run(tmp_path, monkeypatch, beside_dicom):
+    """Its files (mode 444) can be named and not looked at; the others go on."""
+    write_cube(tmp_path / "anna.nii.gz")
+    if beside_dicom:
+        write_dicom_series(tmp_path / "series", [0, 4, 8, 12], voxels=8, spacing=30)
+    (tmp_path / "closed").mkdir()
+    for name in ("bert.par", "carl.img", "dora.hdr"):
+        (tmp_path / "closed" / name).write_bytes(b"1")
+    stat = os.stat
+
+    def closed(path, *args, **kwargs):
+        if f"closed{os.sep}" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", closed)
+    found = listed(tmp_path)
+    assert found["anna"] is None
+    assert any(found.values())
+    assert all("closed" not in case for case in found) or not beside_dicom
+
+
 def test_beside_dicom_no_part_of_an_item_that_is_not_read_has_a_name(tmp_path, monkeypatch):
     """failures.json says of which file it speaks: neither its name may stand there nor that of its folder."""
     write_dicom_series(tmp_path / "DOE" / "series", [0, 4, 8, 12], voxels=8, spacing=30)
