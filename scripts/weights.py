@@ -97,7 +97,8 @@ def load_codec(network: nn.Module, path: str | os.PathLike | None, trained: str 
 
     Args:
         network: with a module `codec`, such as `LatentUNet`.
-        path: weights of the codec, as `configs/autoencoder.json` writes them; None keeps the network's own.
+        path: weights of the codec, as `configs/autoencoder.json` writes them, or of a network in its latent, which hold
+            them under `codec.`; None keeps the network's own.
         trained: weights that the network has loaded, its codec among them; None for none.
 
     Raises:
@@ -113,7 +114,7 @@ def load_codec(network: nn.Module, path: str | os.PathLike | None, trained: str 
     if path is None:
         return
     before = {key: value.clone() for key, value in network.codec.state_dict().items()}
-    load_weights(network.codec, path)
+    _load(network.codec, path, _codec_of)
     if not getattr(network.codec, "is_measured", True):
         raise CaseError(
             f"{Path(path).name} is a codec that was never trained, the scale of its latent is not known: give the "
@@ -125,6 +126,12 @@ def load_codec(network: nn.Module, path: str | os.PathLike | None, trained: str 
             f"{trained} was trained with another codec than {path}: leave --codec out, which keeps its own, or give "
             "the weights that were trained with this one."
         )
+
+
+def _codec_of(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the codec that weights hold, or that they are of."""
+    inside = {key.removeprefix("codec."): value for key, value in state_dict.items() if key.startswith("codec.")}
+    return inside or dict(state_dict)
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -243,6 +243,15 @@ def test_a_codec_that_was_never_trained_is_named(tmp_path):
     assert network.codec.is_measured
 
 
+def test_the_codec_of_a_network_in_its_latent_serves_another(tmp_path):
+    codec, other, network = tiny_codec(), nn.Module(), nn.Module()
+    other.codec, other.network = codec, nn.Linear(2, 2)
+    torch.save(other.state_dict(), tmp_path / "whole.pt")
+    network.codec = tiny_codec(measured=False)
+    load_codec(network, tmp_path / "whole.pt")
+    torch.testing.assert_close(network.codec.state_dict(), codec.state_dict(), rtol=0, atol=0)
+
+
 @torch.no_grad()
 def test_a_slice_does_not_depend_on_its_company():
     codec, alone = tiny_codec(), tiny_codec(batch_size=1)
