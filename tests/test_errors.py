@@ -101,7 +101,8 @@ def test_a_second_sigterm_does_not_cut_the_end_off(bundle_root):
 def test_a_signal_ends_the_program_though_python_ignores_exceptions_where_it_came(bundle_root, number, status):
     """As in a fork, where each SIGTERM would be lost that came meanwhile, and all that follow it ignored."""
     lines = (
-        "import os, time; from scripts.errors import shorten_errors; shorten_errors()",
+        "import os, signal, time; from scripts.errors import shorten_errors; shorten_errors()",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",  # ignored in what a shell runs in the background
         "class Deleted:",
         f"    def __del__(self): os.kill(os.getpid(), {int(number)}); time.sleep(5)",
         "deleted = Deleted(); del deleted",

@@ -305,18 +305,21 @@ class SaveSyntheticd(SaveImaged):
 
         An older JSON must not vouch for newer files, nor an older series stay beside them: killed at any moment, what
         is there is the case as it was, or no case with a JSON, or the new one. What a killed run left has no JSON that
-        would tell of its series.
+        would tell of its series, which is known by its files; another folder of that name is somebody else's.
         """
+        series = self.output_dir / f"{stem}_dicom"
+        replaced = self.dicom is not None or "dicom" in self._made(stem) or _is_series(series)
         (self.output_dir / f"{stem}.json").unlink(missing_ok=True)
         for ending in BESIDE_ENDINGS:
             (self.output_dir / f"{stem}{ending}").unlink(missing_ok=True)
         for ending in (".nii.gz", ".png", *BESIDE_ENDINGS):
             if (working / f"{stem}{ending}").is_file():
                 move(working / f"{stem}{ending}", self.output_dir / f"{stem}{ending}")
-        with contextlib.suppress(FileNotFoundError):
-            move(self.output_dir / f"{stem}_dicom", working / "replaced")
+        if replaced:
+            with contextlib.suppress(FileNotFoundError):
+                move(series, working / "replaced")
         if self.dicom is not None:
-            move(working / f"{stem}_dicom", self.output_dir / f"{stem}_dicom")
+            move(working / f"{stem}_dicom", series)
         move(working / f"{stem}.json", self.output_dir / f"{stem}.json")
 
     def name_problem(self, case: str) -> str | None:
@@ -384,6 +387,12 @@ class SaveSyntheticd(SaveImaged):
     def source_name(self, source: str | os.PathLike | list[str]) -> str:
         """How records name a source file or series; see `SourceRecorder`."""
         return self.source_recorder.name(source)
+
+
+def _is_series(folder: Path) -> bool:
+    """Whether a folder holds the files of a series as they are written, `0001.dcm` and so on, and nothing else."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return bool(names) and names == [f"{number:04d}.dcm" for number in range(1, len(names) + 1)]
 
 
 def remove_old_working_folders(output_dir: Path) -> None:

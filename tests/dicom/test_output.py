@@ -376,9 +376,13 @@ def test_a_series_does_not_stay_beside_a_newer_volume(axial, tmp_path):
     item = {"pred": with_noise(axial, seed=1), "source": axial, "case": "case"}
     SaveSyntheticd(output_dir=tmp_path, record=RECORD)(item)
     assert not folder.exists()
-    folder.mkdir()  # one of that name that no JSON tells of is somebody else's
-    SaveSyntheticd(output_dir=tmp_path, record=RECORD)(item)
-    assert folder.exists()
+    folder.mkdir()  # one of that name that no JSON tells of, with other files or none, is somebody else's
+    for name in (None, "IM1.dcm"):
+        if name is not None:
+            (folder / name).touch()
+        SaveSyntheticd(output_dir=tmp_path, record=RECORD)(item)
+        assert folder.exists()
+    assert [path.name for path in folder.iterdir()] == ["IM1.dcm"]
 
 
 def test_loss_of_the_source_is_told(tmp_path):
