@@ -375,7 +375,8 @@ def test_a_failure_of_what_came_again_meanwhile_is_none(node, tmp_path, caplog):
     until(lambda: one.translate.translated)
     send(one.port, sorted(mr.iterdir()))
     one.translate.seconds = 0.0  # of the next one
-    until((tmp_path / "spool" / "failed" / f"{STUDY}.json").exists)
+    until(lambda: f"Study {STUDY} failed: " in caplog.text)
+    assert (tmp_path / "spool" / "failed" / f"{STUDY}.json").is_file()
     assert one.translate.translated == [2, 2]
     assert caplog.text.count("more of it came meanwhile; it will be translated again") == 1
     assert caplog.text.count(f"Study {STUDY} failed: ") == 1
