@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,12 @@ def sha256_of_file(path: str | os.PathLike) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_files(paths: Sequence[str | os.PathLike]) -> str:
+    """SHA-256 of one file; of several that of their digests, one after another."""
+    digests = [sha256_of_file(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def sha256_if_there(path: str | os.PathLike) -> str | None:

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from ..data.splits import SECTIONS
 from ..errors import CaseError, MachineError, machine_reason
-from ..files import check_folder, files_below, remove_remains, sha256_of_file, write_whole
+from ..files import check_folder, files_below, remove_remains, sha256_of_file, sha256_of_files, write_whole
 from ..processes import run_isolated
 from ..transforms.skull_strip import method_name
+from ..volumes.parts import files_of_volume
 from .conform import (
     Recipe,
     name_problem,
@@ -202,8 +203,8 @@ def _inputs(pair: Subject, root: Path) -> dict[str, dict[str, str]]:
     """What a pair is made from, without folders outside the data set: contrast, file and digest of each volume."""
     inputs: dict[str, dict[str, str]] = {}
     for key, (contrast, path) in {**pair.volumes, **{key: ("", path) for key, path in pair.masks.items()}}.items():
-        files = files_below(path) if path.is_dir() else [path]
-        inputs[key] = {"file": _name_below(path, root), "sha256": _digest(files)}
+        files = files_below(path) if path.is_dir() else files_of_volume(path)
+        inputs[key] = {"file": _name_below(path, root), "sha256": sha256_of_files(files)}
         inputs[key] |= {"contrast": contrast} if contrast else {}
     if pair.stripped:
         inputs["target"]["skull"] = "stripped"
@@ -213,12 +214,6 @@ def _inputs(pair: Subject, root: Path) -> dict[str, dict[str, str]]:
 def _name_below(path: Path, root: Path) -> str:
     inside = root.resolve() in path.resolve().parents
     return path.resolve().relative_to(root.resolve()).as_posix() if inside else path.name
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """SHA-256 of a file, or of the digests of several."""
-    digests = [sha256_of_file(path) for path in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _recipe_record(recipe: Recipe) -> dict[str, Any]:

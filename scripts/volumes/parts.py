@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
 
-from ..files import sha256_of_file
+from ..files import sha256_of_files
 
 __all__ = ["files_of_volume", "sha256_of_volume"]
 
@@ -38,9 +37,8 @@ def files_of_volume(path: str | os.PathLike) -> list[Path]:
 
 
 def sha256_of_volume(path: str | os.PathLike) -> str:
-    """SHA-256 of a volume's file; of a volume of several files that of their digests, one after another."""
-    digests = [sha256_of_file(file) for file in files_of_volume(path)]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    """`sha256_of_files` of the files of a volume."""
+    return sha256_of_files(files_of_volume(path))
 
 
 def _named(path: Path, suffix: str) -> list[str]:

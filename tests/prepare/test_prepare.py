@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from scripts.errors import CaseError, MachineError
-from scripts.files import temporary_name
+from scripts.files import sha256_of_file, temporary_name
 from scripts.prepare import conform, prepared_set
 from scripts.prepare.command import prepare
 from scripts.registration import rigid
@@ -283,6 +284,18 @@ def test_made_again_only_where_recipe_or_files_changed(people, out):
     run(people, out, margin=4.0)
     third = modified(out)
     assert all(third[name] != second[name] for name in second)
+
+
+def test_the_voxels_of_a_volume_of_two_files_count(tmp_path):
+    """The header stays the same where they change."""
+    pair = SimpleNamespace(volumes={"source": ("FLAIR", tmp_path / "anna.hdr")}, masks={}, stripped=False)
+    found = []
+    for value in (0, 7):
+        image = nib.Nifti1Pair(np.full((2, 3, 4), value, np.int16), np.eye(4))
+        image.to_filename(tmp_path / "anna.hdr")
+        found.append((sha256_of_file(tmp_path / "anna.hdr"), prepared_set._inputs(pair, tmp_path)["source"]["sha256"]))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_a_run_that_was_cut_short_keeps_what_it_made(people, out, monkeypatch):
